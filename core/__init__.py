@@ -1,0 +1,1 @@
+"""Model, training, checkpoints and generation. Nothing here prints or exits."""

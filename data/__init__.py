@@ -1,0 +1,1 @@
+"""From sources to rows of token ids. Nothing here imports torch."""

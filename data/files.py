@@ -1,0 +1,204 @@
+"""Files and folders that are either whole or absent, their digests, and a lock on an output.
+
+Everything the project writes goes through here: a temporary name in the same folder, fsync, rename.
+A reader therefore never sees half a file, and a process killed at any moment leaves at most a
+temporary file behind, whose name starts with `.tmp-` and which the next run removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+DIGEST_BYTES = 16  # 128 bits: collisions are out of reach, and the hex still fits a table
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for a temporary file or folder in the folder of `path`, unique to this call."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+
+    Raises:
+        UserError: the file cannot be written (no space, no permission).
+    """
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON with sorted keys, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    atomic_write(path, (text + "\n").encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears at `path` when the block ends well, and not at all otherwise.
+
+    An existing folder at `path` is replaced; the old one goes only once the new one is in place.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            else:
+                _sync_folder(file)
+        _sync_folder(temporary)
+        if path.exists():
+            old = temporary_beside(path)
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The user's view of a failed write to `path`."""
+    reason = error.strerror or str(error)
+    return UserError(
+        f"cannot write {path}: {reason}",
+        hint="free some space, or choose another --out"
+        if error.errno in (28, 122)  # ENOSPC, EDQUOT
+        else "check the folder's permissions, or choose another --out",
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run left behind in `folder` (call with the folder's lock held)."""
+    for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Fail before a write that would not fit.
+
+    Raises:
+        UserError: less than `needed_bytes` is free on the disk that holds `folder`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{folder} has {free / 1e9:.2f} GB free, {needed_bytes / 1e9:.2f} GB are needed",
+            hint="free some space, or choose another --out",
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one writer; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise write_error(folder, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is writing to {folder}",
+                hint="wait until it ends, or choose another --out",
+            ) from error
+        yield
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """The hex digest of the parts, length-prefixed so that their borders count."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """The hex digest of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return digest_bytes(text.encode())
+
+
+def digest_file(path: Path) -> str:
+    """The hex digest of a file's content, read in blocks."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error}", hint="it may be damaged: make it again"
+        ) from error
