@@ -1,0 +1,137 @@
+"""Filters for code: a document is kept unless one named predicate says otherwise.
+
+The thresholds are the field's customary ones (the StarCoder and CodeParrot preparations): lines of
+at most 1,000 characters and 100 on average, a quarter of the characters alphanumeric, no generated
+file. Data and prose differ: long lines are usual there, so each class of language has its own
+`Limits`. A recipe holds the whole `Quality`, so the numbers travel with the shards they made.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .documents import Reason
+from .languages import LanguageClass, language_class
+
+_ASCII_ALPHANUMERIC = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+# The phrases generators leave in a file's first lines; "do not edit" alone is met in hand-written
+# files too, so it counts only beside a word for making.
+_GENERATED = re.compile(
+    r"auto-?\s?generated|automatically[ -]generated|generated automatically|@generated\b"
+    r"|machine[ -]generated|generated (?:code|file|by|from)\b[^\n]*\bdo not (?:edit|modify)"
+    r"|do not (?:edit|modify)[^\n]*\bgenerated",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Thresholds for one class of language; lengths in characters, None for no limit.
+
+    Attributes:
+        longest_line: a document with a longer line is dropped.
+        mean_line: so is one whose lines are longer on average, line ends not counted.
+        alphanumeric_share: so is one with a smaller share of letters and digits.
+    """
+
+    longest_line: int | None = 1000
+    mean_line: int | None = 100
+    alphanumeric_share: float = 0.25
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """All filters' thresholds.
+
+    Attributes:
+        programming, markup, data, prose: by class of language (`languages.json`).
+        min_characters: shorter documents, white space at the ends not counted, are dropped.
+        max_bytes: larger documents (UTF-8) are dropped.
+        generated_lines: how many first lines are searched for a generator's mark; 0 turns it off.
+    """
+
+    programming: Limits = Limits()
+    markup: Limits = Limits()
+    data: Limits = Limits(longest_line=10_000, mean_line=1000)
+    prose: Limits = Limits(longest_line=None, mean_line=None)
+    min_characters: int = 20
+    max_bytes: int = 1 << 20
+    generated_lines: int = 10
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def limits(self, kind: LanguageClass) -> Limits:
+        """The limits of one class of language."""
+        by_class = {
+            "programming": self.programming,
+            "markup": self.markup,
+            "data": self.data,
+            "prose": self.prose,
+        }
+        return by_class[kind]
+
+
+DEFAULT = Quality()
+
+
+def judge(text: str, language: str, quality: Quality = DEFAULT) -> Reason | None:
+    """The first predicate that rules a document out, or None: it is good."""
+    limits = quality.limits(language_class(language))
+    if length_reason := _length(text, quality):
+        return length_reason
+    if is_generated(text, lines=quality.generated_lines):
+        return Reason.GENERATED
+    longest, mean = line_lengths(text)
+    if limits.longest_line is not None and longest > limits.longest_line:
+        return Reason.LINE_TOO_LONG
+    if limits.mean_line is not None and mean > limits.mean_line:
+        return Reason.LINES_TOO_LONG
+    if alphanumeric_share(text) < limits.alphanumeric_share:
+        return Reason.FEW_ALPHANUMERIC
+    return None
+
+
+def _length(text: str, quality: Quality) -> Reason | None:
+    characters = len(text.strip())
+    if not characters:
+        return Reason.EMPTY
+    if characters < quality.min_characters:
+        return Reason.TOO_SHORT
+    # Four bytes a character at most: most texts need not be encoded to know.
+    if len(text) * 4 > quality.max_bytes and len(text.encode()) > quality.max_bytes:
+        return Reason.TOO_LARGE
+    return None
+
+
+def is_generated(text: str, *, lines: int) -> bool:
+    """Whether one of the first lines says that a program wrote the file."""
+    end = 0
+    for _ in range(lines):
+        following = text.find("\n", end)
+        if following < 0:
+            end = len(text)
+            break
+        end = following + 1
+    return _GENERATED.search(text, 0, min(end, 10_000)) is not None
+
+
+def line_lengths(text: str) -> tuple[int, float]:
+    """(longest, mean) length of the lines in characters, line ends not counted."""
+    lengths = [len(line) for line in text.splitlines()]
+    return (max(lengths), sum(lengths) / len(lengths)) if lengths else (0, 0.0)
+
+
+def alphanumeric_share(text: str) -> float:
+    """The share of characters that are letters or digits of any script; 0 for an empty text."""
+    if not text:
+        return 0.0
+    # Bytes are counted at memory speed, and few characters of code lie outside ASCII.
+    data = text.encode()
+    count = len(data) - len(data.translate(None, _ASCII_ALPHANUMERIC))
+    if not text.isascii():
+        count += sum(c.isalnum() for run in _NOT_ASCII.findall(text) for c in run)
+    return count / len(text)
