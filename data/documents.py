@@ -160,11 +160,11 @@ class Reason(StrEnum):
 
 # What `--strict` refuses: input that is damaged, as opposed to input that is unwanted.
 DAMAGE = (
-    Reason.UNREADABLE,
-    Reason.BINARY,
-    Reason.UNDECODABLE,
     Reason.BAD_RECORD,
     Reason.TRUNCATED,
+    Reason.UNDECODABLE,
+    Reason.BINARY,
+    Reason.UNREADABLE,
 )
 
 

@@ -1,0 +1,207 @@
+"""What there is to read, and how it is cut: from sources to partitions of bounded size.
+
+Nothing is opened here but what must be to cut it; reading is the first pass (`passes.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from . import documents
+from .documents import InputFile, Reason, Skip, Source, Unit
+from .errors import UsageError, UserError
+from .files import atomic_write, digest_bytes
+from .quality import DEFAULT as DEFAULT_QUALITY
+from .quality import Quality
+from .report import Tally
+
+FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareRecipe:
+    """Everything besides the sources that decides what the shards hold.
+
+    Attributes:
+        languages: canonical names to keep, or None for all.
+        quality: the filters' thresholds, or None for no quality filter.
+        dedup: "exact" or "none".
+        validation_share: of the documents, by hash of their text; each source with two documents
+            or more gives at least one. 0 makes no validation split.
+        seed: of the shuffle.
+        shard_bytes: of text, in a shard.
+        tokenizer: digest of the model given, or None to train one.
+        vocab_size: pieces of a tokenizer trained here.
+        sample_bytes: of text that the tokenizer is trained on, at most.
+    """
+
+    languages: tuple[str, ...] | None = None
+    quality: Quality | None = DEFAULT_QUALITY
+    dedup: Literal["exact", "none"] = "exact"
+    validation_share: float = 0.005
+    seed: int = 0
+    shard_bytes: int = 256 << 20
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    sample_bytes: int = 64 << 20
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    @property
+    def max_bytes(self) -> int:
+        """Larger files are not opened."""
+        return self.quality.max_bytes if self.quality else documents.MAX_RECORD_BYTES
+
+
+def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
+    """The recipe with `KEY=VALUE` settings applied; keys may be dotted, values are JSON or text.
+
+    Raises:
+        UsageError: a setting has no `=`, names no field, or its value does not fit.
+    """
+    values = asdict(recipe)
+    for setting in settings:
+        key, separator, written = setting.partition("=")
+        *parents, field = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not separator or not isinstance(place, dict) or field not in place:
+            raise UsageError(
+                f"--set {setting}: the recipe has no such field",
+                hint="fields: " + ", ".join(place if isinstance(place, dict) else values),
+            )
+        try:
+            place[field] = json.loads(written)
+        except ValueError:
+            place[field] = written
+    try:
+        return TypeAdapter(PrepareRecipe).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"--set {name}: {first['msg']}", hint=f"not {first['input']!r}") from error
+
+
+def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Skip]:
+    """`documents.scan`, with files in unwanted languages skipped by their names."""
+    for found in documents.scan(source, max_bytes=recipe.max_bytes):
+        if (
+            isinstance(found, InputFile)
+            and recipe.languages is not None
+            and found.language is not None
+            and found.language not in recipe.languages
+        ):
+            yield Skip(
+                source=found.source,
+                relative=found.relative,
+                reason=Reason.LANGUAGE_UNWANTED,
+                bytes=found.bytes,
+            )
+        else:
+            yield found
+
+
+def survey(
+    sources: Sequence[Source], recipe: PrepareRecipe, spooled: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What would be read, from names, sizes and times alone; also the identity of the inputs.
+
+    Args:
+        sources: with standard input spooled, or left out.
+        recipe: for its languages and size limit.
+        spooled: source name -> digest of its content, which then stands for the file's time.
+
+    Returns:
+        {"sources": {name: {files, bytes, kinds, digest}}, "skipped": {reason: {files, bytes}},
+        "skipped_folders": {reason: count}}.
+
+    Raises:
+        UserError: there is nothing to read.
+    """
+    result: dict[str, Any] = {"sources": {}, "skipped": {}, "skipped_folders": {}}
+    for source in sources:
+        state = hashlib.blake2b(digest_size=16)
+        entry: dict[str, Any] = {"files": 0, "bytes": 0, "kinds": {}}
+        for found in candidates(source, recipe):
+            if isinstance(found, InputFile):
+                stamp = (spooled or {}).get(source.name) or found.mtime_ns
+                state.update(f"{found.relative}\0{found.bytes}\0{stamp}\n".encode())
+                entry["files"] += 1
+                entry["bytes"] += found.bytes
+                kind = (
+                    found.kind if found.compression is None else f"{found.kind}.{found.compression}"
+                )
+                entry["kinds"][kind] = entry["kinds"].get(kind, 0) + 1
+            elif found.folder:
+                folders = result["skipped_folders"]
+                folders[found.reason.value] = folders.get(found.reason.value, 0) + 1
+            else:
+                skipped = result["skipped"].setdefault(found.reason.value, {"files": 0, "bytes": 0})
+                skipped["files"] += 1
+                skipped["bytes"] += found.bytes
+        entry["digest"] = state.hexdigest()
+        result["sources"][source.name] = entry
+    if not any(entry["files"] for entry in result["sources"].values()):
+        counts = {r: s["files"] for r, s in result["skipped"].items()} | result["skipped_folders"]
+        why = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+        raise UserError(
+            "there is nothing to read in " + ", ".join(result["sources"]),
+            hint=f"skipped: {why}" if why else "the sources are empty",
+        )
+    return result
+
+
+def partitions(
+    sources: Sequence[Source], recipe: PrepareRecipe, *, partition_bytes: int, tally: Tally
+) -> Iterator[list[Unit]]:
+    """The input in order, cut into pieces of about `partition_bytes`; skips go into the tally."""
+    units: list[Unit] = []
+    weight = 0
+    for source in sources:
+        for found in candidates(source, recipe):
+            if isinstance(found, Skip):
+                if found.folder:
+                    tally.folder(found.reason)
+                else:
+                    tally.found(found.source, found.bytes)
+                    name = f"{found.source}/{found.relative}"
+                    tally.dropped("named", found.reason, found.bytes, name)
+                continue
+            for unit in documents.split(found, unit_bytes=partition_bytes):
+                cost = unit.weight + FILE_OVERHEAD_BYTES
+                if units and weight + cost > partition_bytes:
+                    yield units
+                    units, weight = [], 0
+                units.append(unit)
+                weight += cost
+    if units:
+        yield units
+
+
+def save_plan(path: Path, units: Sequence[Unit]) -> str:
+    """Write a partition's units; their digest."""
+    entries = [
+        {**asdict(unit), "file": {**asdict(unit.file), "path": str(unit.file.path)}}
+        for unit in units
+    ]
+    content = json.dumps(entries).encode()  # escaped: file names may hold what is not text
+    atomic_write(path, content)
+    return digest_bytes(content)
+
+
+def load_plan(path: Path) -> list[Unit]:
+    """The units that `save_plan` wrote."""
+
+    def unit(entry: dict[str, Any]) -> Unit:
+        file = entry["file"]
+        return Unit(**{**entry, "file": InputFile(**{**file, "path": Path(file["path"])})})
+
+    return [unit(entry) for entry in json.loads(path.read_bytes())]

@@ -1,0 +1,141 @@
+"""Map a pure function over partitions, so that finished partitions are never done again.
+
+A stage is a function from a job to a JSON value; what else it makes are files whose names it gets.
+When a job is done, a marker file `NNNNN.json` records the digest of the job's inputs and the value.
+A later run finds the marker, compares the digest, and takes the value from it. Jobs share nothing,
+so any number of processes gives the same values in the same order.
+
+The only place that starts processes: another runner (a cluster) is another joblib backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from .errors import UserError
+from .files import atomic_write_json, read_json
+
+Payload = TypeVar("Payload")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[Payload]):
+    """One partition's work in one stage.
+
+    Attributes:
+        inputs: digest of everything the result depends on.
+        output: where its files go: names are made from it by adding an ending.
+        payload: what the stage's function needs, small and picklable.
+    """
+
+    inputs: str
+    output: Path
+    payload: Payload
+
+    @property
+    def marker(self) -> Path:
+        """The file that says this job is done."""
+        return self.output.with_suffix(".json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a stage is: jobs done of all, and how many of these an earlier run had done."""
+
+    stage: str
+    done: int
+    total: int
+    resumed: int
+
+
+def run_stage(
+    name: str,
+    function: Callable[[Path, Payload], Any],
+    jobs: Sequence[Job[Payload]],
+    *,
+    workers: int,
+    report: Callable[[Progress], None],
+    check: Callable[[Any], None] = lambda _: None,
+) -> list[Any]:
+    """The results of all jobs in order; those already done are not done again.
+
+    Args:
+        name: for progress.
+        function: called with a job's output path and payload; importable, as processes call it.
+        jobs: independent of each other.
+        workers: processes; 1 computes in this one.
+        report: called at the start and after each job.
+        check: called with each result as it comes, also an old one; may raise to stop.
+
+    Raises:
+        UserError: from the function or `check`, or a worker process was killed.
+    """
+    results: list[Any] = [None] * len(jobs)
+    waiting = []
+    for i, job in enumerate(jobs):
+        found = _finished(job)
+        if found is None:
+            waiting.append(i)
+        else:
+            results[i] = found[0]
+            check(found[0])
+    resumed = done = len(jobs) - len(waiting)
+    report(Progress(stage=name, done=done, total=len(jobs), resumed=resumed))
+    with contextlib.closing(_map(function, jobs, waiting, workers)) as coming:
+        for i, result in coming:
+            check(result)
+            results[i] = result
+            done += 1
+            report(Progress(stage=name, done=done, total=len(jobs), resumed=resumed))
+    return results
+
+
+def _finished(job: Job[Any]) -> tuple[Any] | None:
+    """The value of a job that is done, in a tuple since the value may be None."""
+    if not job.marker.exists():
+        return None
+    marker = read_json(job.marker)
+    return (marker["result"],) if marker["inputs"] == job.inputs else None
+
+
+def _map(
+    function: Callable[[Path, Payload], Any],
+    jobs: Sequence[Job[Payload]],
+    waiting: Sequence[int],
+    workers: int,
+) -> Generator[tuple[int, Any], None, None]:
+    """(number, result) of the waiting jobs, as they are done."""
+    if workers == 1 or len(waiting) < 2:
+        for i in waiting:
+            yield _run(function, i, jobs[i])
+        return
+    parallel = joblib.Parallel(
+        n_jobs=workers, batch_size=1, pre_dispatch=2 * workers, return_as="generator_unordered"
+    )
+    try:
+        with warnings.catch_warnings():
+            # When a result stops the run, the tasks then cancelled are no news.
+            warnings.filterwarnings("ignore", message=".*have been cancelled", module="joblib")
+            yield from parallel(joblib.delayed(_run)(function, i, jobs[i]) for i in waiting)
+    except TerminatedWorkerError as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory",
+            hint="run it again, it resumes; fewer --workers or smaller --partition-mb need less",
+        ) from error
+
+
+def _run(
+    function: Callable[[Path, Payload], Any], number: int, job: Job[Payload]
+) -> tuple[int, Any]:
+    """Compute one job; its marker is the last thing written."""
+    result = function(job.output, job.payload)
+    atomic_write_json(job.marker, {"inputs": job.inputs, "result": result})
+    return number, result
