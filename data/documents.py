@@ -1,10 +1,4 @@
-"""From sources to documents: folders, single files, JSON lines, parquet and standard input.
-
-Three steps, so that nothing here ever holds more than one bounded piece of a corpus:
-
-    scan(source)   -> InputFile | Skip        names, sizes and times alone; nothing is opened
-    split(file)    -> Unit                    pieces of bounded size, each readable by itself
-    read(unit)     -> Document | Rejected     every candidate once, in the order of the source
+"""From pieces of input to documents: text files, notebooks, JSON lines and parquet.
 
 A document's id is `source/relative/path`, and for a record also `:number`, its line or row counted
 from 1. It does not depend on the content, on the other sources, or on how files were split.
@@ -15,103 +9,20 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pathspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import languages
-from .errors import UsageError, UserError
+from . import languages, sources
+from .errors import UserError
+from .sources import TEXT_COLUMNS, InputFile, Reason, Unit
 
-STDIN = "-"
-BLOCK_BYTES = 1 << 20
-MAX_RECORD_BYTES = 64 << 20  # a longer line is counted and passed over without being held
 PARQUET_ROWS = 256  # rows decoded at once
 
-Kind = Literal["text", "notebook", "jsonl", "parquet"]
-Compression = Literal["gzip", "zstd"] | None
-
-RECORD_SUFFIXES: dict[str, tuple[Kind, Compression]] = {
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".json.gz": ("jsonl", "gzip"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".json.zst": ("jsonl", "zstd"),
-    ".ndjson.zst": ("jsonl", "zstd"),
-    ".parquet": ("parquet", None),
-}
-
-VERSION_CONTROL = frozenset({".git", ".hg", ".svn", "CVS", ".bzr", "_darcs"})
-VENDORED = frozenset(
-    [
-        "site-packages",
-        "dist-packages",
-        "node_modules",
-        "bower_components",
-        "vendor",
-        "vendored",
-        "_vendor",
-        "third_party",
-        "third-party",
-        "thirdparty",
-        "3rdparty",
-        "Godeps",
-        "Pods",
-        "Carthage",
-    ]
-)
-CACHES = frozenset({"__pycache__"})
-MINIFIED_ENDINGS = (".min.js", ".min.css", "-min.js", "-min.css", ".bundle.js", ".min.mjs")
-GENERATED_ENDINGS = [
-    "_pb2.py",
-    "_pb2.pyi",
-    "_pb2_grpc.py",
-    ".pb.go",
-    ".pb.gw.go",
-    ".pb.cc",
-    ".pb.h",
-    ".pb.swift",
-    ".pb.dart",
-    ".g.dart",
-    ".freezed.dart",
-    ".designer.cs",
-    ".g.cs",
-    ".generated.cs",
-    ".generated.ts",
-    ".generated.js",
-    "_generated.go",
-    ".js.map",
-    ".css.map",
-]
-GENERATED_NAMES = frozenset(
-    [
-        "package-lock.json",
-        "npm-shrinkwrap.json",
-        "yarn.lock",
-        "pnpm-lock.yaml",
-        "Cargo.lock",
-        "poetry.lock",
-        "composer.lock",
-        "Gemfile.lock",
-        "mix.lock",
-        "go.sum",
-        "uv.lock",
-        "flake.lock",
-        "Pipfile.lock",
-    ]
-)
-
 # The columns met in code data sets: The Stack, starcoderdata, Dolma, and the plain forms.
-TEXT_COLUMNS = ("content", "text")
 LANGUAGE_COLUMNS = ("lang", "language", "programming_language", "ext", "extension")
 PATH_COLUMNS = ("max_stars_repo_path", "path", "file_path", "filename")
 REPOSITORY_COLUMNS = ("max_stars_repo_name", "repo_name", "repo")
@@ -123,108 +34,6 @@ RECORD_COLUMNS = (
     *REPOSITORY_COLUMNS,
     *LICENCE_COLUMNS,
 )
-
-
-class Reason(StrEnum):
-    """Why something found in a source is not among the documents."""
-
-    # folders, not entered
-    VERSION_CONTROL = "version-control"
-    VENDORED = "vendored"
-    CACHE = "cache"
-    HIDDEN = "hidden"
-    LINKED_FOLDER = "linked-folder"
-    # folders and files
-    IGNORED = "ignored"
-    UNREADABLE = "unreadable"
-    # files, by their names and sizes
-    SPECIAL = "not-a-regular-file"
-    RECORDS_AMONG_CODE = "records-among-code"
-    MINIFIED = "minified"
-    GENERATED = "generated"
-    LANGUAGE_UNKNOWN = "language-unknown"
-    LANGUAGE_UNWANTED = "language-unwanted"
-    TOO_LARGE = "too-large"
-    # by their content
-    BINARY = "binary"
-    UNDECODABLE = "undecodable"
-    BAD_RECORD = "bad-record"
-    TRUNCATED = "truncated"
-    EMPTY = "empty"
-    TOO_SHORT = "too-short"
-    LINE_TOO_LONG = "line-too-long"
-    LINES_TOO_LONG = "lines-too-long-on-average"
-    FEW_ALPHANUMERIC = "few-alphanumeric"
-    EXACT_DUPLICATE = "exact-duplicate"
-
-
-# What `--strict` refuses: input that is damaged, as opposed to input that is unwanted.
-DAMAGE = (
-    Reason.BAD_RECORD,
-    Reason.TRUNCATED,
-    Reason.UNDECODABLE,
-    Reason.BINARY,
-    Reason.UNREADABLE,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Something to read: a folder, a file, or (`path` None) standard input."""
-
-    name: str
-    path: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputFile:
-    """One file of a source, seen but not opened.
-
-    Attributes:
-        source: the source's name.
-        relative: its path within the source, with `/`, always valid text.
-        path: where it is.
-        bytes, mtime_ns: as seen; a reader refuses a file that has changed since.
-        language: what its name says; None for records and for names that say nothing.
-    """
-
-    source: str
-    relative: str
-    path: Path
-    bytes: int
-    mtime_ns: int
-    kind: Kind
-    compression: Compression = None
-    language: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skip:
-    """A folder not entered, or a file that its name or size rules out."""
-
-    source: str
-    relative: str
-    reason: Reason
-    bytes: int = 0
-    folder: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A piece of one file that can be read by itself.
-
-    Attributes:
-        start, stop: bytes for JSON lines (both at line starts), row groups for parquet; a file
-            read whole has 0 and its size.
-        first: the number of its first record, from 1.
-        weight: about how many bytes of input it stands for.
-    """
-
-    file: InputFile
-    start: int
-    stop: int
-    first: int
-    weight: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,318 +65,6 @@ class Rejected:
     reason: Reason
     input_bytes: int
     detail: str = ""
-
-
-# ---------------------------------------------------------------------------------------- sources
-
-
-def parse_sources(arguments: Sequence[str]) -> list[Source]:
-    """`PATH`, `NAME=PATH` or `-`, in the order given; names are made unique.
-
-    A path that exists is taken as it is, also when it holds `=`. Without a name, a source is called
-    after its file or folder, and the second of one name gets `-2`.
-
-    Raises:
-        UsageError: no source, a name given twice, or standard input given twice.
-        UserError: a path does not exist.
-    """
-    if not arguments:
-        raise UsageError("no source was given", hint="name a folder, a .jsonl or .parquet file")
-    named: dict[int, str] = {}
-    paths: list[Path | None] = []
-    for i, argument in enumerate(arguments):
-        name, separator, rest = argument.partition("=")
-        if separator and name and "/" not in name and not Path(argument).exists():
-            if name in named.values():
-                raise UsageError(f"two sources are called {name!r}", hint="give each its own name")
-            named[i], argument = name, rest
-        if argument == STDIN:
-            if None in paths:
-                raise UsageError("standard input can be a source only once")
-            paths.append(None)
-            continue
-        path = Path(argument)
-        if not path.exists():
-            raise UserError(f"no such file or folder: {argument}", hint="check the path")
-        paths.append(path)
-    taken = set(named.values())
-    sources = []
-    for i, source_path in enumerate(paths):
-        if i not in named:
-            base = name = "stdin" if source_path is None else _display(source_path.resolve().name)
-            number = 1
-            while name in taken:
-                number += 1
-                name = f"{base}-{number}"
-            taken.add(name)
-            named[i] = name
-        sources.append(Source(name=named[i], path=source_path))
-    return sources
-
-
-def _display(name: str) -> str:
-    """A file name as valid text: bytes that are not UTF-8 are written out, so names stay apart."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def record_kind(name: str) -> tuple[Kind, Compression] | None:
-    """How a file of records is read, by its name; None for anything else."""
-    lower = name.lower()
-    for suffix, found in RECORD_SUFFIXES.items():
-        if lower.endswith(suffix):
-            return found
-    return None
-
-
-# ------------------------------------------------------------------------------------------- scan
-
-
-def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
-    """Everything in a source, sorted by path component, without opening a file.
-
-    A folder that holds record files and no program is a data set: its record files are read.
-    In any other folder record files are somebody's fixtures, and are skipped with that reason.
-
-    Args:
-        source: a source with a path (standard input is spooled to a file first).
-        max_bytes: larger text files are skipped.
-
-    Raises:
-        UserError: the source itself cannot be read.
-    """
-    assert source.path is not None, f"source {source.name} has not been spooled"
-    try:
-        mode = source.path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            os.scandir(source.path).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {source.path}: {error.strerror}", hint="check its permissions"
-        ) from error
-    if stat.S_ISDIR(mode):
-        data_set = _is_data_set(source.path)
-        for entry in _walk(source.path, source.name, "", ()):
-            if isinstance(entry, Skip):
-                yield entry
-            elif not data_set or record_kind(entry.name) is not None:
-                yield _judge_name(entry, source, data_set=data_set, max_bytes=max_bytes)
-    else:
-        entry = _Entry(path=source.path, relative=_display(source.path.name))
-        yield _judge_name(entry, source, data_set=True, max_bytes=max_bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    path: Path
-    relative: str
-
-    @property
-    def name(self) -> str:
-        return self.relative.rpartition("/")[2]
-
-
-_Ignores = tuple[tuple[str, pathspec.GitIgnoreSpec], ...]  # (folder with its /, its .gitignore)
-
-
-def _walk(folder: Path, source: str, prefix: str, ignores: _Ignores) -> Iterator[_Entry | Skip]:
-    """Files below a folder in order, pruned folders as skips; `prefix` ends in / unless empty."""
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError:
-        yield Skip(source=source, relative=prefix, reason=Reason.UNREADABLE, folder=True)
-        return
-    names = {entry.name for entry in entries}
-    if prefix and "pyvenv.cfg" in names:  # a virtual environment, whatever it is called
-        yield Skip(source=source, relative=prefix, reason=Reason.VENDORED, folder=True)
-        return
-    if ".gitignore" in names and (spec := _read_gitignore(folder / ".gitignore")) is not None:
-        ignores = (*ignores, (prefix, spec))
-    for entry in entries:
-        relative = prefix + _display(entry.name)
-        is_folder = entry.is_dir(follow_symlinks=True)
-        reason: Reason | None = None
-        if is_folder:
-            reason = _pruned(entry)
-        if reason is None and _ignored(relative + "/" * is_folder, ignores):
-            reason = Reason.IGNORED
-        if is_folder and reason is None:
-            yield from _walk(Path(entry.path), source, relative + "/", ignores)
-        elif reason is not None:
-            shown = relative + "/" * is_folder
-            yield Skip(source=source, relative=shown, reason=reason, folder=is_folder)
-        else:
-            yield _Entry(path=Path(entry.path), relative=relative)
-
-
-def _pruned(entry: os.DirEntry[str]) -> Reason | None:
-    if entry.name in VERSION_CONTROL:
-        return Reason.VERSION_CONTROL
-    if entry.name in CACHES:
-        return Reason.CACHE
-    if entry.name in VENDORED:
-        return Reason.VENDORED
-    if entry.name.startswith("."):
-        return Reason.HIDDEN
-    # Following a link could leave the source or never end.
-    return Reason.LINKED_FOLDER if entry.is_symlink() else None
-
-
-def _read_gitignore(path: Path) -> pathspec.GitIgnoreSpec | None:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return pathspec.GitIgnoreSpec.from_lines(lines)
-
-
-def _ignored(relative: str, ignores: _Ignores) -> bool:
-    """Whether the innermost `.gitignore` that speaks about a path ignores it."""
-    for prefix, spec in reversed(ignores):
-        verdict = spec.check_file(relative[len(prefix) :]).include
-        if verdict is not None:
-            return verdict
-    return False
-
-
-def _is_data_set(folder: Path) -> bool:
-    """Whether a folder holds record files and no programs."""
-    found = False
-    for entry in _walk(folder, "", "", ()):
-        if isinstance(entry, Skip):
-            continue
-        if record_kind(entry.name) is not None:
-            found = True
-            continue
-        language = languages.by_path(entry.name)
-        if language is not None and languages.language_class(language) in (
-            "programming",
-            "markup",
-        ):
-            return False
-    return found
-
-
-def _judge_name(
-    entry: _Entry, source: Source, *, data_set: bool, max_bytes: int
-) -> InputFile | Skip:
-    """What a file's name, type and size say about it."""
-    name = entry.name
-    try:
-        status = entry.path.stat()
-    except OSError:  # a link to nothing, or a file that went meanwhile
-        return Skip(source=source.name, relative=entry.relative, reason=Reason.UNREADABLE)
-    records = record_kind(name)
-    language = None if records else languages.by_path(entry.relative)
-    kind: Kind = records[0] if records else "text"
-    if language == "Jupyter Notebook":
-        kind, language = "notebook", None  # the kernel decides
-    reason: Reason | None = None
-    if not stat.S_ISREG(status.st_mode):
-        reason = Reason.SPECIAL  # opening a pipe would wait for ever
-    elif records and not data_set:
-        reason = Reason.RECORDS_AMONG_CODE
-    elif name.lower().endswith(MINIFIED_ENDINGS):
-        reason = Reason.MINIFIED
-    elif name in GENERATED_NAMES or name.lower().endswith(tuple(GENERATED_ENDINGS)):
-        reason = Reason.GENERATED
-    elif kind == "text" and language is None and "." in name:
-        reason = Reason.LANGUAGE_UNKNOWN
-    elif status.st_size > (MAX_RECORD_BYTES if kind == "notebook" else max_bytes) and not records:
-        reason = Reason.TOO_LARGE
-    if reason is not None:
-        return Skip(
-            source=source.name, relative=entry.relative, reason=reason, bytes=status.st_size
-        )
-    return InputFile(
-        source=source.name,
-        relative=entry.relative,
-        path=entry.path,
-        bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        kind=kind,
-        compression=records[1] if records else None,
-        language=language,
-    )
-
-
-# ------------------------------------------------------------------------------------------ split
-
-
-def split(file: InputFile, *, unit_bytes: int) -> Iterator[Unit]:
-    """A file's pieces of about `unit_bytes`, in order.
-
-    Text files and compressed JSON lines stay whole (the latter is streamed by its reader).
-
-    Raises:
-        UserError: a parquet file has no column of text.
-    """
-    if file.kind == "parquet":
-        yield from _split_parquet(file, unit_bytes)
-    elif file.kind == "jsonl" and file.compression is None and file.bytes > unit_bytes:
-        yield from _split_lines(file, unit_bytes)
-    else:
-        yield Unit(file=file, start=0, stop=file.bytes, first=1, weight=file.bytes)
-
-
-def _split_lines(file: InputFile, unit_bytes: int) -> Iterator[Unit]:
-    """Cut at the first line start at or after each multiple of `unit_bytes`."""
-    try:
-        with file.path.open("rb") as stream:
-            if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                yield Unit(file=file, start=0, stop=file.bytes, first=1, weight=file.bytes)
-                return
-            stream.seek(0)
-            start = position = 0
-            first = line = 1  # of the unit, and of the line that begins at `position`
-            while block := stream.read(BLOCK_BYTES):
-                # The unit may end only after a newline at offset `start + unit_bytes - 1` or later.
-                earliest = max(0, start + unit_bytes - 1 - position)
-                cut = block.find(b"\n", earliest) if earliest < len(block) else -1
-                while cut >= 0:
-                    stop = position + cut + 1
-                    next_first = line + block.count(b"\n", 0, cut + 1)
-                    yield Unit(file=file, start=start, stop=stop, first=first, weight=stop - start)
-                    start, first = stop, next_first
-                    earliest = start + unit_bytes - 1 - position
-                    cut = block.find(b"\n", earliest) if earliest < len(block) else -1
-                line += block.count(b"\n")
-                position += len(block)
-            if start < position:
-                yield Unit(
-                    file=file, start=start, stop=position, first=first, weight=position - start
-                )
-    except OSError:
-        # Left to the reader, which counts it.
-        yield Unit(file=file, start=0, stop=file.bytes, first=1, weight=file.bytes)
-
-
-def _split_parquet(file: InputFile, unit_bytes: int) -> Iterator[Unit]:
-    try:
-        with file.path.open("rb") as stream, pq.ParquetFile(stream) as parquet:
-            metadata = parquet.metadata
-            schema = parquet.schema_arrow
-    except (OSError, pa.ArrowException):
-        yield Unit(file=file, start=0, stop=0, first=1, weight=0)  # the reader counts it
-        return
-    if not any(name in schema.names for name in TEXT_COLUMNS):
-        ids_only = "blob_id" in schema.names
-        raise UserError(
-            f"{file.path} has no column 'content' or 'text', only {', '.join(schema.names)}",
-            hint="The Stack v2 lists ids alone: fetch the contents first"
-            if ids_only
-            else "rename the column that holds the documents",
-        )
-    start, first, rows, weight = 0, 1, 0, 0
-    for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        weight += metadata.row_group(group).total_byte_size
-        if weight >= unit_bytes or group + 1 == metadata.num_row_groups:
-            yield Unit(file=file, start=start, stop=group + 1, first=first, weight=weight)
-            start, first, rows, weight = group + 1, first + rows, 0, 0
-
-
-# ------------------------------------------------------------------------------------------- read
 
 
 def read(unit: Unit) -> Iterator[Document | Rejected]:
@@ -672,14 +169,14 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
     with unit.file.path.open("rb") as raw:
         if unit.file.compression is not None:
             with pa.CompressedInputStream(raw, unit.file.compression) as stream:
-                while block := stream.read(BLOCK_BYTES):
+                while block := stream.read(sources.BLOCK_BYTES):
                     yield block
             return
         raw.seek(unit.start)
         left = unit.stop - unit.start
         decoder = None
         first = unit.start == 0
-        while left and (block := raw.read(min(BLOCK_BYTES, left))):
+        while left and (block := raw.read(min(sources.BLOCK_BYTES, left))):
             left -= len(block)
             if first and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 decoder = codecs.getincrementaldecoder("utf-16")("replace")
@@ -693,7 +190,7 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
     size = 0
 
     def line() -> tuple[bytes | None, int]:
-        return (b"".join(parts) if size <= MAX_RECORD_BYTES else None), size
+        return (b"".join(parts) if size <= sources.MAX_RECORD_BYTES else None), size
 
     for block in blocks:
         *whole, rest = block.split(b"\n")
@@ -708,7 +205,7 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
         if rest:
             size += len(rest)
             parts.append(rest)
-            if size > MAX_RECORD_BYTES:
+            if size > sources.MAX_RECORD_BYTES:
                 parts.clear()
     if size:
         yield line()

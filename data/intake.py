@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from . import documents
-from .documents import InputFile, Reason, Skip, Source, Unit
+from . import sources as inputs
 from .errors import UsageError, UserError
 from .files import atomic_write, digest_bytes
 from .quality import DEFAULT as DEFAULT_QUALITY
 from .quality import Quality
 from .report import Tally
+from .sources import MAX_RECORD_BYTES, InputFile, Reason, Skip, Source, Unit
 
 FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files
 
@@ -57,7 +57,7 @@ class PrepareRecipe:
     @property
     def max_bytes(self) -> int:
         """Larger files are not opened."""
-        return self.quality.max_bytes if self.quality else documents.MAX_RECORD_BYTES
+        return self.quality.max_bytes if self.quality else MAX_RECORD_BYTES
 
 
 def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
@@ -91,8 +91,8 @@ def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
 
 
 def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Skip]:
-    """`documents.scan`, with files in unwanted languages skipped by their names."""
-    for found in documents.scan(source, max_bytes=recipe.max_bytes):
+    """`inputs.scan`, with files in unwanted languages skipped by their names."""
+    for found in inputs.scan(source, max_bytes=recipe.max_bytes):
         if (
             isinstance(found, InputFile)
             and recipe.languages is not None
@@ -175,7 +175,7 @@ def partitions(
                     name = f"{found.source}/{found.relative}"
                     tally.dropped("named", found.reason, found.bytes, name)
                 continue
-            for unit in documents.split(found, unit_bytes=partition_bytes):
+            for unit in inputs.split(found, unit_bytes=partition_bytes):
                 cost = unit.weight + FILE_OVERHEAD_BYTES
                 if units and weight + cost > partition_bytes:
                     yield units

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import dedup, documents, quality, shards, tokenizer
-from .documents import Document, Reason, Rejected, Unit
+from .documents import Document, Rejected
 from .files import atomic_writer, digest_file
 from .intake import PrepareRecipe, load_plan
 from .report import Tally
+from .sources import Reason, Unit
 
 BATCH_CHARACTERS = 4 << 20
 BATCH_DOCUMENTS = 1024
@@ -291,7 +292,7 @@ def train_tokenizer(output: Path, work: TrainWork) -> str:
     model = tokenizer.train(
         sample(),
         vocab_size=work.vocab_size,
-        out=output.parent / "tokenizer.model",
+        out=output.parent / tokenizer.MODEL_NAME,
         threads=work.threads,
     )
     return model.digest
@@ -376,9 +377,9 @@ def tokens_partition(output: Path, work: TokensWork) -> dict[str, Any]:
 
 
 def _tokens_schema(vocab_size: int) -> pa.Schema:
-    dtype = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    dtype = pa.from_numpy_dtype(shards.token_dtype(vocab_size))
     fields = [("key", pa.uint64()), ("flags", pa.uint8()), ("ids", pa.large_list(dtype))]
-    return pa.schema([*METADATA, *fields])
+    return pa.schema([*METADATA, *(pa.field(*field) for field in fields)])
 
 
 def _tokenise(
@@ -464,11 +465,13 @@ def write_shard(output: Path, work: ShardWork) -> dict[str, Any] | None:
     ids = table.column("ids").combine_chunks()
     train = work.shards[0]
     split, number = (0, work.number) if work.number < train else (1, work.number - train)
-    return shards.write_shard(
+    entry = shards.write_shard(
         output.parent,
         f"{SPLITS[split]}-{number:05d}",
         tokens=ids.flatten().to_numpy(),
         offsets=ids.offsets.to_numpy(),
         flags=table.column("flags").to_numpy(),
         metadata=table.select(METADATA.names),
+        vocab_size=work.vocab_size,
     )
+    return asdict(entry)

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from . import dedup, documents, passes, shards, tokenizer
-from .documents import Source
+from . import dedup, passes, shards, tokenizer
 from .errors import UserError
 from .files import (
     atomic_write_json,
@@ -34,11 +33,15 @@ from .files import (
 )
 from .intake import PrepareRecipe, partitions, save_plan, survey
 from .report import Tally, make_report, totals
+from .sources import DAMAGE, Source
 from .stages import Job, Progress, run_stage
 
 WORK = ".work"
+REPORT_NAME = "report.json"
 PIPELINE_VERSION = 1  # raise it when a pass's output changes for the same input
-PARTITION_BYTES = 64 << 20
+# Small inputs are cut finer, so that every core has work: 64 partitions from 64 MiB to 4 GiB.
+PARTITION_BYTES = (1 << 20, 64 << 20)
+PARTITIONS = 64
 KEY_BUCKET_BYTES = 1 << 30  # of input, for each bucket of keys
 
 
@@ -57,7 +60,7 @@ def prepare(
     *,
     model: Path | None,
     workers: int = 1,
-    partition_bytes: int = PARTITION_BYTES,
+    partition_bytes: int | None = None,
     strict: bool = False,
     force: bool = False,
     keep_work: bool = False,
@@ -72,7 +75,8 @@ def prepare(
         recipe: what decides the content; its `tokenizer` is filled in from `model`.
         model: the tokenizer to use, or None to train one of `recipe.vocab_size` pieces.
         workers: processes; changes no byte of the output.
-        partition_bytes: of input worked on at once; changes no byte of the output either.
+        partition_bytes: of input worked on at once, by default at most 64 MiB; changes no byte of
+            the output either.
         strict: damaged input (a broken record, a file that cannot be decoded) is an error.
         force: replace an output, or discard unfinished work, of other inputs or another recipe.
         keep_work: leave `.work` in place at the end.
@@ -114,7 +118,7 @@ def prepare(
             strict=strict,
             progress=progress,
         )
-        report = run.make(out, model, partition_bytes)
+        report = run.make(out, model, partition_bytes or run.partition_bytes)
         if not keep_work:
             shutil.rmtree(out / WORK)
         return Outcome(report=report, unchanged=False)
@@ -131,7 +135,7 @@ def _refuse_strangers(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file", hint="choose another --out")
-    ours = (out / "manifest.json").exists() or (out / WORK).exists()
+    ours = (out / shards.MANIFEST_NAME).exists() or (out / WORK).exists()
     if not ours and any(path.name != ".lock" for path in out.iterdir()):
         raise UserError(
             f"{out} is not empty and not a shard set", hint="choose a new folder for --out"
@@ -177,9 +181,9 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _finished(out: Path, identity: dict[str, Any], *, force: bool) -> dict[str, Any] | None:
     """The report of the output if it is complete and the same; None if there is work to do."""
-    if not (out / "manifest.json").exists():
+    if not (out / shards.MANIFEST_NAME).exists():
         return None
-    report: dict[str, Any] = read_json(out / "report.json")
+    report: dict[str, Any] = read_json(out / REPORT_NAME)
     changed = differences(report["identity"], identity)
     if changed and not force:
         raise UserError(
@@ -207,7 +211,7 @@ def _refuse_damage(reasons: dict[str, Any], *, strict: bool) -> None:
     if not strict:
         return
     counts = totals(reasons)
-    damaged = [reason.value for reason in documents.DAMAGE if reason.value in counts]
+    damaged = [reason.value for reason in DAMAGE if reason.value in counts]
     if damaged:
         more = sum(counts[reason] for reason in damaged) - 1
         example = next(
@@ -257,11 +261,12 @@ class _Run:
         layout = self._layout(bytes_kept)
         tokens, counts = self._tokens(tally, read, join, split, layout, model)
         lap("tokens")
-        entries = self._shards(tokens, layout, tokenizer.Tokenizer.load(model).vocab_size)
+        facts = _facts(model)
+        splits = self._shards(tokens, layout, facts.vocab_size)
         lap("shards")
         tally.check()
         report = make_report(tally, counts, self.identity) | {"seconds": seconds}
-        self._publish(out, model, entries, report)
+        self._publish(out, model, facts, splits, report)
         return report
 
     def _map(self, stage: str, function: Any, works: Sequence[Any], inputs: Sequence[str]) -> Any:
@@ -283,10 +288,19 @@ class _Run:
         )
 
     @property
+    def _input_bytes(self) -> int:
+        return sum(source["bytes"] for source in self.identity["inputs"].values())
+
+    @property
+    def partition_bytes(self) -> int:
+        """The default size of a partition; it follows from the input alone, for resuming."""
+        smallest, largest = PARTITION_BYTES
+        return min(largest, max(smallest, self._input_bytes // PARTITIONS))
+
+    @property
     def _buckets(self) -> int:
         """How many buckets the keys are scattered to; any number gives the same result."""
-        size: int = sum(source["bytes"] for source in self.identity["inputs"].values())
-        return min(1024, 1 + size // KEY_BUCKET_BYTES)
+        return min(1024, 1 + self._input_bytes // KEY_BUCKET_BYTES)
 
     def _read(self, tally: Tally, partition_bytes: int) -> list[str]:
         """Read and filter everything into the tally; the digest of each partition's inputs."""
@@ -348,7 +362,7 @@ class _Run:
             threads=self.workers,
         )
         self._map("tokenizer", passes.train_tokenizer, [work], [join])
-        return self.work / "tokenizer" / "tokenizer.model"
+        return self.work / "tokenizer" / tokenizer.MODEL_NAME
 
     def _layout(self, kept: int) -> tuple[int, int]:
         """How many shards of training and of validation."""
@@ -388,8 +402,8 @@ class _Run:
 
     def _shards(
         self, tokens: Sequence[str], layout: tuple[int, int], vocab_size: int
-    ) -> list[dict[str, Any] | None]:
-        """Sort every shuffle bucket into a shard; their manifest entries, None for empty ones."""
+    ) -> dict[str, list[shards.ShardEntry]]:
+        """Sort every shuffle bucket into a shard; the entries of those that are not empty."""
         works = [
             passes.ShardWork(
                 tokens=self.work / "tokens",
@@ -401,38 +415,64 @@ class _Run:
             for number in range(sum(layout))
         ]
         inputs = [digest_json([list(tokens), number]) for number in range(sum(layout))]
-        entries: list[dict[str, Any] | None] = self._map(
-            "shards", passes.write_shard, works, inputs
-        )
-        return entries
+        results = self._map("shards", passes.write_shard, works, inputs)
+        entries = [shards.ShardEntry(**result) for result in results if result is not None]
+        splits = {
+            split: [entry for entry in entries if entry.name.startswith(split)]
+            for split in passes.SPLITS
+        }
+        return {split: held for split, held in splits.items() if held}
 
     def _publish(
         self,
         out: Path,
         model: Path,
-        entries: Sequence[dict[str, Any] | None],
+        facts: shards.TokenizerFacts,
+        splits: dict[str, list[shards.ShardEntry]],
         report: dict[str, Any],
     ) -> None:
         """Make the shard set appear: the old manifest goes first, the new one comes last."""
+        names = {
+            f"{entry.name}.{part}"
+            for entries in splits.values()
+            for entry in entries
+            for part in shards.PARTS
+        }
         try:
-            (out / "manifest.json").unlink(missing_ok=True)
-            shard_files = {
-                f"{entry['name']}.{ending}"
-                for entry in entries
-                if entry
-                for ending in entry["digests"]
-            }
+            (out / shards.MANIFEST_NAME).unlink(missing_ok=True)
             for split in passes.SPLITS:
                 for path in sorted(out.glob(f"{split}-*")):
-                    if path.name not in shard_files:
+                    if path.name not in names:
                         path.unlink()
         except OSError as error:
             raise write_error(out, error) from error
-        for name in sorted(shard_files):
+        for name in sorted(names):
             _place(self.work / "shards" / name, out / name)
-        _place(model, out / "tokenizer.model")
-        atomic_write_json(out / "report.json", report)
-        shards.write_manifest(out, [entry for entry in entries if entry], report)
+        _place(model, out / tokenizer.MODEL_NAME)
+        atomic_write_json(out / REPORT_NAME, report)
+        shards.write_manifest(
+            out,
+            splits,
+            tokenizer=facts,
+            sources=[{"name": name, **counts} for name, counts in report["sources"].items()],
+            languages={
+                language: counts["kept"]
+                for language, counts in report["languages"].items()
+                if counts["kept"]["documents"]
+            },
+            licences=report["licences"],
+            recipe=self.identity["recipe"],
+        )
+
+
+def _facts(model: Path) -> shards.TokenizerFacts:
+    loaded = tokenizer.Tokenizer.load(model)
+    return shards.TokenizerFacts(
+        digest=loaded.digest,
+        vocab_size=loaded.vocab_size,
+        bos_id=loaded.bos_id,
+        eos_id=loaded.eos_id,
+    )
 
 
 def _place(source: Path, target: Path) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .documents import Reason
 from .languages import LanguageClass, language_class
+from .sources import Reason
 
 _ASCII_ALPHANUMERIC = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")

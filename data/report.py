@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from .documents import Reason
+from .sources import Reason
 
 # The steps every candidate passes, in order. A new step gets its place here and nowhere else.
 STEPS = ("found", "named", "read", "language", "quality", "unique")

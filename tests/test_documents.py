@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codecria.data import documents, languages
-from codecria.data.documents import Document, InputFile, Reason, Rejected, Skip, Source, Unit
+from codecria.data import documents, languages, sources
+from codecria.data.documents import Document, Rejected
 from codecria.data.errors import UsageError, UserError
+from codecria.data.sources import InputFile, Reason, Skip, Source, Unit
 
 
 def plant(folder: Path, files: dict[str, str | bytes]) -> Source:
@@ -30,11 +31,11 @@ def look(source: Source, max_bytes: int = 1 << 20) -> tuple[dict[str, Document],
     """(documents by path, reasons by path) of everything in a source."""
     good: dict[str, Document] = {}
     bad: dict[str, Reason] = {}
-    for found in documents.scan(source, max_bytes=max_bytes):
+    for found in sources.scan(source, max_bytes=max_bytes):
         if isinstance(found, Skip):
             bad[found.relative] = found.reason
             continue
-        for unit in documents.split(found, unit_bytes=1 << 20):
+        for unit in sources.split(found, unit_bytes=1 << 20):
             for item in documents.read(unit):
                 name = item.id.removeprefix(f"{source.name}/")
                 if isinstance(item, Rejected):
@@ -50,12 +51,10 @@ def lines_file(path: Path, records: list[object]) -> Path:
 
 
 def read_units(path: Path, unit_bytes: int) -> list[Document | Rejected]:
-    (file,) = documents.scan(Source(name="s", path=path), max_bytes=1 << 20)
+    (file,) = sources.scan(Source(name="s", path=path), max_bytes=1 << 20)
     assert isinstance(file, InputFile)
     return [
-        item
-        for unit in documents.split(file, unit_bytes=unit_bytes)
-        for item in documents.read(unit)
+        item for unit in sources.split(file, unit_bytes=unit_bytes) for item in documents.read(unit)
     ]
 
 
@@ -140,7 +139,10 @@ def test_a_folder_of_records_without_programs_is_a_data_set(tmp_path: Path) -> N
         {"README.md": "data\n", "b/1.jsonl": row, "a.jsonl.gz": gzip.compress(row.encode())},
     )
     good, bad = look(source)
-    assert (sorted(good), bad) == (["a.jsonl.gz:1", "b/1.jsonl:1"], {})
+    assert (sorted(good), bad) == (
+        ["a.jsonl.gz:1", "b/1.jsonl:1"],
+        {"README.md": Reason.BESIDE_RECORDS},
+    )
 
 
 def test_file_names_that_are_not_text_stay_apart_and_encodable(tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_json_lines_give_the_same_documents_however_they_are_cut(
     path.write_text(lines + "\n" * newline)
     whole = read_units(path, 1 << 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "BLOCK_BYTES", block_bytes)
+        patch.setattr(sources, "BLOCK_BYTES", block_bytes)
         assert read_units(path, unit_bytes) == whole
     assert len(whole) == len(texts)
 
@@ -335,8 +337,8 @@ def test_parquet_that_is_broken_is_one_reason_and_without_text_one_error(tmp_pat
 def test_a_line_too_long_to_hold_is_passed_over_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(sources, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
     path = lines_file(tmp_path / "r.jsonl", [{"text": "a"}, {"text": "x" * 5000}, {"text": "b"}])
     first, second, third = read_units(path, 1 << 20)
     assert isinstance(second, Rejected)
@@ -347,7 +349,7 @@ def test_a_line_too_long_to_hold_is_passed_over_and_counted(
 def test_a_file_that_changes_between_scan_and_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     path.write_text("x\n")
-    (file,) = documents.scan(Source(name="s", path=path), max_bytes=100)
+    (file,) = sources.scan(Source(name="s", path=path), max_bytes=100)
     assert isinstance(file, InputFile)
     path.write_text("longer\n")
     with pytest.raises(UserError, match="changed"):
@@ -364,14 +366,14 @@ def test_sources_are_named_after_their_folder_and_made_unique(tmp_path: Path) ->
         f"{tmp_path}/c=d",
         "-",
     ]
-    names = [source.name for source in documents.parse_sources(arguments)]
+    names = [source.name for source in sources.parse_sources(arguments)]
     assert names == ["src", "src-2", "web", "c=d", "stdin"]
     with pytest.raises(UsageError):
-        documents.parse_sources([f"x={tmp_path}", f"x={tmp_path}"])
+        sources.parse_sources([f"x={tmp_path}", f"x={tmp_path}"])
     with pytest.raises(UsageError):
-        documents.parse_sources(["-", "-"])
+        sources.parse_sources(["-", "-"])
     with pytest.raises(UserError, match="nowhere"):
-        documents.parse_sources(["nowhere"])
+        sources.parse_sources(["nowhere"])
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data import dedup, tokenizer
-from codecria.data.documents import Source, parse_sources
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import locked, read_json
 from codecria.data.intake import PrepareRecipe, override
 from codecria.data.prepare import prepare
 from codecria.data.report import totals
 from codecria.data.shards import ShardSet
+from codecria.data.sources import Source, parse_sources
 from codecria.data.stages import Progress
 
 HALVES = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
@@ -246,7 +246,7 @@ def test_the_order_is_a_shuffle_of_the_seed(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from codecria.data.documents import parse_sources
+from codecria.data.sources import parse_sources
 from codecria.data.intake import PrepareRecipe
 from codecria.data.prepare import prepare
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codecria.data.documents import Reason
 from codecria.data.quality import (
     DEFAULT,
     Limits,
@@ -18,6 +17,7 @@ from codecria.data.quality import (
     judge,
     line_lengths,
 )
+from codecria.data.sources import Reason
 
 GOOD = "def add(a, b):\n    return a + b\n"
 
