@@ -26,6 +26,39 @@ PREFILL_CHUNK = 2_048  # tokens; bounds the activations of a long prompt
 FinishReason = Literal["stop", "length"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is generated, and where it ends early.
+
+    Attributes:
+        max_tokens: longest completion, in tokens.
+        stops: strings that end a completion and are not part of it.
+        samples: how many completions of the prompt.
+        context: longest sequence allowed, prompt and completion; None takes what the model was
+            trained on.
+    """
+
+    max_tokens: int
+    stops: tuple[str, ...] = ()
+    samples: int = 1
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UsageError: a limit or stop string makes no sense.
+        """
+        if self.max_tokens < 1 or self.samples < 1:
+            raise UsageError(
+                f"max-tokens {self.max_tokens} and samples {self.samples} must be at least 1"
+            )
+        if "" in self.stops:
+            raise UsageError("a stop string is empty", hint="leave --stop away instead")
+        if self.context is not None and self.context < 2:
+            raise UsageError(f"a context of {self.context} tokens has no room to generate")
+
+
 class TextStream(Protocol):
     """What the generator needs of a tokenizer's streaming decoder."""
 
@@ -182,12 +215,9 @@ def complete(
     prompt: Sequence[int],
     *,
     new_stream: Callable[[], TextStream],
-    max_tokens: int,
     sampling: Sampling,
+    limits: Limits,
     ends: frozenset[int],
-    stops: Sequence[str] = (),
-    samples: int = 1,
-    context: int | None = None,
 ) -> Iterator[tuple[int, str | Completion]]:
     """Generate completions of one prompt; the samples share its prefill.
 
@@ -195,24 +225,16 @@ def complete(
         model: in evaluation.
         prompt: token ids, BOS included.
         new_stream: makes a streaming decoder, one a sample.
-        max_tokens: longest completion, in tokens.
         sampling: how tokens are drawn.
+        limits: how many, how long, and where they end.
         ends: ids that end a completion and are not part of it.
-        stops: strings that end a completion and are not part of it.
-        samples: how many completions.
-        context: longest sequence allowed, prompt and completion; None takes the model's own.
 
     Yields:
         (sample number, text) as text becomes certain, then (sample number, Completion) once each.
 
     Raises:
         UserError: the prompt is empty, holds an id outside the vocabulary, or fills the context.
-        UsageError: a limit or stop string makes no sense.
     """
-    if max_tokens < 1 or samples < 1:
-        raise UsageError(f"--max-tokens {max_tokens} and --samples {samples} must be at least 1")
-    if "" in stops:
-        raise UsageError("a stop string is empty", hint="leave --stop away instead")
     if not prompt:
         raise UserError("the prompt has no tokens", hint="it needs at least the BOS token")
     V = model.config.vocab_size
@@ -221,13 +243,13 @@ def complete(
             f"the prompt holds a token outside the model's vocabulary of {V}",
             hint="the tokenizer does not belong to this model",
         )
-    room = (context or model.config.max_context) - len(prompt)
+    room = (limits.context or model.config.max_context) - len(prompt)
     if room < 1:
         raise UserError(
             f"the prompt has {len(prompt)} tokens, the context {len(prompt) + room}",
             hint="shorten it, pass --truncate left, or widen the window with --context",
         )
-    limit = min(max_tokens, room)
+    limit = min(limits.max_tokens, room)
     weight = model.tok_embeddings
     started = time.perf_counter()
     cache = KeyValueCache(
@@ -239,16 +261,16 @@ def complete(
     )
     scores = prefill(model, cache, [prompt])
     first_at = time.perf_counter()
-    live = [_Sample(n, sampling.generator(n), new_stream()) for n in range(samples)]
-    if samples > 1:
-        cache = cache.repeated(samples)
-        scores = scores.expand(samples, -1)
+    live = [_Sample(n, sampling.generator(n), new_stream()) for n in range(limits.samples)]
+    if limits.samples > 1:
+        cache = cache.repeated(limits.samples)
+        scores = scores.expand(limits.samples, -1)
     while live:
         tokens = [
             draw(row, sampling, sample.generator) for sample, row in zip(live, scores, strict=True)
         ]
         for sample, token in zip(live, tokens, strict=True):
-            text = sample.take(token, ends, stops, limit)
+            text = sample.take(token, ends, limits.stops, limit)
             if text:
                 yield sample.number, text
             if sample.finish_reason is not None:

@@ -32,30 +32,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
+        N, V = len(targets), len(weight)
+        losses = torch.empty(N, dtype=torch.float32, device=hidden.device)
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         matrix = weight.to(hidden.dtype)
         if with_grad:
             grad_hidden = torch.empty_like(hidden)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(targets), step := chunk_rows(len(weight))):
-            part = slice(start, start + step)
+        rows = min(chunk_rows(V), N)
+        # One pair of buffers serves every chunk: fresh ones would be mapped page by page each time.
+        scores = hidden.new_empty(rows, V)
+        shares = torch.empty(rows, V, dtype=torch.float32, device=hidden.device)
+        for start in range(0, N, rows):
+            part = slice(start, min(start + rows, N))
             h, t = hidden[part], targets[part]
-            counted = t != IGNORE
+            size = len(t)
+            counted = (t != IGNORE).unsqueeze(1)
             safe = t.clamp(min=0).unsqueeze(1)
-            log_p = torch.log_softmax((h @ matrix.T).float(), dim=-1)
-            losses[part] = log_p.gather(1, safe).squeeze(1).neg_() * counted
+            z, p = scores[:size], shares[:size]
+            torch.mm(h, matrix.T, out=z)
+            torch.softmax(z, -1, dtype=torch.float32, out=p)
+            # log sum exp z = z_i - log p_i for any i; the best i keeps p_i above 1 / V.
+            best, where = z.max(-1, keepdim=True)
+            lse = best.float() - p.gather(1, where).log_()
+            losses[part] = ((lse - z.gather(1, safe).float()) * counted).squeeze(1)
             if with_grad:
-                # d loss / d logits = softmax - onehot, zero where the target does not count.
-                grad = log_p.exp_()
-                grad.scatter_add_(1, safe, grad.new_full((), -1.0).expand(safe.shape))
-                grad.mul_(counted.unsqueeze(1) * scale)
-                grad = grad.to(hidden.dtype)
-                torch.mm(grad, matrix, out=grad_hidden[part])
+                # d loss / d z = p - onehot; the scale and the mask go onto the narrow factors.
+                p.scatter_add_(1, safe, p.new_full((), -1.0).expand(safe.shape))
+                grad = p.to(hidden.dtype)
+                factor = (counted * scale).to(hidden.dtype)
+                torch.mul(grad @ matrix, factor, out=grad_hidden[part])
                 if hidden.dtype == torch.float32:
-                    grad_weight.addmm_(grad.T, h)
+                    grad_weight.addmm_(grad.T, h * factor)
                 else:
-                    grad_weight += (grad.T @ h).float()
+                    grad_weight += (grad.T @ (h * factor)).float()
         if with_grad:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses)

@@ -135,7 +135,11 @@ def write_shard(
     assert offsets[0] == 0, f"{name}: the first document starts at {offsets[0]}"
     assert offsets[-1] == len(tokens), f"{name}: offsets end at {offsets[-1]} of {len(tokens)}"
     wide = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
-    parts = {"tokens": (tokens, wide), "offsets": (offsets, "<u8"), "flags": (flags, "u1")}
+    parts = {
+        "tokens": (tokens, wide),
+        "offsets": (offsets, np.dtype("<u8")),
+        "flags": (flags, np.dtype("u1")),
+    }
     for part, (values, dtype) in parts.items():
         with atomic_writer(folder / f"{name}.{part}") as file:
             file.write(np.ascontiguousarray(values, dtype=dtype).data)

@@ -1,0 +1,47 @@
+"""`codecria doctor`: what this machine can do, and what would be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import render
+
+HELP = """Show versions, device, kernels in use, and measured speed.
+
+Takes a few seconds: matrix products and memory are measured.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("doctor", help=HELP)(doctor)
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Survey the machine and show it."""
+    from codecria.core.machine import survey
+
+    told = survey(Path.cwd())
+    if as_json:
+        render.emit_json(told)
+        return
+    rows = [(name, version or "not installed") for name, version in told["versions"].items()]
+    rows += [
+        ("device", f"{told['device']}, {told['instructions']}"),
+        ("cores, threads", f"{told['cores']}, {told['threads']}"),
+        ("memory, free disk", f"{told['memory_gb']} GB, {told['free_disk_gb']} GB"),
+        ("attention", f"{told['attention']['backend']}: {told['attention']['why']}"),
+        ("C++ compiler", "found" if told["compiler"] else "none"),
+        ("float32 products", f"{told['float32_gflops']} GFLOP/s"),
+        ("bfloat16 products", f"{told['bfloat16_gflops']} GFLOP/s"),
+        ("training type", told["training_dtype"]),
+        ("memory bandwidth", f"{told['memory_bandwidth_gb_s']} GB/s"),
+    ]
+    render.table("machine", ["", ""], rows, to_stdout=True)
+    for line in told["advice"]:
+        render.note(line)

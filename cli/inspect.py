@@ -1,0 +1,68 @@
+"""`codecria inspect`: what a folder holds, and what is missing or corrupt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import render
+
+HELP = """Show what a shard set, run, checkpoint or tokenizer holds, and what is wrong with it.
+
+Ends with status 1 when something is missing or corrupt.
+
+Example: codecria inspect shards --document 0
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("inspect", help=HELP)(inspect)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A folder, or a tokenizer.model.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all content and compare digests.")
+    ] = False,
+    document: Annotated[
+        int | None, typer.Option(help="Print this document of a shard set as text.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Describe the path."""
+    from codecria.core.inspect import describe, document_text
+
+    if document is not None:
+        text, known = document_text(path, document)
+        if as_json:
+            render.emit_json(known | {"text": text})
+        else:
+            render.note(json.dumps(known, ensure_ascii=False))
+            sys.stdout.write(text)
+        return
+    told = describe(path, verify=verify)
+    if as_json:
+        render.emit_json(told)
+    else:
+        rows = [(name, _shown(value)) for name, value in told["facts"].items()]
+        render.table(f"{told['kind']} {told['path']}", ["", ""], rows, to_stdout=True)
+        for line in told["problems"]:
+            render.warn(line)
+    if told["problems"]:
+        raise typer.Exit(code=1)
+
+
+def _shown(value: object) -> str:
+    """A fact on one line."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,213 @@
+"""The training verbs: one function, registered once for each stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import render
+
+if TYPE_CHECKING:
+    from codecria.core.plan import Plan
+    from codecria.core.stage import Stage, StageRequest
+
+PRETRAIN_HELP = """Train a model on code, from fresh weights or from a checkpoint.
+
+Started again with the same options, it goes on where it stopped; Ctrl-C saves first.
+
+Example: codecria pretrain --data shards --size 15m --tokens 20000000 --out run
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the training verbs to the command line."""
+    app.command("pretrain", help=PRETRAIN_HELP)(pretrain)
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Run folder: checkpoints, metrics, the model.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR[=WEIGHT]", help="Shard folder and its share; repeatable."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Model size for fresh weights, such as 15m or 7b.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    recipe: Annotated[str, typer.Option(help="Whose numbers to use: pretrain or python.")] = (
+        "pretrain"
+    ),
+    tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of --tokens.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe field; repeatable."),
+    ] = None,
+    micro_rows: Annotated[
+        int | None, typer.Option(help="Rows of one forward pass; bounds memory.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    compiled: Annotated[
+        str, typer.Option("--compile", help="auto, on or off: torch.compile where it pays.")
+    ] = "auto",
+    attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one when cores are busy.")] = (
+        None
+    ),
+    log_every: Annotated[int, typer.Option(help="Steps between log lines.")] = 10,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between validations [default: a tenth of the run].")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints [default: a tenth of the run].")
+    ] = None,
+    eval_rows: Annotated[int, typer.Option(help="Validation rows of each source.")] = 64,
+    keep: Annotated[int, typer.Option(help="Checkpoints kept.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan, or the metrics as JSON lines.")
+    ] = False,
+) -> None:
+    """Parse, resolve, and train or plan."""
+    import torch
+
+    from codecria.core.stage import StageRequest
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    request = StageRequest(
+        recipe=recipe,
+        data=data or [],
+        size=size,
+        init=init,
+        tokens=tokens,
+        steps=steps,
+        changes=_pairs(changes or []),
+        micro_rows=micro_rows,
+        device=device,
+        dtype=dtype,
+        compiled=compiled,
+        attention=attention,
+        log_every=log_every,
+        eval_every=eval_every,
+        save_every=save_every,
+        eval_rows=eval_rows,
+        keep=keep,
+    )
+    if dry_run:
+        _show_plan(request, out, as_json=as_json)
+        return
+    _train(request, out, as_json=as_json)
+
+
+def _pairs(changes: list[str]) -> dict[str, str]:
+    """`--set` values as a mapping.
+
+    Raises:
+        UsageError: one is not FIELD=VALUE.
+    """
+    from codecria.data.errors import UsageError
+
+    pairs = [change.partition("=") for change in changes]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise UsageError(
+                f"--set {name}{equals} is not FIELD=VALUE", hint="for example --set peak_lr=1e-3"
+            )
+    return {name.replace("-", "_"): value for name, _, value in pairs}
+
+
+def _show_plan(request: StageRequest, out: Path, *, as_json: bool) -> None:
+    from codecria.core.stage import paper_plan, resolve
+
+    plan = resolve(request, out=out).plan() if request.data else paper_plan(request)
+    if as_json:
+        render.emit_json(plan.as_json())
+    else:
+        _render_plan(plan)
+
+
+def _render_plan(plan: Plan) -> None:
+    told = plan.as_json()
+    seconds = told["seconds"]
+    facts = [
+        ("recipe", f"{plan.recipe.name} {plan.recipe.size} ({plan.recipe.source})"),
+        ("parameters", f"{told['parameters']:,}"),
+        ("tokens", f"{told['tokens']:,} in {told['steps']:,} steps of {told['batch_tokens']:,}"),
+        ("context", f"{told['context']:,}"),
+        ("learning rate", f"{told['peak_lr']:g} after {told['warmup_steps']:,} warm-up steps"),
+        ("FLOPs", f"{told['flops']:.3g}"),
+        ("time here", "unknown" if seconds is None else render.duration(seconds)),
+    ]
+    render.table("plan", ["", ""], facts, to_stdout=True)
+    render.table(
+        "data",
+        ["source", "share", "tokens drawn", "tokens held", "epochs"],
+        [
+            (
+                s["name"],
+                f"{s['share']:.1%}",
+                f"{s['tokens_drawn']:.4g}",
+                f"{s['tokens_unique']:.4g}",
+                f"{s['epochs']:.2f}",
+            )
+            for s in told["sources"]
+        ],
+        to_stdout=True,
+    )
+    render.table(
+        "memory on one device",
+        ["part", "GB"],
+        [(part, f"{size / 1e9:.2f}") for part, size in told["memory_bytes"].items()],
+        to_stdout=True,
+    )
+
+
+def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
+    from codecria.core.run import METRICS_NAME
+    from codecria.core.stage import resolve, run_stage
+    from codecria.core.trainer import Trainer
+    from codecria.data.errors import ExitStatus, Interrupted
+
+    from .signals import saving_on_signal
+
+    stage = resolve(request, out=out)
+    _announce(stage, out)
+    with render.training_progress(stage.run.recipe.steps) as progress, saving_on_signal() as signal:
+
+        def report(entry: dict[str, Any]) -> None:
+            progress(entry)
+            if as_json:
+                render.emit_json_line(entry)
+
+        def started(trainer: Trainer) -> None:
+            signal.on_stop = lambda: setattr(trainer, "stop_requested", True)
+
+        outcome = run_stage(stage, out, report=report, warn=render.warn, started=started)
+    if not outcome.finished:
+        status = ExitStatus.TERMINATED if signal.terminated else ExitStatus.INTERRUPTED
+        raise Interrupted(
+            status,
+            f"stopped and saved at step {outcome.step} of {stage.run.recipe.steps};"
+            " the same command goes on from there",
+        )
+    if outcome.trained == 0:
+        render.note(f"{out} is finished: nothing to do")
+    else:
+        render.note(f"trained to step {outcome.step}: {out / 'model'}, {out / METRICS_NAME}")
+
+
+def _announce(stage: Stage, out: Path) -> None:
+    """What is about to happen, in a few lines on stderr."""
+    run = stage.run
+    render.note(
+        f"{run.recipe.name} {run.recipe.size}: {run.model.parameters:,} parameters,"
+        f" {run.recipe.steps:,} steps of {run.recipe.batch_tokens:,} tokens -> {out}"
+    )
+    render.note(
+        f"{stage.device}, {run.dtype}, {'compiled' if run.compiled else 'eager'},"
+        f" {run.micro_rows} rows a pass; attention {run.attention}: {stage.why_attention}"
+    )

@@ -1,0 +1,136 @@
+"""What this machine can do: its device, its speed in short bounded probes, its compiler.
+
+The probes take fractions of a second and their results are kept for the process. They are figures
+of this moment: on a shared machine they waver.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .attention import choose_backend
+
+PROBE_S = 0.25  # how long one probe may go on
+PACKAGES = ("codecria", "torch", "xformers", "sentencepiece", "safetensors", "numpy", "pyarrow")
+
+
+def _rate(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
+    """Calls of `work` per second: the best of several short spells."""
+
+    def spell(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    spell(1)  # first touch, lazy initialisation
+    fastest = spell(1)
+    deadline = time.perf_counter() + budget_s
+    while time.perf_counter() < deadline:
+        fastest = min(fastest, spell(1))
+    return 1.0 / max(fastest, 1e-9)
+
+
+@lru_cache(maxsize=16)
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Measured peak of matrix products, in FLOP/s (a multiply and an add count as two).
+
+    Sizes grow until a product takes a few milliseconds, so that a type the device computes slowly
+    (bfloat16 on a CPU without it can be 500 times slower than float32) ends the probe early.
+
+    Args:
+        dtype: of both factors.
+        device: where.
+    """
+    peak = 0.0
+    for n in (64, 256, 1_024) if device.type == "cpu" else (1_024, 4_096):
+        a = torch.ones(n, n, dtype=dtype, device=device)
+        b = torch.ones(n, n, dtype=dtype, device=device)
+        rate = _rate(lambda a=a, b=b: a @ b, device, PROBE_S / 2)  # type: ignore[misc]
+        peak = max(peak, 2.0 * n**3 * rate)
+        if rate < 50:
+            break
+    return peak
+
+
+@lru_cache(maxsize=4)
+def memory_bandwidth(device: torch.device) -> float:
+    """Measured speed of reading memory, in bytes per second."""
+    size = (256 << 20) if device.type == "cpu" else (1 << 30)
+    block = torch.ones(size // 4, dtype=torch.float32, device=device)
+    return size * _rate(block.sum, device, PROBE_S)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster here than float32 ones, by measurement."""
+    return matmul_flops(torch.bfloat16, device) > 1.2 * matmul_flops(torch.float32, device)
+
+
+def compiler_available() -> bool:
+    """Whether torch.compile can build its kernels: on a CPU it needs a C++ compiler."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ("g++", "clang++", "c++")))
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that matter, None where one is absent."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def survey(folder: Path) -> dict[str, Any]:
+    """Everything `doctor` tells, as JSON values.
+
+    Args:
+        folder: whose disk's free space is told.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backend, why = choose_backend(device)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(pages / 1e9, 1),
+        "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "attention": {"backend": backend, "why": why},
+        "compiler": compiler_available(),
+        "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
+        "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),
+        "training_dtype": "bfloat16" if bf16_pays(device) else "float32",
+        "memory_bandwidth_gb_s": round(memory_bandwidth(device) / 1e9, 1),
+        "advice": advice(device),
+    }
+
+
+def advice(device: torch.device) -> list[str]:
+    """What the user may want to change, one sentence each."""
+    lines = []
+    if device.type == "cpu" and torch.version.cuda is not None:
+        lines.append(
+            "torch is a CUDA build and there is no CUDA device: PyTorch's CPU build is smaller"
+        )
+    if not compiler_available():
+        lines.append(
+            "there is no C++ compiler: everything works, training eagerly and somewhat slower"
+        )
+    return lines

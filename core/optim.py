@@ -1,0 +1,41 @@
+"""The optimiser and its schedule: AdamW, linear warm-up, cosine decay."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from .recipes import Recipe
+
+
+def warmup_cosine(step: int, recipe: Recipe) -> float:
+    """The learning rate of step `step`, counted from 0.
+
+    Rises linearly over the warm-up, reaches the peak at its last step, and falls along half a
+    cosine to peak x final_lr_ratio at the run's last step (Code Llama, section 2.3).
+    """
+    if step < recipe.warmup_steps:
+        return recipe.peak_lr * (step + 1) / recipe.warmup_steps
+    decay = max(1, recipe.steps - 1 - recipe.warmup_steps)
+    done = min(1.0, (step - recipe.warmup_steps) / decay)
+    floor = recipe.final_lr_ratio
+    return recipe.peak_lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over the model's weights; matrices decay, norms do not.
+
+    Args:
+        model: with float32 weights.
+        recipe: gives betas, epsilon and weight decay.
+    """
+    weights = list(model.parameters())
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True
+    )

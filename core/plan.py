@@ -1,0 +1,173 @@
+"""What a run will take, before any of it is spent: tokens, epochs, memory, FLOPs, time.
+
+Every figure is a function with a worked example in the tests. Memory is that of one device that
+holds the whole model; nothing here allocates any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config import ModelConfig
+from .loss import CHUNK_BYTES
+from .recipes import Recipe, Share
+
+# The share of the matrix-product peak that training reached where it was measured
+# (docs/training.md); a plan needs some figure, and a run reports its own.
+TYPICAL_MFU = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlan:
+    """What one source gives to a run.
+
+    Attributes:
+        name: of the source.
+        share: of the tokens drawn.
+        drawn: tokens drawn from it.
+        unique: tokens it holds.
+    """
+
+    name: str
+    share: float
+    drawn: float
+    unique: float
+
+    @property
+    def epochs(self) -> float:
+        """How often the run goes through the source."""
+        return self.drawn / self.unique if self.unique else 0.0
+
+
+def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
+    """Tokens and epochs of each source when `tokens` are drawn from the mixture.
+
+    500 billion tokens of the paper's table 1 give 2.03, 1.39 and 0.01 epochs.
+    """
+    return [
+        SourcePlan(
+            name=part.name,
+            share=part.share,
+            drawn=part.share * tokens,
+            unique=part.unique_tokens,
+        )
+        for part in mixture
+    ]
+
+
+def memory_bytes(config: ModelConfig, context: int, micro_rows: int, dtype: str) -> dict[str, int]:
+    """Bytes of a training step on one device, by part.
+
+    Weights, gradients and both moments are float32. Of a layer's activations backward needs, per
+    token: the two norms' inputs and outputs (4 C), rotated queries, keys and values, and the
+    attention's output (2 C + 2 K D), and the feed-forward's three products (3 F), in the compute
+    type; plus the input of each norm in float32. Eager execution keeps about as much again of
+    intermediate results, which compilation fuses away: the figure is the lower one.
+
+    Args:
+        config: the shape.
+        context: tokens of a row.
+        micro_rows: rows of one forward pass.
+        dtype: compute type, "float32" or "bfloat16".
+    """
+    size = 4 if dtype == "float32" else 2
+    tokens = context * micro_rows
+    keys = 2 * config.n_kv_heads * config.head_dim
+    layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
+    weights = 4 * config.parameters
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer moments": 2 * weights,
+        "activations": tokens * (config.n_layers * layer + 2 * size * config.dim),
+        "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run's cost.
+
+    Attributes:
+        recipe, model: what is planned.
+        sources: what each source gives.
+        memory: bytes on one device, by part.
+        flops: of the whole run.
+        peak_flops: of the device, FLOP/s; 0 if unknown.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    sources: Sequence[SourcePlan]
+    memory: Mapping[str, int]
+    flops: float
+    peak_flops: float
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected time at `TYPICAL_MFU` of the peak; None if the peak is unknown."""
+        return training_seconds(self.flops, self.peak_flops)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "recipe": self.recipe.name,
+            "size": self.recipe.size,
+            "source": self.recipe.source,
+            "parameters": self.model.parameters,
+            "tokens": self.recipe.steps * self.recipe.batch_tokens,
+            "steps": self.recipe.steps,
+            "batch_tokens": self.recipe.batch_tokens,
+            "context": self.recipe.context,
+            "peak_lr": self.recipe.peak_lr,
+            "warmup_steps": self.recipe.warmup_steps,
+            "sources": [
+                {
+                    "name": s.name,
+                    "share": s.share,
+                    "tokens_drawn": s.drawn,
+                    "tokens_unique": s.unique,
+                    "epochs": s.epochs,
+                }
+                for s in self.sources
+            ],
+            "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
+            "flops": self.flops,
+            "peak_flops": self.peak_flops or None,
+            "seconds": self.seconds,
+        }
+
+
+def training_seconds(flops: float, peak_flops: float) -> float | None:
+    """Expected seconds of a run: its FLOPs at the typical share of the device's peak."""
+    return flops / (TYPICAL_MFU * peak_flops) if peak_flops else None
+
+
+def make_plan(
+    recipe: Recipe,
+    model: ModelConfig,
+    sources: Sequence[SourcePlan],
+    *,
+    micro_rows: int,
+    dtype: str,
+    peak_flops: float,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        recipe, model: what is trained, and how.
+        sources: from `plan_sources`, or from the data at hand.
+        micro_rows: rows of one forward pass.
+        dtype: compute type.
+        peak_flops: of the device's matrix products, FLOP/s; 0 if unknown.
+    """
+    return Plan(
+        recipe=recipe,
+        model=model,
+        sources=sources,
+        memory=memory_bytes(model, recipe.context, micro_rows, dtype),
+        flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
+        peak_flops=peak_flops,
+    )

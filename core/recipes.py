@@ -1,0 +1,252 @@
+"""Every number of every training stage, on one page, each with its source.
+
+A `Recipe` is a frozen value; a stage differs from another by `dataclasses.replace`. Paper-size
+recipes carry the paper's figures (PAPER section 2 and 4 name the table of each). Small sizes carry
+ours, chosen so that they train well on one machine; they are marked as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from codecria.data.errors import UsageError
+
+from .config import PAPER_MODELS, SMALL_MODELS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One source of the paper's mixture (Code Llama, table 1).
+
+    Attributes:
+        name: what the source holds.
+        share: of the tokens drawn.
+        unique_tokens: tokens in the source, derived from the table's epochs; 0 where unknown.
+    """
+
+    name: str
+    share: float
+    unique_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a training stage does, from the first step to the last.
+
+    Attributes:
+        name: the stage.
+        size: the model size the numbers are for.
+        summary: one sentence for help texts and tables.
+        source: where the numbers come from.
+        tokens: tokens to train on; the steps follow.
+        context: tokens of one row.
+        batch_tokens: tokens of one optimiser step, a multiple of the context.
+        peak_lr: learning rate at the end of the warm-up.
+        final_lr_ratio: last learning rate over the peak.
+        warmup_steps: steps of linear warm-up.
+        betas, eps, weight_decay: of AdamW.
+        clip_norm: the gradient's norm is scaled down to this.
+        document_mask: attention within documents; else across the whole row.
+        on_nonfinite: a loss or gradient that is not finite stops the run before the optimiser
+            step, or that step is left out and counted.
+        seed: of fresh weights and of the order of the data.
+        mixture: the paper's data mixture, for plans; the data trained on is named at run time.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    size: str
+    summary: str
+    source: str
+    tokens: int
+    context: int
+    batch_tokens: int
+    peak_lr: float
+    final_lr_ratio: float = 1 / 30  # Code Llama, section 2.3
+    warmup_steps: int = 1_000  # Code Llama, section 2.3
+    betas: tuple[float, float] = (0.9, 0.95)  # Code Llama, section 2.3
+    eps: float = 1e-5  # Llama 2, section 2.2; Code Llama does not say
+    weight_decay: float = 0.1  # Llama 2, section 2.2; Code Llama does not say
+    clip_norm: float = 1.0  # Llama 2, section 2.2; Code Llama does not say
+    document_mask: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    seed: int = 0
+    mixture: tuple[Share, ...] = field(default=())
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that cover the tokens."""
+        return math.ceil(self.tokens / self.batch_tokens)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one optimiser step."""
+        return self.batch_tokens // self.context
+
+    def problems(self) -> list[str]:
+        """What does not hold between the numbers, one line each."""
+        rules = [
+            (self.tokens >= 1, f"tokens {self.tokens} must be at least 1"),
+            (self.context >= 2, f"context {self.context} must be at least 2"),
+            (
+                self.batch_tokens >= self.context and self.batch_tokens % self.context == 0,
+                f"batch_tokens {self.batch_tokens} is not a multiple of context {self.context}",
+            ),
+            (self.peak_lr > 0, f"peak_lr {self.peak_lr} must be positive"),
+            (0 <= self.final_lr_ratio <= 1, f"final_lr_ratio {self.final_lr_ratio} not in [0, 1]"),
+            (self.warmup_steps >= 0, f"warmup_steps {self.warmup_steps} is negative"),
+            (
+                all(0 <= beta < 1 for beta in self.betas),
+                f"betas {self.betas} are not in [0, 1)",
+            ),
+            (self.eps > 0, f"eps {self.eps} must be positive"),
+            (self.weight_decay >= 0, f"weight_decay {self.weight_decay} is negative"),
+            (self.clip_norm > 0, f"clip_norm {self.clip_norm} must be positive"),
+            (0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1"),
+        ]
+        return [message for holds, message in rules if not holds]
+
+
+# Code Llama, table 1. The unique tokens are what the table's proportions and epochs imply for 500B
+# tokens (PAPER section 2); a source of nearly no epoch stands with what 0.01 epochs imply.
+CODE_MIXTURE = (
+    Share(name="code", share=0.85, unique_tokens=425e9 / 2.03),
+    Share(name="natural language about code", share=0.08, unique_tokens=40e9 / 1.39),
+    Share(name="natural language", share=0.07, unique_tokens=35e9 / 0.01),
+)
+PYTHON_MIXTURE = (
+    Share(name="python", share=0.75, unique_tokens=75e9 / 3.69),
+    Share(name="code", share=0.10, unique_tokens=425e9 / 2.03),
+    Share(name="natural language about code", share=0.10, unique_tokens=40e9 / 1.39),
+    Share(name="natural language", share=0.05, unique_tokens=35e9 / 0.01),
+)
+
+PAPER_CONTEXT = 4_096  # Code Llama, section 2.3
+PAPER_BATCH_TOKENS = 1_024 * PAPER_CONTEXT  # "4M tokens" (DECISIONS)
+
+PRETRAIN = Recipe(
+    name="pretrain",
+    size="7b",
+    summary="Train on code, from a base model or from scratch.",
+    source="Code Llama, sections 2.2 and 2.3, table 1",
+    tokens=500_000_000_000,
+    context=PAPER_CONTEXT,
+    batch_tokens=PAPER_BATCH_TOKENS,
+    peak_lr=3e-4,
+    mixture=CODE_MIXTURE,
+)
+PYTHON = replace(
+    PRETRAIN,
+    name="python",
+    summary="Specialise a code model on Python.",
+    source="Code Llama, sections 2.2 and 2.3, table 1; warm-up and floor as in code training",
+    tokens=100_000_000_000,
+    peak_lr=1e-4,
+    mixture=PYTHON_MIXTURE,
+)
+
+_PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.3
+
+# Ours: (peak learning rate, context, batch tokens). The peak falls with width as is customary; a
+# batch is small enough for thousands of steps on the 20 tokens a parameter that a run defaults to.
+_SMALL: dict[str, tuple[float, int, int]] = {
+    "1m": (3e-3, 256, 8_192),
+    "4m": (2e-3, 512, 8_192),
+    "15m": (1.5e-3, 512, 16_384),
+    "42m": (1e-3, 1_024, 32_768),
+    "110m": (6e-4, 1_024, 65_536),
+    "1b": (4e-4, 2_048, 262_144),
+}
+
+
+def _paper(base: Recipe, size: str) -> Recipe:
+    rate = _PAPER_PEAK_LR[size] if base is PRETRAIN else base.peak_lr
+    # The 70B models saw twice the tokens in code training (Code Llama, section 2.2).
+    tokens = base.tokens * (2 if size == "70b" and base is PRETRAIN else 1)
+    return replace(base, size=size, peak_lr=rate, tokens=tokens)
+
+
+def _small(base: Recipe, size: str) -> Recipe:
+    rate, context, batch = _SMALL[size]
+    tokens = 20 * SMALL_MODELS[size].parameters
+    return replace(
+        base,
+        size=size,
+        source="ours, for small models",
+        tokens=tokens,
+        context=context,
+        batch_tokens=batch,
+        # A specialisation starts from a trained model: a third of the rate, as in the paper.
+        peak_lr=rate if base is PRETRAIN else rate / 3,
+        warmup_steps=warmup_for(math.ceil(tokens / batch)),
+        document_mask=True,
+    )
+
+
+def warmup_for(steps: int) -> int:
+    """Warm-up of a small run: the paper's 1,000 steps, at most 5 % of the run (DECISIONS)."""
+    return min(1_000, max(1, steps // 20))
+
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    (base.name, size): (_paper if size in PAPER_MODELS else _small)(base, size)
+    for base in (PRETRAIN, PYTHON)
+    for size in (*PAPER_MODELS, *SMALL_MODELS)
+}
+
+
+def recipe_for(name: str, size: str) -> Recipe:
+    """The recipe of stage `name` for a model size.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (name, size) not in RECIPES:
+        names = sorted({known for known, _ in RECIPES})
+        sizes = list(dict.fromkeys(known for _, known in RECIPES))
+        raise UsageError(
+            f"there is no recipe {name!r} for size {size!r}",
+            hint=f"recipes: {', '.join(names)}; sizes: {', '.join(sizes)}",
+        )
+    return RECIPES[name, size]
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with fields replaced, values given as text or as parsed TOML.
+
+    When the length of a small recipe's run changes and its warm-up is not given, the warm-up
+    follows by the same rule.
+
+    Raises:
+        UsageError: naming every unknown field, wrong type and violated condition.
+    """
+    known = {f.name for f in fields(recipe)} - {"name", "size", "summary", "source", "mixture"}
+    unknown = sorted(changes.keys() - known)
+    if unknown:
+        raise UsageError(
+            f"a recipe has no field {', '.join(map(repr, unknown))}",
+            hint="fields: " + ", ".join(sorted(known)),
+        )
+    values = {key: _split(value) if key == "betas" else value for key, value in changes.items()}
+    try:
+        changed = TypeAdapter(Recipe).validate_python(asdict(recipe) | values)
+    except ValidationError as error:
+        lines = [f"{e['loc'][0]} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise UsageError("; ".join(lines)) from error
+    if recipe.size in SMALL_MODELS and "warmup_steps" not in changes:
+        changed = replace(changed, warmup_steps=warmup_for(changed.steps))
+    problems = changed.problems()
+    if problems:
+        raise UsageError("; ".join(problems), hint=f"in the recipe {recipe.name} {recipe.size}")
+    return changed
+
+
+def _split(value: Any) -> Any:
+    """Betas written as "0.9,0.95"."""
+    return value.split(",") if isinstance(value, str) else value

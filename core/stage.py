@@ -1,0 +1,383 @@
+"""From what was asked for to a run that is fully resolved, and on to its end.
+
+`resolve` opens the data and the checkpoint, checks that they belong together, settles what was left
+open (sizes, types, compilation) and collects it in a `RunConfig`. `run_stage` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codecria.data.errors import UsageError, UserError
+from codecria.data.files import locked
+from codecria.data.mixture import Mixture
+from codecria.data.shards import ShardSet
+
+from . import machine
+from .attention import choose_backend
+from .checkpoint import DTYPES, Checkpoint, load_model
+from .config import MODELS, ModelConfig, preset
+from .model import Transformer
+from .plan import Plan, SourcePlan, make_plan, plan_sources, training_seconds
+from .recipes import Recipe, override, recipe_for
+from .run import RunConfig, SourceSpec, check_same_run, record, recorded
+from .trainer import Outcome, Report, Trainer
+
+# Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
+CPU_MICRO_TOKENS = 8_192
+CUDA_MICRO_TOKENS = 32_768
+
+# torch.compile costs 20 to 30 s at first and saved 3 to 7 % of a float32 step on two AVX2 cores; on
+# CUDA and on CPUs with bfloat16 products it saves a third or more (docs/training.md).
+COMPILE_PAYS_AFTER_S = {"float32": 1_200.0, "bfloat16": 180.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRequest:
+    """What the user asked for; None leaves it to the recipe, the checkpoint or the machine.
+
+    Attributes:
+        recipe: the stage's name, such as "pretrain" or "python".
+        data: shard folders, each "DIR" or "DIR=WEIGHT".
+        size: a model size, for fresh weights.
+        init: a checkpoint to start from, instead of a size.
+        tokens, steps: length of the run, one or the other.
+        changes: recipe fields to override, by name.
+        micro_rows: rows of one forward pass.
+        device: "auto", "cpu", "cuda".
+        dtype: "auto", "float32", "bfloat16".
+        compiled: "auto", "on", "off".
+        attention: "auto", "sdpa", "xformers".
+        log_every, eval_every, save_every, eval_rows, keep: see `RunConfig`.
+    """
+
+    recipe: str
+    data: Sequence[str]
+    size: str | None = None
+    init: Path | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    micro_rows: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    compiled: str = "auto"
+    attention: str = "auto"
+    log_every: int = 10
+    eval_every: int | None = None
+    save_every: int | None = None
+    eval_rows: int = 64
+    keep: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A resolved stage: the run, and the opened things it needs.
+
+    Attributes:
+        run: what will be done.
+        mixture: the training data.
+        validation: (source path, validation split) where there is one.
+        tokenizer: the tokenizer.model of the data.
+        init: the opened checkpoint it starts from.
+        device: where it runs.
+        why_attention: why this attention backend.
+        peak_flops: measured matrix-product peak, FLOP/s.
+    """
+
+    run: RunConfig
+    mixture: Mixture
+    validation: tuple[tuple[str, ShardSet], ...]
+    tokenizer: Path
+    init: Checkpoint | None
+    device: torch.device
+    why_attention: str
+    peak_flops: float
+
+    def plan(self) -> Plan:
+        """What the run will take."""
+        recipe = self.run.recipe
+        ledger = self.mixture.ledger(
+            recipe.rows * recipe.steps, context=recipe.context, seed=recipe.seed
+        )
+        sources = [
+            SourcePlan(
+                name=entry.name,
+                share=entry.requested,
+                drawn=entry.drawn_tokens,
+                unique=entry.unique_tokens,
+            )
+            for entry in ledger
+        ]
+        return make_plan(
+            recipe,
+            self.run.model,
+            sources,
+            micro_rows=self.run.micro_rows,
+            dtype=self.run.dtype,
+            peak_flops=self.peak_flops,
+        )
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device to use.
+
+    Raises:
+        UserError: the requested one is not there.
+    """
+    available = torch.cuda.is_available()
+    if requested == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if requested.startswith("cuda") and not available:
+        raise UserError("there is no CUDA device here", hint="use --device cpu")
+    try:
+        return torch.device(requested)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {requested!r}", hint="auto, cpu or cuda") from error
+
+
+def resolve_recipe(name: str, size: str, request: StageRequest) -> Recipe:
+    """The recipe with what the request changes.
+
+    Raises:
+        UsageError: the changes do not go together.
+    """
+    if request.tokens is not None and request.steps is not None:
+        raise UsageError("--tokens and --steps both say how long", hint="give one of them")
+    recipe = recipe_for(name, size)
+    changes = dict(request.changes)
+    if request.tokens is not None:
+        changes["tokens"] = request.tokens
+    if request.steps is not None:
+        # The batch may be among the changes: ask for it before turning steps into tokens.
+        changes["tokens"] = request.steps * override(recipe, changes).batch_tokens
+    return override(recipe, changes)
+
+
+def paper_plan(request: StageRequest) -> Plan:
+    """The plan of a paper-size recipe without data at hand, on the paper's own mixture.
+
+    Raises:
+        UsageError: no size is given.
+    """
+    if request.size is None:
+        raise UsageError("a plan needs --size, or --data and a checkpoint")
+    recipe = resolve_recipe(request.recipe, request.size, request)
+    device = choose_device(request.device)
+    dtype = _choose_dtype(request.dtype, device)
+    return make_plan(
+        recipe,
+        preset(request.size),
+        plan_sources(recipe.mixture, recipe.tokens),
+        micro_rows=request.micro_rows or 1,
+        dtype=dtype,
+        peak_flops=machine.matmul_flops(DTYPES[dtype], device),
+    )
+
+
+def resolve(request: StageRequest, *, out: Path) -> Stage:
+    """Open and check everything, and settle what the request left open.
+
+    Args:
+        request: what was asked for.
+        out: the run folder; what an earlier start of the same run settled is kept.
+
+    Raises:
+        UserError: data or checkpoint cannot be used, or do not belong together.
+        UsageError: the options do not go together.
+    """
+    if not request.data:
+        raise UsageError("there is no --data", hint="make some with `codecria prepare-data`")
+    if (request.size is None) == (request.init is None):
+        raise UsageError(
+            "the model needs either --size or --init",
+            hint="--size 15m starts from fresh weights, --init CKPT from a checkpoint",
+        )
+    mixture = Mixture.parse(request.data)
+    sources = tuple(
+        SourceSpec(path=source.name, weight=source.weight, digest=source.shards.digest)
+        for source in mixture.sources
+    )
+    shards = mixture.sources[0].shards
+    _check_one_tokenizer(mixture)
+    init = Checkpoint.open(request.init) if request.init is not None else None
+    size = request.size or _size_of(init)
+    recipe = resolve_recipe(request.recipe, size, request)
+    model = _model_config(request.size, init, recipe, shards)
+    device = choose_device(request.device)
+    dtype = _choose_dtype(request.dtype, device)
+    peak = machine.matmul_flops(DTYPES[dtype], device)
+    backend, why = choose_backend(device, request.attention)
+    seconds = training_seconds(
+        model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens, peak
+    )
+    settled = (recorded(out) or {}).get("run", {})
+    run = RunConfig(
+        recipe=recipe,
+        model=model,
+        sources=sources,
+        tokenizer_digest=shards.tokenizer_digest,
+        init="" if init is None else init.digest(),
+        micro_rows=_micro_rows(request.micro_rows, recipe, device),
+        dtype=dtype,
+        # Measured peaks waver; a run that goes on keeps what it began with.
+        compiled=settled.get("compiled", _choose_compiled(request.compiled, dtype, seconds))
+        if request.compiled == "auto"
+        else request.compiled == "on",
+        attention=backend,
+        log_every=max(1, request.log_every),
+        eval_every=request.eval_every or max(1, recipe.steps // 10),
+        save_every=request.save_every or max(1, recipe.steps // 10),
+        eval_rows=request.eval_rows,
+        keep=max(1, request.keep),
+    )
+    validation = tuple(
+        (source.name, ShardSet.open(source.shards.folder, "validation"))
+        for source in mixture.sources
+        if "validation" in source.shards.manifest.splits
+    )
+    return Stage(
+        run=run,
+        mixture=mixture,
+        validation=validation,
+        tokenizer=shards.folder / "tokenizer.model",
+        init=init,
+        device=device,
+        why_attention=why,
+        peak_flops=peak,
+    )
+
+
+def run_stage(
+    stage: Stage,
+    out: Path,
+    *,
+    report: Report,
+    warn: Callable[[str], None],
+    started: Callable[[Trainer], None],
+) -> Outcome:
+    """Train in the run folder `out`, from its beginning or from where it stopped.
+
+    Args:
+        stage: what to do.
+        out: the run folder, locked while this runs.
+        report: called with each metrics record.
+        warn: called with what may change the last bits of a resumed run.
+        started: called with the trainer before its first step, so that a signal can stop it.
+
+    Raises:
+        UserError: the folder holds another run or is in use, or training failed.
+    """
+    with locked(out):
+        for difference in check_same_run(out, stage.run):
+            warn(f"resuming on another environment, the last bits may differ: {difference}")
+        if recorded(out) is None:
+            record(out, stage.run)
+        trainer = Trainer(
+            stage.run,
+            _weights(stage),
+            stage.mixture,
+            validation=stage.validation,
+            folder=out,
+            tokenizer=stage.tokenizer,
+            peak_flops=stage.peak_flops,
+            report=report,
+        )
+        started(trainer)
+        return trainer.fit()
+
+
+def _weights(stage: Stage) -> Transformer:
+    """The model before its first step."""
+    with stage.device:
+        model = Transformer(stage.run.model)
+    if stage.init is None:
+        model.initialise(stage.run.recipe.seed)
+        return model
+    loaded = dict(load_model(stage.init, device=stage.device).named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(loaded[name])
+    return model
+
+
+def _check_one_tokenizer(mixture: Mixture) -> None:
+    digests = {source.name: source.shards.tokenizer_digest for source in mixture.sources}
+    if len(set(digests.values())) > 1:
+        raise UserError(
+            "the sources were encoded with different tokenizers: "
+            + ", ".join(f"{name} ({digest[:8]})" for name, digest in digests.items()),
+            hint="prepare them again with one --tokenizer",
+        )
+
+
+def _model_config(
+    size: str | None, init: Checkpoint | None, recipe: Recipe, shards: ShardSet
+) -> ModelConfig:
+    """The shape to train: a preset for this tokenizer, or the checkpoint's own."""
+    told = shards.manifest.tokenizer
+    if init is None:
+        assert size is not None, "checked by resolve"
+        return replace(
+            preset(size),
+            vocab_size=told.vocab_size,
+            max_context=recipe.context,
+            bos_id=told.bos_id,
+            eos_id=told.eos_id,
+        )
+    if init.config.vocab_size < told.vocab_size:
+        raise UserError(
+            f"the data has a vocabulary of {told.vocab_size}, {init.folder} one of"
+            f" {init.config.vocab_size}",
+            hint=f"prepare the data again with --tokenizer {init.folder}",
+        )
+    trained_with = init.lineage().get("tokenizer")
+    if trained_with not in (None, shards.tokenizer_digest):
+        raise UserError(
+            f"{init.folder} was trained with another tokenizer than the data was encoded with",
+            hint=f"prepare the data again with --tokenizer {init.folder}",
+        )
+    return replace(init.config, max_context=max(init.config.max_context, recipe.context))
+
+
+def _size_of(init: Checkpoint | None) -> str:
+    """The preset a checkpoint's shape belongs to, whose recipe then applies."""
+    assert init is not None, "checked by resolve"
+    shape = (init.config.dim, init.config.n_layers, init.config.n_heads)
+    for size, config in MODELS.items():
+        if (config.dim, config.n_layers, config.n_heads) == shape:
+            return size
+    return min(MODELS, key=lambda size: abs(MODELS[size].parameters - init.config.parameters))
+
+
+def _choose_dtype(requested: str, device: torch.device) -> str:
+    if requested == "auto":
+        return "bfloat16" if machine.bf16_pays(device) else "float32"
+    if requested not in ("float32", "bfloat16"):
+        raise UsageError(f"cannot train in {requested!r}", hint="auto, float32 or bfloat16")
+    return requested
+
+
+def _choose_compiled(requested: str, dtype: str, seconds: float | None) -> bool:
+    if requested not in ("auto", "on", "off"):
+        raise UsageError(f"--compile is {requested!r}", hint="auto, on or off")
+    pays = seconds is not None and seconds > COMPILE_PAYS_AFTER_S[dtype]
+    return pays and machine.compiler_available()
+
+
+def _micro_rows(requested: int | None, recipe: Recipe, device: torch.device) -> int:
+    """Rows of one forward pass: asked for, or the largest divisor of the batch that fits."""
+    if requested is not None:
+        if requested < 1 or recipe.rows % requested:
+            raise UsageError(
+                f"--micro-rows {requested} does not divide the batch of {recipe.rows} rows"
+            )
+        return requested
+    budget = CPU_MICRO_TOKENS if device.type == "cpu" else CUDA_MICRO_TOKENS
+    fitting = max(1, budget // recipe.context)
+    return max(n for n in range(1, min(fitting, recipe.rows) + 1) if recipe.rows % n == 0)

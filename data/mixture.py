@@ -1,0 +1,232 @@
+"""Which source each row of a run comes from: a function of the weights, the seed and the row.
+
+Rows are dealt out in blocks of 1,024. A block gives each source a whole number of rows, by largest
+remainder on what the source is still owed, so every source is served its share however small, and
+after any number of blocks no source is more than a row from it. The order within a block is drawn
+from the seed and the block's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UsageError
+from .shards import ShardSet
+
+BLOCK_ROWS = 1_024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One shard set of a mixture.
+
+    Attributes:
+        name: as the user named it, its path.
+        shards: its training split.
+        weight: its share of the rows; a mixture's weights sum to one.
+    """
+
+    name: str
+    shards: ShardSet
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What a run has drawn from one source.
+
+    Attributes:
+        name: of the source.
+        requested, achieved: share of the rows.
+        rows: drawn.
+        drawn_tokens: without padding, to within one row.
+        unique_tokens: held by the source.
+    """
+
+    name: str
+    requested: float
+    achieved: float
+    rows: int
+    drawn_tokens: int
+    unique_tokens: int
+
+    @property
+    def epochs(self) -> float:
+        """How often the source was gone through: drawn over unique (DECISIONS)."""
+        return self.drawn_tokens / self.unique_tokens
+
+
+class Dealer:
+    """Deals rows to sources: the arithmetic of a mixture, without its data.
+
+    Args:
+        weights: one a source, positive, summing to one.
+        seed: of the order within blocks.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self.weights = tuple(weights)
+        self.seed = seed
+        self._before: list[tuple[int, ...]] = [(0,) * len(self.weights)]
+        self._order = lru_cache(maxsize=8)(self._draw_order)
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Where row number `row` of the run comes from.
+
+        Returns:
+            (source, k): the source's number, and how many earlier rows came from it.
+        """
+        block, place = divmod(row, BLOCK_ROWS)
+        order, ranks = self._order(block)
+        source = int(order[place])
+        return source, self.counts(block)[source] + int(ranks[place])
+
+    def counts(self, blocks: int) -> tuple[int, ...]:
+        """Rows each source has given once this many blocks are full."""
+        while len(self._before) <= blocks:
+            self._before.append(self._next(self._before[-1], len(self._before)))
+        return self._before[blocks]
+
+    def rows_of(self, rows: int) -> tuple[int, ...]:
+        """Rows each source has given after any number of rows."""
+        block, place = divmod(rows, BLOCK_ROWS)
+        counts = list(self.counts(block))
+        if place:
+            order, _ = self._order(block)
+            for source in order[:place].tolist():
+                counts[source] += 1
+        return tuple(counts)
+
+    def _next(self, given: tuple[int, ...], blocks: int) -> tuple[int, ...]:
+        """The counts after one more block, `blocks` in all."""
+        owed = [
+            weight * BLOCK_ROWS * blocks - had
+            for weight, had in zip(self.weights, given, strict=True)
+        ]
+        deal = [max(0, math.floor(rows)) for rows in owed]
+        # Those owed most beyond their whole rows come first; ties go to the earlier source.
+        ranked = sorted(range(len(owed)), key=lambda s: (deal[s] - owed[s], s))
+        left = BLOCK_ROWS - sum(deal)
+        for s in ranked[:left] if left > 0 else [s for s in ranked[::-1] if deal[s]][:-left]:
+            deal[s] += 1 if left > 0 else -1
+        return tuple(had + more for had, more in zip(given, deal, strict=True))
+
+    def _draw_order(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The block's sources in order, and each row's rank among its source's rows: (1024,)."""
+        before, after = self.counts(block), self.counts(block + 1)
+        counts = [b - a for a, b in zip(before, after, strict=True)]
+        sources = np.repeat(np.arange(len(counts)), counts)
+        # Raw draws and a stable sort: numpy may change how `permutation` uses its stream.
+        draws = np.random.Philox(key=[self.seed, block]).random_raw(BLOCK_ROWS)
+        order = sources[np.argsort(draws, kind="stable")]
+        ranks = np.empty(BLOCK_ROWS, dtype=np.int64)
+        for source, count in enumerate(counts):
+            ranks[order == source] = np.arange(count)
+        return order, ranks
+
+
+@lru_cache(maxsize=4)
+def _counting_dealer(weights: tuple[float, ...], seed: int) -> Dealer:
+    """The ledger's dealer, kept so that each look at a long run goes on from the last."""
+    return Dealer(weights, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several shard sets and their shares.
+
+    Attributes:
+        sources: at least one; weights sum to one.
+    """
+
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Mixture:
+        """Open the sources named as "DIR" or "DIR=WEIGHT".
+
+        Without any weight, sources are drawn in proportion to their tokens. Weights are shares of
+        the rows and need not sum to one.
+
+        Raises:
+            UsageError: some have a weight and some not, a weight is no positive number, or a
+                folder is named twice.
+            UserError: a folder is no shard set.
+        """
+        named = [_split(argument) for argument in arguments]
+        paths = [str(path) for path, _ in named]
+        if not paths:
+            raise UsageError("a mixture needs at least one source")
+        if len(set(paths)) < len(paths):
+            raise UsageError("a source is named twice", hint="give it once, with its whole weight")
+        unweighted = [str(path) for path, weight in named if weight is None]
+        if unweighted and len(unweighted) < len(named):
+            raise UsageError(
+                f"{unweighted[0]} has no weight and other sources do",
+                hint="give every source a weight, or none",
+            )
+        opened = [ShardSet.open(path) for path, _ in named]
+        weights = [
+            float(shards.n_tokens) if weight is None else weight
+            for shards, (_, weight) in zip(opened, named, strict=True)
+        ]
+        total = math.fsum(weights)
+        return cls(
+            tuple(
+                Source(name=path, shards=shards, weight=weight / total)
+                for path, shards, weight in zip(paths, opened, weights, strict=True)
+            )
+        )
+
+    def dealer(self, seed: int) -> Dealer:
+        """Who gives which row; each thread needs one of its own."""
+        return Dealer([source.weight for source in self.sources], seed)
+
+    def ledger(self, rows: int, *, context: int, seed: int) -> list[LedgerEntry]:
+        """What the first `rows` rows of a run draw from each source.
+
+        Args:
+            rows: of the run.
+            context: tokens of a row.
+            seed: of the run.
+        """
+        entries = []
+        weights = tuple(source.weight for source in self.sources)
+        given = _counting_dealer(weights, seed).rows_of(rows)
+        for source, count in zip(self.sources, given, strict=True):
+            held = source.shards.n_tokens
+            epochs, rest = divmod(count, -(-held // context))
+            entries.append(
+                LedgerEntry(
+                    name=source.name,
+                    requested=source.weight,
+                    achieved=count / rows if rows else 0.0,
+                    rows=count,
+                    drawn_tokens=epochs * held + min(rest * context, held),
+                    unique_tokens=held,
+                )
+            )
+        return entries
+
+
+def _split(argument: str) -> tuple[Path, float | None]:
+    """ "DIR=WEIGHT" apart; a folder whose own name holds "=" is found first."""
+    folder, equals, text = argument.rpartition("=")
+    if not equals or Path(argument).exists():
+        return Path(argument), None
+    try:
+        weight = float(text)
+    except ValueError as error:
+        raise UsageError(
+            f"the weight {text!r} of {folder} is not a number", hint="for example DIR=0.85"
+        ) from error
+    if not (weight > 0 and math.isfinite(weight)):
+        raise UsageError(f"the weight {text} of {folder} is not positive")
+    return Path(folder), weight
