@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
+
+    from codecria.data.stages import Progress
 
 PLAIN_EVERY_S = 10.0
 
@@ -139,5 +142,45 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         if due or record["step"] == steps:
             last = time.monotonic()
             note(f"step {record['step']}/{steps}  {text}")
+
+    yield tell
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[Progress], None]]:
+    """Show the stages of data preparation: a bar on a terminal, lines elsewhere.
+
+    Yields:
+        a function to call as partitions get done.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description:10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Bars(*columns, console=_console(stderr=True)) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(now: Progress) -> None:
+                if now.stage not in tasks:
+                    tasks[now.stage] = bars.add_task(now.stage, total=now.total)
+                bars.update(tasks[now.stage], completed=now.done, total=now.total)
+
+            yield show
+        return
+
+    last = 0.0
+
+    def tell(now: Progress) -> None:
+        nonlocal last
+        if now.done == now.total or time.monotonic() - last >= PLAIN_EVERY_S:
+            last = time.monotonic()
+            resumed = f" ({now.resumed} were done before)" if now.resumed else ""
+            note(f"{now.stage} {now.done}/{now.total}{resumed}")
 
     yield tell

@@ -225,10 +225,7 @@ def resolve(request: StageRequest, *, out: Path) -> Stage:
         init="" if init is None else init.digest(),
         micro_rows=_micro_rows(request.micro_rows, recipe, device),
         dtype=dtype,
-        # Measured peaks waver; a run that goes on keeps what it began with.
-        compiled=settled.get("compiled", _choose_compiled(request.compiled, dtype, seconds))
-        if request.compiled == "auto"
-        else request.compiled == "on",
+        compiled=_choose_compiled(request.compiled, settled.get("compiled"), dtype, seconds),
         attention=backend,
         log_every=max(1, request.log_every),
         eval_every=request.eval_every or max(1, recipe.steps // 10),
@@ -363,9 +360,15 @@ def _choose_dtype(requested: str, device: torch.device) -> str:
     return requested
 
 
-def _choose_compiled(requested: str, dtype: str, seconds: float | None) -> bool:
+def _choose_compiled(
+    requested: str, settled: bool | None, dtype: str, seconds: float | None
+) -> bool:
     if requested not in ("auto", "on", "off"):
         raise UsageError(f"--compile is {requested!r}", hint="auto, on or off")
+    if requested != "auto":
+        return requested == "on"
+    if settled is not None:  # measured peaks waver: a run that goes on keeps what it began with
+        return settled
     pays = seconds is not None and seconds > COMPILE_PAYS_AFTER_S[dtype]
     return pays and machine.compiler_available()
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from codecria.data.errors import UserError
-from codecria.data.files import remove_leftovers
+from codecria.data.files import atomic_write, remove_leftovers
 from codecria.data.loader import Batch, Loader, validation_batches
 from codecria.data.mixture import Mixture
 from codecria.data.shards import ShardSet
@@ -119,7 +119,7 @@ class Trainer:
         first = self._restore()
         if first >= self.recipe.steps and (self.folder / "model").is_dir():
             return Outcome(first, finished=True, trained=0)
-        self._trim_metrics(first)
+        self._recover_metrics(first)
         meter = Meter(self.run, self.peak_flops, self.device)
         step = first
         with Loader(
@@ -242,7 +242,7 @@ class Trainer:
                 hint="lower peak_lr, or pass --set on_nonfinite=skip to leave such steps out",
             )
         self.skipped.append(step)
-        self.report({"step": step + 1, "skipped": what})
+        self._log({"step": step + 1, "skipped": what})
 
     def _restore(self) -> int:
         """Steps already done, their state loaded."""
@@ -285,13 +285,18 @@ class Trainer:
             "parent": self.run.init,
         }
 
-    def _trim_metrics(self, done: int) -> None:
-        """Drop the records past the step that training goes on from, and a torn last line."""
+    def _recover_metrics(self, done: int) -> None:
+        """Bring metrics.jsonl to where training goes on from.
+
+        Records of later steps go, with a last line torn by a kill; a validation that was due but
+        cut short is made up for.
+        """
         path = self.folder / METRICS_NAME
-        if path.exists():
-            kept = [r for r in read_metrics(path) if r["step"] <= done]
-            text = "".join(json.dumps(record) + "\n" for record in kept)
-            path.write_text(text, encoding="utf-8")
+        kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []
+        atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        validated = any(r["step"] == done and "validation_loss" in r for r in kept)
+        if done and self._due(done, self.run.eval_every) and not validated:
+            self._log({"step": done} | self.evaluate())
 
     def _log(self, record: dict[str, Any]) -> None:
         with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:

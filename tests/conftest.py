@@ -1,0 +1,98 @@
+"""Small real things that many tests need: a corpus, a tokenizer trained on it, a shard set."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+
+from codecria.data.shards import TokenizerFacts, write_manifest, write_shard
+from codecria.data.tokenizer import Tokenizer, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Shared machines stall for seconds; a deadline would only measure them.
+settings.register_profile("codecria", deadline=None)
+settings.load_profile("codecria")
+
+
+def llama_tokenizer_path() -> Path | None:
+    """The Llama 2 tokenizer if this machine has it: it is Meta's and not part of the project."""
+    named = os.environ.get("CODECRIA_LLAMA_TOKENIZER")
+    places = [Path(named)] if named else []
+    places.append(ROOT.parent / "shared" / "tokenizers" / "llama2.model")
+    return next((path for path in places if path.is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer() -> Tokenizer:
+    path = llama_tokenizer_path()
+    if path is None:
+        pytest.skip("set CODECRIA_LLAMA_TOKENIZER to the Llama 2 tokenizer.model")
+    return Tokenizer.load(path)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[str]:
+    """The project's own sources: real code, always at hand."""
+    folders = [ROOT / name for name in ("cli", "core", "data", "tests")]
+    return [
+        path.read_text(encoding="utf-8")
+        for folder in folders
+        for path in sorted(folder.glob("*.py"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return train(
+        corpus, vocab_size=600, out=tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    )
+
+
+def write_shards(folder: Path, documents: list[list[int]], tokenizer: Tokenizer) -> None:
+    """A shard set of these documents: one shard for training, the last tenth for validation."""
+    held_out = max(1, len(documents) // 10)
+    splits = {"train": documents[:-held_out], "validation": documents[-held_out:]}
+    entries = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, part in splits.items():
+        ids = [f"{split}-{n}" for n in range(len(part))]
+        entries[split] = [
+            write_shard(
+                folder,
+                f"{split}-00000",
+                tokens=np.concatenate([np.array(d, dtype=np.int32) for d in part]),
+                offsets=np.cumsum([0, *map(len, part)]),
+                flags=np.zeros(len(part), dtype=np.uint8),
+                metadata=pa.table({"id": ids}),
+                vocab_size=tokenizer.vocab_size,
+            )
+        ]
+    (folder / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
+    write_manifest(
+        folder,
+        entries,
+        tokenizer=TokenizerFacts(
+            digest=tokenizer.digest,
+            vocab_size=tokenizer.vocab_size,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+        ),
+        sources=[],
+        languages={},
+        licences={},
+        recipe={},
+    )
+
+
+@pytest.fixture(scope="session")
+def shards(
+    corpus: list[str], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "code"
+    documents = [tokenizer.encode(text[:3000], bos=True, eos=True) for text in corpus]
+    write_shards(folder, documents, tokenizer)
+    return folder
