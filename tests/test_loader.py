@@ -1,0 +1,82 @@
+"""Batches: the same however far ahead they are made, and errors that reach the reader."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codecria.data.loader import Loader, validation_batches
+from codecria.data.mixture import Mixture
+from codecria.data.rows import IGNORE
+from codecria.data.shards import ShardSet
+
+
+def loader(shards: Path, **options: Any) -> Loader:
+    settings = {"context": 24, "seed": 3, "batch_rows": 4, "start": 0, "stop": 6} | options
+    return Loader(Mixture.parse([str(shards)]), **settings)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 16])
+def test_what_comes_out_does_not_depend_on_how_far_ahead_it_is_made(
+    ahead: int, shards: Path
+) -> None:
+    here = loader(shards)
+    with loader(shards, ahead=ahead) as threaded:
+        batches = list(threaded)
+    assert len(batches) == 6
+    for step, batch in enumerate(batches):
+        expected = here.batch(step)
+        assert np.array_equal(batch.ids, expected.ids)
+        assert np.array_equal(batch.targets, expected.targets)
+        assert batch.segments == expected.segments
+
+
+def test_going_on_from_a_step_gives_the_batches_from_there(shards: Path) -> None:
+    with loader(shards) as whole, loader(shards, start=4) as rest:
+        late = list(rest)
+        for batch, again in zip(list(whole)[4:], late, strict=True):
+            assert np.array_equal(batch.ids, again.ids)
+
+
+def test_parts_of_a_batch_make_it_up(shards: Path) -> None:
+    batch = loader(shards).batch(1)
+    assert batch.n_targets == int((batch.targets != IGNORE).sum())
+    for rows in (1, 3, 4):
+        parts = batch.split(rows)
+        assert np.array_equal(np.concatenate([part.ids for part in parts]), batch.ids)
+        assert sum(part.n_targets for part in parts) == batch.n_targets
+        assert tuple(s for part in parts for s in part.segments) == batch.segments
+
+
+def test_leaving_early_ends_the_thread(shards: Path) -> None:
+    with loader(shards, stop=10**9, ahead=2) as endless:
+        next(iter(endless))
+    assert not [t for t in threading.enumerate() if t.name == "loader"]
+
+
+def test_an_error_in_the_thread_is_raised_where_the_batch_is_asked_for(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ShardSet, start: int, stop: int) -> None:
+        raise OSError(5, "the disk went away")
+
+    with loader(shards) as broken:
+        monkeypatch.setattr(ShardSet, "tokens", fail)
+        with pytest.raises(OSError, match="the disk went away"):
+            list(broken)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10_000])
+def test_validation_takes_the_same_rows_every_time_and_no_token_twice(
+    rows: int, shards: Path
+) -> None:
+    split = ShardSet.open(shards, "validation")
+    batches = list(validation_batches(split, context=24, rows=rows, batch_rows=2))
+    again = list(validation_batches(split, context=24, rows=rows, batch_rows=2))
+    count = sum(len(batch.ids) for batch in batches)
+    assert count == min(rows, -(-split.n_tokens // 24))
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(batches, again, strict=True))
+    if rows == 10_000:
+        assert sum(batch.n_targets for batch in batches) == split.n_tokens - split.n_documents
