@@ -54,6 +54,18 @@ class PrepareRecipe:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            ValueError: naming the field and its range.
+        """
+        if not 0 <= self.validation_share <= 0.5:
+            raise ValueError(f"validation_share is {self.validation_share}, not within 0 and 0.5")
+        for name in ("shard_bytes", "sample_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, not at least 1")
+
     @property
     def max_bytes(self) -> int:
         """Larger files are not opened."""
@@ -67,6 +79,7 @@ def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
         UsageError: a setting has no `=`, names no field, or its value does not fit.
     """
     values = asdict(recipe)
+    fixed = {name: values.pop(name) for name in ("tokenizer", "vocab_size")}  # options of their own
     for setting in settings:
         key, separator, written = setting.partition("=")
         *parents, field = key.split(".")
@@ -83,11 +96,13 @@ def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
         except ValueError:
             place[field] = written
     try:
-        return TypeAdapter(PrepareRecipe).validate_python(values)
+        return TypeAdapter(PrepareRecipe).validate_python(values | fixed)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"--set {name}: {first['msg']}", hint=f"not {first['input']!r}") from error
+        name = ".".join(map(str, first["loc"])) or "values"
+        raise UsageError(
+            f"--set {name}: {first['msg']}", hint="the fields are listed in docs/prepare-data.md"
+        ) from error
 
 
 def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Skip]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -449,29 +450,51 @@ class ShardWork:
 
 
 def write_shard(output: Path, work: ShardWork) -> dict[str, Any] | None:
-    """Write the bucket's shard beside the marker; its manifest entry, or None if it is empty."""
-    tables = []
-    count = sum(work.shards)
-    for i in range(work.partitions):
-        with pa.memory_map(str(partition_path(work.tokens, i).with_suffix(".arrow"))) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            tables += [
-                reader.get_batch(b) for b in range(work.number, reader.num_record_batches, count)
-            ]
-    table = pa.Table.from_batches(tables, schema=_tokens_schema(work.vocab_size))
-    if not table.num_rows:
+    """Write the bucket's shard beside the marker; its manifest entry, or None if it is empty.
+
+    Ids are copied a document at a time to where the order puts them: one shard's worth of memory.
+    """
+    facts = [batch.drop_columns(["ids"]) for batch in _scattered(work)]
+    table = pa.Table.from_batches(facts) if facts else None
+    if table is None or not table.num_rows:
         return None
-    table = table.sort_by([("key", "ascending"), ("id", "ascending")]).combine_chunks()
-    ids = table.column("ids").combine_chunks()
+    lengths = np.concatenate([np.diff(batch.column("ids").offsets) for batch in _scattered(work)])
+    by_key = [("key", "ascending"), ("id", "ascending")]
+    order = pc.sort_indices(table, sort_keys=by_key).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])])
+    start = np.empty(len(order), dtype=np.int64)
+    start[order] = offsets[:-1]
+
+    tokens = np.empty(offsets[-1], dtype=shards.token_dtype(work.vocab_size))
+    row = 0
+    for batch in _scattered(work):
+        ids = batch.column("ids")
+        values, borders = ids.values.to_numpy(), ids.offsets.to_numpy()
+        for first, last in itertools.pairwise(borders):
+            tokens[start[row] : start[row] + last - first] = values[first:last]
+            row += 1
+
     train = work.shards[0]
     split, number = (0, work.number) if work.number < train else (1, work.number - train)
+    table = table.take(pa.array(order))
     entry = shards.write_shard(
         output.parent,
         f"{SPLITS[split]}-{number:05d}",
-        tokens=ids.flatten().to_numpy(),
-        offsets=ids.offsets.to_numpy(),
+        tokens=tokens,
+        offsets=offsets,
         flags=table.column("flags").to_numpy(),
         metadata=table.select(METADATA.names),
         vocab_size=work.vocab_size,
     )
     return asdict(entry)
+
+
+def _scattered(work: ShardWork) -> Iterator[pa.RecordBatch]:
+    """What every partition scattered to this shard, read one batch at a time."""
+    count = sum(work.shards)
+    for i in range(work.partitions):
+        # Read, not mapped: mapped pages would stay and add up to the whole shard once more.
+        with pa.OSFile(str(partition_path(work.tokens, i).with_suffix(".arrow"))) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(work.number, reader.num_record_batches, count):
+                yield reader.get_batch(number)

@@ -38,6 +38,7 @@ from .stages import Job, Progress, run_stage
 
 WORK = ".work"
 REPORT_NAME = "report.json"
+IDENTITY_NAME = "identity.json"  # in the work folder: what an unfinished run is making
 PIPELINE_VERSION = 1  # raise it when a pass's output changes for the same input
 # Small inputs are cut finer, so that every core has work: 64 partitions from 64 MiB to 4 GiB.
 PARTITION_BYTES = (1 << 20, 64 << 20)
@@ -118,7 +119,12 @@ def prepare(
             strict=strict,
             progress=progress,
         )
-        report = run.make(out, model, partition_bytes or run.partition_bytes)
+        try:
+            report = run.make(out, model, partition_bytes or run.partition_bytes)
+        except UserError:
+            # The next try will have other settings; what this one finished still serves it.
+            (out / WORK / IDENTITY_NAME).unlink(missing_ok=True)
+            raise
         if not keep_work:
             shutil.rmtree(out / WORK)
         return Outcome(report=report, unchanged=False)
@@ -195,7 +201,7 @@ def _finished(out: Path, identity: dict[str, Any], *, force: bool) -> dict[str, 
 
 def _claim(work: Path, identity: dict[str, Any], *, force: bool) -> None:
     """Mark the work folder with what it is for."""
-    path = work / "identity.json"
+    path = work / IDENTITY_NAME
     if path.exists() and not force:
         changed = differences(read_json(path), identity)
         if changed:
@@ -308,6 +314,10 @@ class _Run:
         plans.mkdir(exist_ok=True)
         names = tuple(source.name for source in self.sources)
         works, inputs = [], []
+        # Of the recipe, only what decides about this pass: other changes leave its results good.
+        recipe = self.identity["recipe"]
+        filters = [recipe["languages"], recipe["quality"]]
+        settings = [PIPELINE_VERSION, names, self._buckets, filters]
         cut = partitions(self.sources, self.recipe, partition_bytes=partition_bytes, tally=tally)
         for i, units in enumerate(cut):
             path = passes.partition_path(plans, i).with_suffix(".json")
@@ -315,8 +325,7 @@ class _Run:
             works.append(
                 passes.ReadWork(plan=path, sources=names, recipe=self.recipe, buckets=self._buckets)
             )
-            settings = [PIPELINE_VERSION, names, self._buckets, self.identity["recipe"], digest]
-            inputs.append(digest_json(settings))
+            inputs.append(digest_json([*settings, digest]))
         _refuse_damage(tally.reasons, strict=self.strict)
         for result in self._map("read", passes.read_partition, works, inputs):
             tally.merge(result)
@@ -361,7 +370,8 @@ class _Run:
             vocab_size=self.recipe.vocab_size,
             threads=self.workers,
         )
-        self._map("tokenizer", passes.train_tokenizer, [work], [join])
+        settings = [self.recipe.vocab_size, self.recipe.sample_bytes, self.recipe.validation_share]
+        self._map("tokenizer", passes.train_tokenizer, [work], [digest_json([join, *settings])])
         return self.work / "tokenizer" / tokenizer.MODEL_NAME
 
     def _layout(self, kept: int) -> tuple[int, int]:
@@ -393,7 +403,8 @@ class _Run:
             )
             for i in range(len(read))
         ]
-        shared = [join, digest_file(model), layout]
+        share, seed = self.recipe.validation_share, self.recipe.seed
+        shared = [join, digest_file(model), layout, share, seed]
         inputs = [digest_json([digest, *shared]) for digest in read]
         counts = self._map("tokens", passes.tokens_partition, works, inputs)
         for result in counts:

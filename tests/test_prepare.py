@@ -161,7 +161,7 @@ def texts_of(folder: Path, split: str) -> dict[str, str]:
     return texts
 
 
-@pytest.mark.parametrize(("workers", "partition_bytes"), [(1, 1), (1, 3000), (2, 2000)])
+@pytest.mark.parametrize(("workers", "partition_bytes"), [(1, 1200), (1, 30_000), (2, 9000)])
 def test_workers_and_partition_sizes_change_no_byte(
     corpus: Path, model: Path, reference: Path, tmp_path: Path, workers: int, partition_bytes: int
 ) -> None:
@@ -333,10 +333,12 @@ def test_an_unfinished_run_of_another_recipe_is_refused(
 
     with pytest.raises(Stop):
         prepare(sources_of(corpus), tmp_path / "o", RECIPE, model=model, progress=stop)
-    other = replace(RECIPE, dedup="none")
+    other = replace(RECIPE, dedup="none", seed=9)
     with pytest.raises(UserError, match="unfinished run"):
         prepare(sources_of(corpus), tmp_path / "o", other, model=model)
-    assert prepare(sources_of(corpus), tmp_path / "o", other, model=model, force=True).report
+    for name, force in (("o", True), ("fresh", False)):
+        prepare(sources_of(corpus), tmp_path / name, other, model=model, force=force)
+    assert digest(tmp_path / "o") == digest(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -430,6 +432,31 @@ def test_settings_override_any_field_and_misfits_are_named() -> None:
     assert recipe.quality is not None
     assert (recipe.quality.programming.longest_line, recipe.seed, recipe.dedup) == (7, 3, "none")
     assert override(RECIPE, ["quality=null"]).quality is None
-    for setting in ("sed=3", "quality.max_byte=1", "seed", "seed.x=1", "seed=many", "dedup=all"):
+    for setting in (
+        "sed=3",
+        "quality.max_byte=1",
+        "seed",
+        "seed.x=1",
+        "seed=many",
+        "dedup=all",
+        "shard_bytes=0",
+    ):
         with pytest.raises(UsageError, match="--set"):
             override(RECIPE, [setting])
+
+
+def test_a_run_that_failed_by_itself_binds_nobody_and_its_work_is_used(
+    corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="too small"):
+        prepare(sources_of(corpus), out, replace(RECIPE, vocab_size=30_000), model=None)
+    seen: list[Progress] = []
+    prepare(
+        sources_of(corpus),
+        out,
+        replace(RECIPE, vocab_size=300),
+        model=None,
+        progress=seen.append,
+    )
+    assert [p.resumed for p in seen if p.stage == "read"] == [1]
