@@ -1,1 +1,10 @@
-x
+_codecria_completion() {
+    local IFS=$'
+'
+    COMPREPLY=( $( env COMP_WORDS="${COMP_WORDS[*]}" \
+                   COMP_CWORD=$COMP_CWORD \
+                   _CODECRIA_COMPLETE=complete_bash $1 ) )
+    return 0
+}
+
+complete -o default -F _codecria_completion codecria

@@ -1,1 +1,1 @@
-x
+complete --command codecria --no-files --arguments "(env _CODECRIA_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) codecria)" --condition "env _CODECRIA_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) codecria"
