@@ -55,21 +55,7 @@ def obstacle(model: Any) -> str | None:
         return "the model is not BPE"
     if not model.normalizer_spec.escape_whitespaces:
         return "the model keeps spaces as they are"
-    unused = [p.piece for p in model.pieces if p.type == UNUSED]
-    if unused:
-        # SentencePiece takes an unused piece apart again as it was last joined anywhere in the
-        # text. Where there are two ways to join it, one chunk's result depends on another chunk.
-        parts = {p.piece for p in model.pieces if p.type in MERGEABLE}
-        if any(_ways_to_join(piece, parts) > 1 for piece in unused):
-            return "an unused piece can be joined in two ways"
     return None
-
-
-def _ways_to_join(piece: str, parts: set[str]) -> int:
-    def formable(part: str) -> bool:
-        return len(part) == 1 or part in parts
-
-    return sum(formable(piece[:i]) and formable(piece[i:]) for i in range(1, len(piece)))
 
 
 class Pairs:
