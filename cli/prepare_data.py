@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,7 +123,7 @@ def prepare_data(
     recipe = override(recipe, [*(settings or ()), *(() if quality else ("quality=null",))])
     wanted = parse_sources(sources)
     if dry_run:
-        _show_survey(wanted, recipe, as_json=as_json)
+        _show_survey([replace(source, without=out) for source in wanted], recipe, as_json=as_json)
         return
     with render.stages() as progress:
         outcome = prepare(
@@ -152,7 +153,9 @@ def _show_survey(sources: list[Source], recipe: PrepareRecipe, *, as_json: bool)
     """What would be read; standard input cannot be looked at without using it up."""
     from codecria.data.intake import survey
 
-    found = survey([source for source in sources if source.path is not None], recipe)
+    paths = [source for source in sources if source.path is not None]
+    nothing: dict[str, Any] = {"sources": {}, "skipped": {}, "skipped_folders": {}}
+    found = survey(paths, recipe) if paths else nothing
     if as_json:
         render.emit_json(found)
         return

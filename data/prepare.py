@@ -96,6 +96,7 @@ def prepare(
     with locked(out):
         remove_leftovers(out)
         sources, spooled = _spool(sources, out / WORK, stdin)
+        sources = [replace(source, without=out) for source in sources]
         identity = _plain(
             {
                 "recipe": asdict(recipe),

@@ -151,10 +151,15 @@ DAMAGE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Something to read: a folder, a file, or (`path` None) standard input."""
+    """Something to read: a folder, a file, or (`path` None) standard input.
+
+    Attributes:
+        without: a folder that is no part of it wherever it lies: the output.
+    """
 
     name: str
     path: Path | None
+    without: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,8 +294,8 @@ def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
             f"cannot read {source.path}: {error.strerror}", hint="check its permissions"
         ) from error
     if stat.S_ISDIR(mode):
-        data_set = _is_data_set(source.path)
-        for entry in _walk(source.path, source.name, "", ()):
+        data_set = _is_data_set(source)
+        for entry in _entries(source, source.path):
             if isinstance(entry, Skip):
                 yield entry
             else:
@@ -312,6 +317,18 @@ class _Entry:
 
 
 _Ignores = tuple[tuple[str, pathspec.GitIgnoreSpec], ...]  # (folder with its /, its .gitignore)
+
+
+def _entries(source: Source, folder: Path) -> Iterator[_Entry | Skip]:
+    """Everything in a folder but the output, which is not there the first time."""
+    prefix = None
+    if source.without is not None:
+        root, output = folder.resolve(), source.without.resolve()
+        if root in output.parents:
+            prefix = _display(f"{output.relative_to(root).as_posix()}/")
+    for entry in _walk(folder, source.name, "", ()):
+        if prefix is None or not f"{entry.relative}/".startswith(prefix):
+            yield entry
 
 
 def _walk(folder: Path, source: str, prefix: str, ignores: _Ignores) -> Iterator[_Entry | Skip]:
@@ -375,10 +392,11 @@ def _ignored(relative: str, ignores: _Ignores) -> bool:
     return False
 
 
-def _is_data_set(folder: Path) -> bool:
+def _is_data_set(source: Source) -> bool:
     """Whether a folder holds record files and no programs."""
+    assert source.path is not None
     found = False
-    for entry in _walk(folder, "", "", ()):
+    for entry in _entries(source, source.path):
         if isinstance(entry, Skip):
             continue
         if record_kind(entry.name) is not None:

@@ -23,6 +23,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from .errors import UserError
 from .files import atomic_write_json, read_json
 
+IDLE_S = 60  # workers outlive a killed run, and end by themselves after so long without work
+
 Payload = TypeVar("Payload")
 
 
@@ -118,7 +120,11 @@ def _map(
             yield _run(function, i, jobs[i])
         return
     parallel = joblib.Parallel(
-        n_jobs=workers, batch_size=1, pre_dispatch=2 * workers, return_as="generator_unordered"
+        n_jobs=workers,
+        batch_size=1,
+        pre_dispatch=2 * workers,
+        return_as="generator_unordered",
+        idle_worker_timeout=IDLE_S,
     )
     try:
         with warnings.catch_warnings():

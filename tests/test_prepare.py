@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from codecria.cli.app import app
 from codecria.data import dedup, tokenizer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import locked, read_json
@@ -425,6 +430,54 @@ def test_a_missing_end_is_one_clear_error(corpus: Path, model: Path, tmp_path: P
         pytest.raises(UserError, match="another process"),
     ):
         prepare(sources_of(corpus), tmp_path / "busy", RECIPE, model=model)
+
+
+def test_an_output_inside_its_source_is_no_part_of_it(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus / "tree", tmp_path / "tree")
+    (tmp_path / "tree/shards.txt").write_text("a file whose name begins as the folder's\n")
+    sources, out = parse_sources([str(tmp_path / "tree")]), tmp_path / "tree/shards"
+    first = prepare(sources, out, RECIPE, model=model)
+    assert "tree/shards.txt" in texts_of(out, "train") | texts_of(out, "validation")
+    again = prepare(sources, out, RECIPE, model=model)
+    assert again.unchanged
+    assert again.report == first.report
+
+
+def test_full_disks_are_one_clear_error_and_leave_no_shard_set(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))  # no file may grow beyond
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            prepare(sources_of(corpus), tmp_path / "out", RECIPE, model=model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+    assert prepare(sources_of(corpus), tmp_path / "out", RECIPE, model=model).report
+
+
+def test_the_command_prints_json_alone_and_a_dry_run_writes_nothing(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    def run(*options: str) -> Any:
+        found = CliRunner().invoke(
+            app,
+            ["prepare-data", f"{corpus}/tree", "--out", f"{tmp_path}/out", "--json", *options],
+            catch_exceptions=False,
+        )
+        return json.loads(found.stdout)
+
+    survey = run("--dry-run")
+    assert survey["sources"]["tree"]["files"] == 55
+    assert survey["skipped"] == {"language-unknown": {"files": 1, "bytes": 5}}
+    assert not (tmp_path / "out").exists()
+    report = run("--tokenizer", str(model), "--languages", "c", "--workers", "1")
+    assert report["splits"]["train"]["documents"] == 9
+    assert report["identity"]["recipe"]["languages"] == ["C"]
 
 
 def test_settings_override_any_field_and_misfits_are_named() -> None:
