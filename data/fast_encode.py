@@ -84,6 +84,11 @@ class Pairs:
         """The characters that may not be parted from `character` before them."""
         return {pair[1] for pair in self._inside if pair[0] == character}
 
+    def joined(self, apart: set[str]) -> set[str]:
+        """The characters that some piece joins to another, leaving out some."""
+        pairs = [pair for pair in self._inside if apart.isdisjoint(pair)]
+        return set("".join(pairs))
+
     def groups(self, apart: set[str]) -> list[set[str]]:
         """The characters that pieces join, directly or through others, leaving out some.
 
@@ -322,7 +327,7 @@ def _word_pattern(pairs: Pairs) -> re.Pattern[str]:
     # Only groups with ASCII characters get their own alternative: text in other scripts is one
     # long word up to the next ASCII character, which is cut by the table of pairs.
     ascii_groups = [g for g in groups if any(c.isascii() for c in g)]
-    lone = {chr(i) for i in range(128)} - white - set().union(*groups)
+    lone = set(map(chr, range(128))) - white - pairs.joined(white)
     lone = {c for c in lone if not pairs.unknown(c)}
     listed = white.union(lone, *ascii_groups)
     some_white = f"[{_escape(white)}]*+" if white else ""
