@@ -34,7 +34,7 @@ HELPERS = ["▁<SU", "▁<SUF", "▁<PRE", "▁<M", "▁<MID", "▁<E", "▁<EOT
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 
 relaxed = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=45
 )
 
 
@@ -323,7 +323,7 @@ def test_whole_files_and_their_repetitions_have_sentencepieces_ids(tokenizer: To
 
 
 # Kills: a seam at a block's border, a cache of endless keys, work that grows with the square.
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "ab ", "語", "é🙂 ", "()", "x = 1\n    "])
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "語", "é🙂 ", "x = 1\n    "])
 def test_one_endless_line_is_exact(make: Callable[[str], Tokenizer], unit: str) -> None:
     tokenizer = make("small with sentinels")
     text = unit * ((BLOCK + 50_000) // len(unit))
