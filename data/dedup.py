@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,23 +55,32 @@ def text_digest(text: str) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The columns of a partition's keys, one entry a document in order."""
+    """The columns of a partition's keys, one entry a document in order.
 
-    digests: Sequence[tuple[int, int]]
-    sources: Sequence[int]
-    bytes: Sequence[int]
+    Held compactly: a compressed file is one partition however many documents it holds.
+    """
+
+    def __init__(self) -> None:
+        self.high, self.low = array("Q"), array("Q")
+        self.sources, self.bytes = array("H"), array("I")
+
+    def add(self, digest: tuple[int, int], source: int, size: int) -> None:
+        """The next document: its digest's halves, its source's number, its size in bytes."""
+        self.high.append(digest[0])
+        self.low.append(digest[1])
+        self.sources.append(source)
+        self.bytes.append(size)
 
 
 def scatter(path: Path, keys: Keys, *, buckets: int) -> None:
     """Write a partition's keys, record batch b holding bucket b, rows ascending within each."""
-    digests = np.array(keys.digests, dtype=np.uint64).reshape(-1, 2)
-    bucket = ((digests[:, 0] >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
+    high, low = np.array(keys.high, dtype=np.uint64), np.array(keys.low, dtype=np.uint64)
+    bucket = ((high >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
     order = np.argsort(bucket, kind="stable")
     columns = (
-        digests[order, 0],
-        digests[order, 1],
+        high[order],
+        low[order],
         order.astype(np.uint32),
         np.array(keys.sources, dtype=np.uint16)[order],
         np.array(keys.bytes, dtype=np.uint32)[order],

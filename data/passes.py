@@ -116,9 +116,7 @@ def read_partition(output: Path, work: ReadWork) -> dict[str, Any]:
     tally = Tally()
     steps = filters(work.recipe)
     index = {name: i for i, name in enumerate(work.sources)}
-    digests: list[tuple[int, int]] = []
-    sources: list[int] = []
-    sizes: list[int] = []
+    keys = dedup.Keys()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         atomic_writer(output.with_suffix(".arrow")) as file,
@@ -129,14 +127,13 @@ def read_partition(output: Path, work: ReadWork) -> dict[str, Any]:
                 batch = _filtered(batch, step, tally)
             texts = batch.column("text").to_pylist()
             found = [dedup.text_digest(text) for text in texts]
-            digests += found
-            sources += [index[name] for name in batch.column("source").to_pylist()]
-            sizes += _text_bytes(batch)
+            names = batch.column("source").to_pylist()
+            for digest, name, size in zip(found, names, _text_bytes(batch), strict=True):
+                keys.add(digest, index[name], size)
             columns = batch.columns[:-2]
             for half in range(2):
                 columns.append(pa.array([digest[half] for digest in found], pa.uint64()))
             writer.write_batch(pa.record_batch(columns, schema=DOCUMENTS))
-    keys = dedup.Keys(digests=digests, sources=sources, bytes=sizes)
     dedup.scatter(output.with_suffix(".keys.arrow"), keys, buckets=work.buckets)
     return tally.to_json()
 

@@ -49,7 +49,9 @@ def test_the_join_keeps_the_first_of_equals_and_names_it_to_the_others(
     first: dict[tuple[int, int], tuple[int, int]] = {}
     lost: dict[tuple[int, int], tuple[int, int]] = {}
     for p, digests in enumerate(partitions):
-        keys = dedup.Keys(digests=digests, sources=[p] * len(digests), bytes=[1] * len(digests))
+        keys = dedup.Keys()
+        for digest in digests:
+            keys.add(digest, p, 1)
         dedup.scatter(folder / f"{p}.arrow", keys, buckets=buckets)
         for row, digest in enumerate(digests):
             if digest in first:
