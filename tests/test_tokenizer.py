@@ -117,10 +117,10 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "small with sentinels": lambda: extended(spm()),
     "no byte fallback": lambda: spm(byte_fallback=False, vocab_size=500),
     "user-defined symbols": lambda: spm(
-        user_defined_symbols=["self.", "==", "x y", "\t\t", "))", "語。", "▁de", "<step>"]
+        user_defined_symbols=["self.", "==", "x y", "x▁y", "\t\t", "))", "語。", "▁de", "<step>"]
     ),
     "user-defined newline": lambda: spm(user_defined_symbols=["\n", "\n\n", "a\nb"]),
-    "user-defined indentation": lambda: spm(user_defined_symbols=["\n  "]),
+    "user-defined indentation": lambda: spm(user_defined_symbols=["\n▁▁"]),
     "letters in longer pieces alone": lambda: without_letters(spm(byte_fallback=False)),
     "nmt_nfkc": lambda: spm(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
     "nfkc_cf, spaces kept": lambda: spm(normalization_rule_name="nfkc_cf"),
