@@ -47,22 +47,30 @@ def _rate(work: Callable[[], object], device: torch.device, budget_s: float) -> 
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Measured peak of matrix products, in FLOP/s (a multiply and an add count as two).
 
-    Sizes grow until a product takes a few milliseconds, so that a type the device computes slowly
-    (bfloat16 on a CPU without it can be 500 times slower than float32) ends the probe early.
+    On a CPU the size of the probe follows from a small product on one thread, so that a type the
+    device computes slowly (bfloat16 without hardware for it can be 500 times slower than float32)
+    ends it early. One thread, because on a busy machine threads wait for each other, and that
+    must not pass for slow arithmetic.
 
     Args:
         dtype: of both factors.
         device: where.
     """
-    peak = 0.0
-    for n in (64, 256, 1_024) if device.type == "cpu" else (1_024, 4_096):
+
+    def rate(n: int) -> float:
         a = torch.ones(n, n, dtype=dtype, device=device)
         b = torch.ones(n, n, dtype=dtype, device=device)
-        rate = _rate(lambda a=a, b=b: a @ b, device, PROBE_S / 2)  # type: ignore[misc]
-        peak = max(peak, 2.0 * n**3 * rate)
-        if rate < 50:
-            break
-    return peak
+        return 2.0 * n**3 * _rate(lambda: a @ b, device, PROBE_S / 2)
+
+    if device.type != "cpu":
+        return max(rate(1_024), rate(4_096))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = rate(256)
+    finally:
+        torch.set_num_threads(threads)
+    return max(alone, rate(1_024 if 2.0 * 1_024**3 / alone < PROBE_S else 256))
 
 
 @lru_cache(maxsize=4)
