@@ -52,11 +52,17 @@ def root(
         typer.Option(help="TOML file of options: a table for each verb, such as [pretrain]."),
     ] = None,
     debug: Annotated[  # noqa: ARG001 - read by main, before parsing can fail
-        bool, typer.Option("--debug", help="Show tracebacks.")
+        bool, typer.Option("--debug", help="Show tracebacks.", allow_from_autoenv=False)
     ] = False,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool,
-        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            callback=_version,
+            is_eager=True,
+            allow_from_autoenv=False,  # CODECRIA_VERSION=0.1 in a Makefile means something else
+        ),
     ] = False,
 ) -> None:
     """Options that come before the verb."""
@@ -75,7 +81,6 @@ def read_config(path: Path, context: typer.Context) -> dict[str, Any]:
         UserError: it cannot be read.
         UsageError: it is not TOML, or names an unknown verb or option.
     """
-    import difflib
     import tomllib
 
     try:
@@ -84,15 +89,26 @@ def read_config(path: Path, context: typer.Context) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    verbs: dict[str, Any] = getattr(context.command, "commands", {})
+    return _checked(tables, context.command, where=str(path), called="")
+
+
+def _checked(tables: dict[str, Any], group: Any, *, where: str, called: str) -> dict[str, Any]:
+    """The tables of a group's verbs, their keys as the verbs' functions name them."""
+    import difflib
+
+    verbs: dict[str, Any] = group.commands
     found: dict[str, Any] = {}
     for verb, options in tables.items():
+        full = f"{called}{verb}"
         if verb not in verbs or not isinstance(options, dict):
             near = difflib.get_close_matches(verb, verbs, n=1)
             raise UsageError(
-                f"{path}: [{verb}] is not a verb",
-                hint=f"did you mean [{near[0]}]?" if near else "verbs: " + ", ".join(verbs),
+                f"{where}: [{full}] is not a verb",
+                hint=f"did you mean [{called}{near[0]}]?" if near else "verbs: " + ", ".join(verbs),
             )
+        if hasattr(verbs[verb], "commands"):
+            found[verb] = _checked(options, verbs[verb], where=where, called=f"{full}.")
+            continue
         # Keys are the long options as typed, or with underscores.
         names = {
             spelled.lstrip("-").replace("-", "_"): parameter.name
@@ -105,8 +121,10 @@ def read_config(path: Path, context: typer.Context) -> dict[str, Any]:
             if plain not in names:
                 near = difflib.get_close_matches(plain, names, n=1)
                 raise UsageError(
-                    f"{path}: {verb} has no option {key!r}",
-                    hint=f"did you mean {near[0]!r}?" if near else f"see `{PROG} {verb} --help`",
+                    f"{where}: {full} has no option {key!r}",
+                    hint=f"did you mean {near[0]!r}?"
+                    if near
+                    else f"see `{PROG} {full.replace('.', ' ')} --help`",
                 )
             found[verb][names[plain]] = value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,9 +58,9 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="auto (as stored where that is fast), float32, bfloat16.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one when cores are busy.")] = (
-        None
-    ),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
+    ] = (None),
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document a completion, on its own line.")
     ] = False,
@@ -112,7 +113,7 @@ def _prompt_text(prompt: str | None, prompt_file: Path | None) -> str:
     elif prompt == "-" or (prompt is None and not sys.stdin.isatty()):
         raw = sys.stdin.buffer.read()
     elif prompt is not None:
-        return prompt
+        raw = os.fsencode(prompt)
     else:
         raise UsageError(
             "there is no prompt", hint="give it as an argument, with --prompt-file, or in a pipe"

@@ -54,9 +54,9 @@ def pretrain(
         str, typer.Option("--compile", help="auto, on or off: torch.compile where it pays.")
     ] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one when cores are busy.")] = (
-        None
-    ),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
+    ] = (None),
     log_every: Annotated[int, typer.Option(help="Steps between log lines.")] = 10,
     eval_every: Annotated[
         int | None, typer.Option(help="Steps between validations [default: a tenth of the run].")
