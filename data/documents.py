@@ -258,13 +258,32 @@ def _read_parquet(unit: Unit) -> Iterator[Document | Rejected]:
             columns = [name for name in RECORD_COLUMNS if name in parquet.schema_arrow.names]
             groups = list(range(unit.start, unit.stop))
             for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=groups, columns=columns):
-                for record in batch.to_pylist():
+                for record, size in _rows(batch):
                     number += 1
                     identity = f"{file.source}/{file.relative}:{number}"
-                    size = len(str(record.get("content") or record.get("text") or "").encode())
-                    yield _record(file, identity, record, size)
+                    if record is None:
+                        yield _rejected(file, identity, Reason.UNDECODABLE, size)
+                    else:
+                        yield _record(file, identity, record, size)
     except (OSError, pa.ArrowException) as error:
         yield _rest_lost(file, number + 1, error)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """(row, bytes of its text); None for one with text that is not UTF-8."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:  # parquet does not check what it calls a string
+        if batch.num_rows == 1:
+            yield None, batch.nbytes
+            return
+        for i in range(batch.num_rows):
+            yield from _rows(batch.slice(i, 1))
+        return
+    for row in rows:
+        text = _first(row, TEXT_COLUMNS)
+        data = text.encode() if isinstance(text, str) else text
+        yield row, len(data) if isinstance(data, bytes) else 0
 
 
 def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -276,6 +295,10 @@ def _record(
 ) -> Document | Rejected:
     """A record's columns as a document; the language by its column, else by its path."""
     text = _first(record, TEXT_COLUMNS)
+    if isinstance(text, bytes):  # a parquet column may be binary
+        text = decode(text)
+        if isinstance(text, Reason):
+            return _rejected(file, identity, text, size)
     if not isinstance(text, str):
         problem = "no 'content' or 'text'" if text is None else f"text is {type(text).__name__}"
         return _rejected(file, identity, Reason.BAD_RECORD, size, problem)

@@ -79,12 +79,10 @@ def filters(recipe: PrepareRecipe) -> list[Filter]:
     wanted, limits = recipe.languages, recipe.quality
 
     def by_language(batch: pa.RecordBatch) -> Verdicts:
+        if wanted is None:
+            return batch, [None] * batch.num_rows
         found = batch.column("language").to_pylist()
-        keep = wanted is None
-        return batch, [
-            None if keep or language in (wanted or ()) else Reason.LANGUAGE_UNWANTED
-            for language in found
-        ]
+        return batch, [None if name in wanted else Reason.LANGUAGE_UNWANTED for name in found]
 
     def by_quality(batch: pa.RecordBatch) -> Verdicts:
         texts, found = batch.column("text").to_pylist(), batch.column("language").to_pylist()

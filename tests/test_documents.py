@@ -103,7 +103,7 @@ def test_every_file_of_a_tree_is_a_document_or_has_a_reason(tmp_path: Path) -> N
 
 def test_gitignore_files_rule_their_folders_and_inner_ones_win(tmp_path: Path) -> None:
     tree: dict[str, str | bytes] = {
-        ".gitignore": "*.gen.py\nout/\n/top.py\n",
+        ".gitignore": "*.gen.py\nout/\n/top.py\n!\n",  # the last is no pattern
         "top.py": "x",
         "a.gen.py": "x",
         "sub/top.py": "x",
@@ -332,6 +332,30 @@ def test_parquet_that_is_broken_is_one_reason_and_without_text_one_error(tmp_pat
     with pytest.raises(UserError, match="no column") as caught:
         read_units(ids, 1 << 20)
     assert "Stack v2" in caught.value.hint
+
+
+def test_parquet_columns_of_other_types_are_read_or_named(tmp_path: Path) -> None:
+    letters = pa.py_buffer(b"fine" + b"caf\xe9")
+    offsets = pa.array([0, 4, 8], pa.int32()).buffers()[1]
+    columns = {
+        "mixed": pa.StringArray.from_buffers(2, offsets, letters),
+        "binary": pa.array([b"fine", b"caf\xe9"]),
+        "dictionary": pa.array(["fine", None]).dictionary_encode(),
+        "numbers": pa.array([1, 2]),
+    }
+    found = {}
+    for name, column in columns.items():
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
+        found[name] = [
+            item.text if isinstance(item, Document) else item.reason
+            for item in read_units(tmp_path / f"{name}.parquet", 1 << 20)
+        ]
+    assert found == {
+        "mixed": ["fine", Reason.UNDECODABLE],
+        "binary": ["fine", Reason.UNDECODABLE],
+        "dictionary": ["fine", Reason.BAD_RECORD],
+        "numbers": [Reason.BAD_RECORD] * 2,
+    }
 
 
 def test_a_line_too_long_to_hold_is_passed_over_and_counted(
