@@ -96,3 +96,30 @@ def shards(
     documents = [tokenizer.encode(text[:3000], bos=True, eos=True) for text in corpus]
     write_shards(folder, documents, tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published checkpoint with random weights, large enough to say different things."""
+    import torch
+
+    from codecria.core.checkpoint import publish
+    from codecria.core.config import ModelConfig
+    from codecria.core.model import Transformer
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    torch.manual_seed(0)
+    config = ModelConfig(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        hidden_dim=64,
+        vocab_size=tokenizer.vocab_size,
+        max_context=64,
+    )
+    model = Transformer(config)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    publish(folder, model, dtype=torch.float32, tokenizer=tokenizer.path, lineage={"step": 7})
+    return folder
