@@ -117,10 +117,19 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in self._steps:
-            made = self._ready.get()
+            made = self._next()
             if isinstance(made, BaseException):
                 raise made
             yield made
+
+    def _next(self) -> Batch | BaseException:
+        """The next batch, waited for while the thread lives."""
+        while True:
+            try:
+                return self._ready.get(timeout=POLL_S)
+            except queue.Empty:
+                alive = self._thread.is_alive() or not self._ready.empty()
+                assert alive, "a loader is iterated once, within its `with` block"
 
     def _produce(self) -> None:
         for step in self._steps:

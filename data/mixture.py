@@ -1,14 +1,16 @@
 """Which source each row of a run comes from: a function of the weights, the seed and the row.
 
-Rows are dealt out in blocks of 1,024. A block gives each source a whole number of rows, by largest
-remainder on what the source is still owed, so every source is served its share however small, and
-after any number of blocks no source is more than a row from it. The order within a block is drawn
-from the seed and the block's number.
+Rows are dealt out in blocks of 1,024, and blocks in pages of 1,024. A page gives each source a
+whole number of rows, by largest remainder on what the source is still owed; its blocks share those
+out in the same way. So every source is served its share however small, no source is ever more than
+three rows from it at a block's border, and a row far into a run is found in a few thousand steps.
+The order within a block is drawn from the seed and the block's number.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +23,7 @@ from .errors import UsageError
 from .shards import ShardSet
 
 BLOCK_ROWS = 1_024
+PAGE_BLOCKS = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,28 @@ class LedgerEntry:
         return self.drawn_tokens / self.unique_tokens
 
 
+def deal(given: tuple[int, ...], owed: Sequence[float], rows: int) -> tuple[int, ...]:
+    """What each source has given after `rows` more, by largest remainder.
+
+    Args:
+        given: rows of each source so far.
+        owed: rows each source should have given by then, not whole; they sum to sum(given) + rows.
+        rows: to deal out.
+    """
+    missing = [due - had for due, had in zip(owed, given, strict=True)]
+    dealt = [max(0, math.floor(due)) for due in missing]
+    # Those owed most beyond their whole rows come first; ties go to the earlier source.
+    ranked = sorted(range(len(dealt)), key=lambda s: (dealt[s] - missing[s], s))
+    left = rows - sum(dealt)
+    if left >= 0:
+        for s in ranked[:left]:
+            dealt[s] += 1
+    else:  # a source that was ahead took nothing, and the others' whole rows are too many
+        for s in [s for s in reversed(ranked) if dealt[s]][:-left]:
+            dealt[s] -= 1
+    return tuple(had + more for had, more in zip(given, dealt, strict=True))
+
+
 class Dealer:
     """Deals rows to sources: the arithmetic of a mixture, without its data.
 
@@ -74,8 +99,10 @@ class Dealer:
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         self.weights = tuple(weights)
         self.seed = seed
-        self._before: list[tuple[int, ...]] = [(0,) * len(self.weights)]
+        self._page = lru_cache(maxsize=4)(self._deal_page)
         self._order = lru_cache(maxsize=8)(self._draw_order)
+        self._pages = [(0,) * len(self.weights)]
+        self._lock = threading.Lock()
 
     def locate(self, row: int) -> tuple[int, int]:
         """Where row number `row` of the run comes from.
@@ -90,9 +117,8 @@ class Dealer:
 
     def counts(self, blocks: int) -> tuple[int, ...]:
         """Rows each source has given once this many blocks are full."""
-        while len(self._before) <= blocks:
-            self._before.append(self._next(self._before[-1], len(self._before)))
-        return self._before[blocks]
+        page, block = divmod(blocks, PAGE_BLOCKS)
+        return self._page(page)[block]
 
     def rows_of(self, rows: int) -> tuple[int, ...]:
         """Rows each source has given after any number of rows."""
@@ -104,19 +130,20 @@ class Dealer:
                 counts[source] += 1
         return tuple(counts)
 
-    def _next(self, given: tuple[int, ...], blocks: int) -> tuple[int, ...]:
-        """The counts after one more block, `blocks` in all."""
-        owed = [
-            weight * BLOCK_ROWS * blocks - had
-            for weight, had in zip(self.weights, given, strict=True)
-        ]
-        deal = [max(0, math.floor(rows)) for rows in owed]
-        # Those owed most beyond their whole rows come first; ties go to the earlier source.
-        ranked = sorted(range(len(owed)), key=lambda s: (deal[s] - owed[s], s))
-        left = BLOCK_ROWS - sum(deal)
-        for s in ranked[:left] if left > 0 else [s for s in ranked[::-1] if deal[s]][:-left]:
-            deal[s] += 1 if left > 0 else -1
-        return tuple(had + more for had, more in zip(given, deal, strict=True))
+    def _deal_page(self, page: int) -> list[tuple[int, ...]]:
+        """The counts before each block of a page, and after its last: PAGE_BLOCKS + 1 entries."""
+        rows = PAGE_BLOCKS * BLOCK_ROWS
+        with self._lock:
+            while len(self._pages) <= page + 1:
+                owed = [weight * rows * len(self._pages) for weight in self.weights]
+                self._pages.append(deal(self._pages[-1], owed, rows))
+            first, last = self._pages[page], self._pages[page + 1]
+        given = [b - a for a, b in zip(first, last, strict=True)]
+        dealt = [(0,) * len(given)]
+        for block in range(1, PAGE_BLOCKS + 1):
+            # Exact: whole numbers over a power of two. The last block completes the page's counts.
+            dealt.append(deal(dealt[-1], [n * block / PAGE_BLOCKS for n in given], BLOCK_ROWS))
+        return [tuple(a + n for a, n in zip(first, counts, strict=True)) for counts in dealt]
 
     def _draw_order(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The block's sources in order, and each row's rank among its source's rows: (1024,)."""
@@ -186,7 +213,7 @@ class Mixture:
         )
 
     def dealer(self, seed: int) -> Dealer:
-        """Who gives which row; each thread needs one of its own."""
+        """Who gives which row."""
         return Dealer([source.weight for source in self.sources], seed)
 
     def ledger(self, rows: int, *, context: int, seed: int) -> list[LedgerEntry]:

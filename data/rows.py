@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -95,15 +96,21 @@ class SourceRows:
         self.size = shards.n_tokens
         self.rows = -(-self.size // context)
         self._key = ("rows", shards.digest, shards.split, seed)
+        self._epoch = lru_cache(maxsize=8)(self._derive_epoch)
 
     def row(self, k: int) -> Row:
         """Row number k: of epoch k // rows, in that epoch's order and rotation."""
         epoch, place = divmod(k, self.rows)
-        w = permute(place, self.rows, keyed(*self._key, "order", epoch))
-        turn = keyed(*self._key, "rotation", epoch) % self.size
+        order, turn = self._epoch(epoch)
+        w = permute(place, self.rows, order)
         count = min(self.context, self.size - w * self.context)
         start = (w * self.context + turn) % self.size
         return self.span(start, count)
+
+    def _derive_epoch(self, epoch: int) -> tuple[int, int]:
+        """The key of an epoch's order, and by how many tokens its line is rotated."""
+        order = keyed(*self._key, "order", epoch)
+        return order, keyed(*self._key, "rotation", epoch) % self.size
 
     def span(self, start: int, count: int) -> Row:
         """The row of `count` tokens from token `start` on, around the end, and then padding."""

