@@ -34,7 +34,7 @@ from .files import (
 from .intake import PrepareRecipe, partitions, save_plan, survey
 from .report import Tally, make_report, totals
 from .sources import DAMAGE, Source
-from .stages import Job, Progress, run_stage
+from .stages import Charge, Job, Progress, run_stage, take_charge
 
 WORK = ".work"
 REPORT_NAME = "report.json"
@@ -116,6 +116,7 @@ def prepare(
             sources=tuple(sources),
             recipe=recipe,
             identity=identity,
+            charge=take_charge(out / WORK),
             workers=workers,
             strict=strict,
             progress=progress,
@@ -240,6 +241,7 @@ class _Run:
     sources: tuple[Source, ...]
     recipe: PrepareRecipe
     identity: dict[str, Any]
+    charge: Charge
     workers: int
     strict: bool
     progress: Callable[[Progress], None]
@@ -291,7 +293,13 @@ class _Run:
                 _refuse_damage(result["reasons"], strict=self.strict)
 
         return run_stage(
-            stage, function, jobs, workers=self.workers, report=self.progress, check=check
+            stage,
+            function,
+            jobs,
+            charge=self.charge,
+            workers=self.workers,
+            report=self.progress,
+            check=check,
         )
 
     @property
@@ -466,7 +474,10 @@ class _Run:
             out,
             splits,
             tokenizer=facts,
-            sources=[{"name": name, **counts} for name, counts in report["sources"].items()],
+            sources=[
+                {"name": name, **{split: counts[split] for split in passes.SPLITS}}
+                for name, counts in report["sources"].items()
+            ],
             languages={
                 language: counts["kept"]
                 for language, counts in report["languages"].items()

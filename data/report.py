@@ -125,10 +125,10 @@ def make_report(
     Args:
         tally: merged over all partitions.
         counts: what `passes.tokens_partition` gave for each partition.
-        identity: the recipe and the inputs.
+        identity: the recipe and the inputs, whose order the sources have here too.
     """
     splits: dict[str, list[int]] = {}
-    kept_sources: dict[str, dict[str, list[int]]] = {name: {} for name in tally.sources}
+    kept_sources: dict[str, dict[str, list[int]]] = {name: {} for name in identity["inputs"]}
     kept_languages: dict[str, list[int]] = {}
     licences: dict[str, list[int]] = {}
     lossy = [0, 0]
@@ -152,7 +152,7 @@ def make_report(
         "splits": {split: _named(three) for split, three in splits.items()},
         "sources": {
             name: {
-                "found": _named(tally.sources[name]),
+                "found": _named(tally.sources.get(name, [0, 0])),
                 **{split: _named(kept.get(split, nothing)) for split in ("train", "validation")},
             }
             for name, kept in kept_sources.items()

@@ -29,7 +29,7 @@ from codecria.data.prepare import prepare
 from codecria.data.report import totals
 from codecria.data.shards import ShardSet
 from codecria.data.sources import Source, parse_sources
-from codecria.data.stages import Progress
+from codecria.data.stages import Job, Progress, Superseded, run_stage, take_charge
 
 HALVES = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
     # Few values, so that they repeat; the high half spreads them over the buckets.
@@ -480,6 +480,24 @@ def test_the_command_prints_json_alone_and_a_dry_run_writes_nothing(
     report = run("--tokenizer", str(model), "--languages", "c", "--workers", "1")
     assert report["splits"]["train"]["documents"] == 9
     assert report["identity"]["recipe"]["languages"] == ["C"]
+
+
+def test_a_late_worker_of_a_killed_run_writes_nothing(tmp_path: Path) -> None:
+    old = take_charge(tmp_path)
+    with old.held():
+        pass
+    new = take_charge(tmp_path)
+    with pytest.raises(Superseded), old.held():
+        pass
+    job = Job(inputs="x", output=tmp_path / "000000", payload=7)
+    with pytest.raises(Superseded):
+        run_stage("s", _square, [job], charge=old, workers=1, report=lambda _: None)
+    assert not job.marker.exists()
+    assert run_stage("s", _square, [job], charge=new, workers=1, report=lambda _: None) == [49]
+
+
+def _square(_: Path, number: int) -> int:
+    return number * number
 
 
 def test_settings_override_any_field_and_misfits_are_named() -> None:
