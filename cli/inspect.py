@@ -18,6 +18,8 @@ Ends with status 1 when something is missing or corrupt.
 Example: codecria inspect shards --document 0
 """
 
+MOST_PARTS = 16  # of one fact; --json tells all
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -49,7 +51,7 @@ def inspect(
     if as_json:
         render.emit_json(told)
     else:
-        rows = [(name, _shown(value)) for name, value in told["facts"].items()]
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in told["facts"].items()]
         render.table(f"{told['kind']} {told['path']}", ["", ""], rows, to_stdout=True)
         for line in told["problems"]:
             render.warn(line)
@@ -58,11 +60,23 @@ def inspect(
 
 
 def _shown(value: object) -> str:
-    """A fact on one line."""
-    if isinstance(value, str):
-        return value
+    """A fact on one line, a part of one in brackets where it has parts of its own."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+        parts = [
+            f"{key} ({_shown(part)})" if isinstance(part, dict) else f"{key} {_shown(part)}"
+            for key, part in value.items()
+        ]
+        return _joined(parts)
     if isinstance(value, list):
-        return ", ".join(map(_shown, value)) or "none"
+        return _joined([_shown(part) for part in value])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "none" if value is None else str(value)
+
+
+def _joined(parts: list[str]) -> str:
+    more = len(parts) - MOST_PARTS
+    shown = parts if more <= 0 else [*parts[:MOST_PARTS], f"and {more} more"]
+    return ", ".join(shown) or "none"

@@ -4,7 +4,8 @@
     model.safetensors              weights under the Hugging Face names, or several files
     model.safetensors.index.json   and which file holds which weight, where they are several
     tokenizer.model                with tokenizer_config.json and generation_config.json
-    codecria.json                  lineage: recipe, step, data digest, parent (ours alone)
+    codecria.json                  lineage: recipe, step, data digest, parent; digests of the files
+                                   (ours alone)
 
 transformers, vLLM and llama.cpp's converter open it as it is, and the checkpoints they publish open
 here. Weights are mapped from disk: nothing is copied until it is used or converted.
@@ -42,6 +43,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.model"
 LINEAGE_NAME = "codecria.json"
+DIGESTS_KEY = "files"
 MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,12 +98,7 @@ class Checkpoint:
             UserError: it is none, or parts of it are missing.
         """
         folder = resolve(path)
-        config_path = folder / CONFIG_NAME
-        raw = read_json(config_path)
-        if not isinstance(raw, dict):
-            raise UserError(f"{config_path} is not a JSON object")
-        config = ModelConfig.from_hugging_face(raw, where=str(config_path))
-        return cls(folder, config, _weight_files(folder))
+        return cls(folder, read_config(folder), _weight_files(folder))
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -111,9 +108,33 @@ class Checkpoint:
 
     def lineage(self) -> dict[str, Any]:
         """What it was made from, as recorded in codecria.json; empty for others' checkpoints."""
+        return {key: value for key, value in self._page().items() if key != DIGESTS_KEY}
+
+    def _page(self) -> dict[str, Any]:
         path = self.folder / LINEAGE_NAME
         value = read_json(path) if path.is_file() else {}
         return value if isinstance(value, dict) else {}
+
+    def verify(self) -> list[str]:
+        """Read every weight and list what is not as it was written, or is no number.
+
+        Raises:
+            UserError: a weights file is damaged or incomplete.
+        """
+        digests = self._page().get(DIGESTS_KEY, {})
+        lines = []
+        for name, wanted in sorted(digests.items()):
+            path = self.folder / name
+            if not path.is_file():
+                lines.append(f"{name} is missing")
+            elif digest_file(path) != wanted:
+                lines.append(f"{name} is not the file that was written")
+        lines += [
+            f"{name} holds values that are not finite"
+            for name, tensor in self.tensors()
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        ]
+        return lines
 
     def digest(self) -> str:
         """The digest of its shape and weights, files read whole."""
@@ -174,6 +195,19 @@ class Checkpoint:
             if found[name][0] != wanted[name]
         ]
         return lines
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape that the config.json of a checkpoint folder tells.
+
+    Raises:
+        UserError: the file is missing or damaged, or asks for what Llama 2 has not.
+    """
+    path = folder / CONFIG_NAME
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return ModelConfig.from_hugging_face(raw, where=str(path))
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -333,7 +367,9 @@ def write_checkpoint(
                 "model_max_length": config.max_context,
             },
         )
-    atomic_write_json(folder / LINEAGE_NAME, dict(lineage))
+        names.append(TOKENIZER_NAME)
+    digests = {name: digest_file(folder / name) for name in names}
+    atomic_write_json(folder / LINEAGE_NAME, dict(lineage) | {DIGESTS_KEY: digests})
 
 
 def publish(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from codecria.data.errors import UserError
+from codecria.data.files import digest_file
 from codecria.data.shards import MANIFEST_NAME, ShardSet, read_manifest
 from codecria.data.tokenizer import Tokenizer
 
-from .checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint
+from .checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint, read_config
+from .config import ModelConfig
 from .resume import step_folders
 from .run import METRICS_NAME, RUN_NAME, recorded
 from .trainer import read_metrics
+
+# As safetensors names them, and as everyone else does.
+DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def describe(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -25,8 +31,8 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         verify: also read the content and compare it with what was recorded.
 
     Returns:
-        JSON values: "kind", "path", "facts" by name, and "problems", a list that is empty when
-        nothing is missing or corrupt.
+        JSON values: "kind" ("shards", "run", "checkpoint" or "tokenizer"), "path", "facts" by
+        name, and "problems", a list that is empty when nothing is missing or corrupt.
 
     Raises:
         UserError: it is nothing that is known here, or too damaged to describe.
@@ -40,7 +46,7 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
     if (path / RUN_NAME).is_file():
         return _run(path, verify=verify)
     if (path / CONFIG_NAME).is_file():
-        return _checkpoint(path)
+        return _checkpoint(path, verify=verify)
     if (path / TOKENIZER_NAME).is_file():
         return _tokenizer(path)
     raise UserError(
@@ -70,15 +76,23 @@ def _told(kind: str, path: Path, facts: dict[str, Any], problems: list[str]) -> 
     return {"kind": kind, "path": str(path), "facts": facts, "problems": problems}
 
 
-def _tokenizer(path: Path) -> dict[str, Any]:
-    tokenizer = Tokenizer.load(path)
-    facts = {
+def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a model or a user must know of a tokenizer."""
+    return {
         "vocabulary": tokenizer.vocab_size,
-        "bos, eos": [tokenizer.bos_id, tokenizer.eos_id],
-        "infilling ids": None if tokenizer.infill is None else asdict(tokenizer.infill),
-        "encoding": tokenizer.fast_path,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "unk_id": tokenizer.unk_id,
+        "pad_id": tokenizer.pad_id,
+        "infill_ids": None if tokenizer.infill is None else asdict(tokenizer.infill),
+        "step_id": tokenizer.step_id,
         "digest": tokenizer.digest,
     }
+
+
+def _tokenizer(path: Path) -> dict[str, Any]:
+    tokenizer = Tokenizer.load(path)
+    facts = _tokenizer_facts(tokenizer) | {"encoding": tokenizer.fast_path}
     return _told("tokenizer", path, facts, [])
 
 
@@ -96,54 +110,89 @@ def _shards(path: Path, *, verify: bool) -> dict[str, Any]:
     tokenizer = path / TOKENIZER_NAME
     if not tokenizer.is_file():
         problems.append(f"{TOKENIZER_NAME} is missing")
-    elif verify and Tokenizer.load(tokenizer).digest != manifest.tokenizer.digest:
+    elif verify and digest_file(tokenizer) != manifest.tokenizer.digest:
         problems.append(f"{TOKENIZER_NAME} is not the one the shards were encoded with")
-    languages = Counter({k: v.get("tokens", 0) for k, v in manifest.languages.items()})
-    facts: dict[str, Any] = {}
-    for split, entry in manifest.splits.items():
-        facts[split] = (
-            f"{entry.tokens:,} tokens, {entry.documents:,} documents, {len(entry.shards)} shards"
-        )
-    facts |= {
-        "sources": [source.get("name") for source in manifest.sources],
-        "languages": dict(languages.most_common(8)),
-        "vocabulary": manifest.tokenizer.vocab_size,
-        "tokenizer": manifest.tokenizer.digest,
+    facts = {
+        "documents": sum(split.documents for split in manifest.splits.values()),
+        "tokens": sum(split.tokens for split in manifest.splits.values()),
+        "splits": {
+            name: {
+                "documents": split.documents,
+                "tokens": split.tokens,
+                "shards": len(split.shards),
+            }
+            for name, split in manifest.splits.items()
+        },
+        "sources": manifest.sources,
+        "languages": manifest.languages,
+        "licences": manifest.licences,
+        "dtype": manifest.dtype,
+        "tokenizer": asdict(manifest.tokenizer),
+        "recipe": manifest.recipe,
         "digest": manifest.digest,
     }
     return _told("shards", path, facts, problems)
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    checkpoint = Checkpoint.open(path)
-    problems = checkpoint.problems()
-    config = checkpoint.config
-    dtypes = Counter(dtype for _, dtype in checkpoint.shapes().values())
-    facts: dict[str, Any] = {
-        "parameters": f"{config.parameters:,}",
-        "types": dict(dtypes),
-        "shape": f"dim {config.dim}, {config.n_layers} layers, {config.n_heads} heads,"
-        f" {config.n_kv_heads} key-value heads, feed-forward {config.hidden_dim}",
-        "context": config.max_context,
-        "rope_theta": config.rope_theta,
-        "vocabulary": config.vocab_size,
-        "bos, eos": [config.bos_id, config.eos_id],
+def _model_facts(config: ModelConfig) -> dict[str, Any]:
+    shape = asdict(config)
+    first = {
+        "parameters": config.parameters,
+        "context": shape.pop("max_context"),
+        "vocabulary": shape.pop("vocab_size"),
     }
-    if config.rope_scale != 1.0:
-        facts["rope_scale"] = config.rope_scale
+    return first | shape
+
+
+def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
+    try:
+        checkpoint = Checkpoint.open(path)
+        stored = checkpoint.shapes()
+        problems = checkpoint.problems()
+    except UserError as error:
+        # Weights are missing or damaged; the shape can be told all the same.
+        return _told("checkpoint", path, _model_facts(read_config(path)), [error.message])
+    config = checkpoint.config
+    weights: Counter[str] = Counter()
+    for shape, dtype in stored.values():
+        weights[DTYPE_NAMES.get(dtype, dtype)] += math.prod(shape)
+    files = sorted(set(checkpoint.files.values()))
+    facts = _model_facts(config) | {
+        "weights": dict(weights),
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
     if checkpoint.tokenizer_path is None:
-        problems.append(f"{TOKENIZER_NAME} is missing")
+        problems.append(f"{TOKENIZER_NAME} is missing: it cannot complete text")
     else:
-        tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
-        facts["infilling ids"] = None if tokenizer.infill is None else asdict(tokenizer.infill)
-        if tokenizer.vocab_size > config.vocab_size:
-            problems.append(
-                f"{TOKENIZER_NAME} has {tokenizer.vocab_size} pieces, the model"
-                f" {config.vocab_size} rows"
-            )
-    if lineage := checkpoint.lineage():
-        facts["lineage"] = lineage
+        problems += _with_tokenizer(checkpoint.tokenizer_path, config, facts)
+    facts["lineage"] = checkpoint.lineage()
+    if verify:
+        problems += checkpoint.verify()
     return _told("checkpoint", path, facts, problems)
+
+
+def _with_tokenizer(path: Path, config: ModelConfig, facts: dict[str, Any]) -> list[str]:
+    """Add a checkpoint's tokenizer to its facts; what does not fit the model."""
+    try:
+        tokenizer = Tokenizer.load(path)
+    except UserError as error:
+        return [error.message]
+    facts["tokenizer"] = _tokenizer_facts(tokenizer)
+    problems = [
+        f"{name} is {ours} in {CONFIG_NAME} and {theirs} in {TOKENIZER_NAME}"
+        for name, ours, theirs in (
+            ("bos_id", config.bos_id, tokenizer.bos_id),
+            ("eos_id", config.eos_id, tokenizer.eos_id),
+        )
+        if ours != theirs
+    ]
+    if tokenizer.vocab_size > config.vocab_size:
+        problems.append(
+            f"{TOKENIZER_NAME} has {tokenizer.vocab_size} pieces, the model"
+            f" {config.vocab_size} rows"
+        )
+    return problems
 
 
 def _run(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -160,9 +209,11 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
     published = path / "model"
     for folder in [*saved, *([published] if published.is_dir() else [])]:
         try:
-            problems += [f"{folder.name}: {line}" for line in Checkpoint.open(folder).problems()]
+            checkpoint = Checkpoint.open(folder)
+            found = checkpoint.problems() + (checkpoint.verify() if verify else [])
         except UserError as error:
-            problems.append(f"{folder.name}: {error.message}")
+            found = [error.message]
+        problems += [f"{folder.name}: {line}" for line in found]
     for source in run["sources"]:
         try:
             shards = ShardSet.open(Path(source["path"]))
@@ -174,13 +225,17 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         if verify:
             problems += [f"data: {line}" for line in shards.verify()]
     facts = {
-        "recipe": f"{recipe['name']} {recipe['size']}",
+        "recipe": recipe["name"],
+        "size": recipe["size"],
         "step": newest.get("step", 0),
-        "tokens": f"{newest.get('tokens', 0):,} of {recipe['tokens']:,}",
+        "tokens": newest.get("tokens", 0),
+        "tokens_wanted": recipe["tokens"],
         "loss": newest.get("loss"),
-        "validation loss": newest.get("validation_loss"),
+        "validation_loss": newest.get("validation_loss"),
         "epochs": newest.get("epochs"),
-        "sources": {source["path"]: source["weight"] for source in run["sources"]},
+        "model": _model_facts(ModelConfig(**run["model"])),
+        "dtype": run["dtype"],
+        "sources": run["sources"],
         "checkpoints": [folder.name for folder in saved],
         "published": published.is_dir(),
         "environment": page["environment"],
