@@ -30,7 +30,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from .errors import UserError
 from .files import atomic_write_json, read_json, write_error
 
-IDLE_S = 60  # workers outlive a killed run, and end by themselves after so long without work
+IDLE_S = 15  # workers outlive a killed run, and end by themselves after so long without work
 
 Payload = TypeVar("Payload")
 
