@@ -13,6 +13,7 @@ import typer
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 
 from . import doctor, generate, inspect, prepare_data, recipes, render, train
+from .group import QuickGroup
 
 PROG = "codecria"
 ENV_PREFIX = "CODECRIA"
@@ -26,6 +27,7 @@ Options may also come from CODECRIA_VERB_OPTION variables or a --config file (se
 
 app = typer.Typer(
     name=PROG,
+    cls=QuickGroup,
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich alone would double its time

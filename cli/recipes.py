@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from . import render
+from .group import QuickGroup
 
 HELP = "List, show and check the numbers of every training stage."
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb and its three parts to the command line."""
-    group = typer.Typer(help=HELP, no_args_is_help=True)
+    group = typer.Typer(help=HELP, no_args_is_help=True, cls=QuickGroup)
     group.command("list", help="List every recipe with its main numbers.")(list_recipes)
     group.command("show", help="Show one recipe whole. Example: codecria recipes show pretrain 7b")(
         show

@@ -24,7 +24,16 @@ from codecria.data.errors import ExitStatus, Interrupted, UserError
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
 REGENERATE = "CODECRIA_REGENERATE_GOLDEN"  # set to anything, the test writes the file anew
-HEAVY = ("torch", "numpy", "pyarrow", "sentencepiece", "rich", "transformers", "xformers")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "sentencepiece",
+    "rich",
+    "transformers",
+    "xformers",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True, slots=True)
