@@ -72,6 +72,9 @@ format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+completions: venv
+	$(BIN)/python completions/regenerate.py
+
 bench: venv
 	$(BIN)/python tests/bench/tokenizer.py
 	$(BIN)/python tests/bench/training.py --size 15m --context 512 --rows 8

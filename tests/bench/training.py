@@ -105,6 +105,7 @@ def _litgpt(size: str, ids: Any, targets: Any) -> Any:
     from litgpt.utils import chunked_cross_entropy
 
     dim, layers, heads, hidden = {
+        "1m": (128, 4, 4, 352),
         "15m": (288, 6, 6, 768),
         "42m": (512, 8, 8, 1536),
         "110m": (768, 12, 12, 2048),
