@@ -35,8 +35,10 @@ class KeyValueCache:
         device: torch.device,
     ) -> None:
         shape = (config.n_layers, batch, config.n_kv_heads, positions, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, not whatever lies there: a weight of zero does not silence a NaN. They cost nothing
+        # until written, as the system hands out pages of zeros.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * batch
 
     @property

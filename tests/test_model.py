@@ -190,6 +190,22 @@ def test_a_prompt_prefilled_in_chunks_gives_the_same_scores(
     )
 
 
+def test_what_lies_in_unused_memory_does_not_reach_the_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Kills: a cache of unset memory, where a masked NaN still spoils the sum.
+    def poisoned(*shape: object, **options: object) -> torch.Tensor:
+        return torch.full(*shape, float("nan"), **options)  # type: ignore[call-overload, no-any-return]
+
+    config = SHAPES["multi-head"]
+    model = fresh(config)
+    monkeypatch.setattr(torch, "empty", poisoned)
+    cache = KeyValueCache(config, batch=2, positions=12, dtype=torch.float32, device=CPU)
+    prefill(model, cache, [[1, 2, 3, 4], [5]])
+    for _ in range(3):
+        assert torch.isfinite(decode_step(model, cache, [6, 7])).all()
+
+
 @shapes
 def test_a_batch_of_ragged_prompts_equals_each_prompt_alone(config: ModelConfig) -> None:
     # Kills: padding that is attended to, one length used for all sequences.

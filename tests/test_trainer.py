@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     newest = out / "checkpoints" / "step-00000004"
     moments = newest / "optimizer.safetensors"
     moments.write_bytes(moments.read_bytes()[:-50])
-    with pytest.raises(UserError, match="cannot resume from .*step-00000004") as caught:
+    with pytest.raises(UserError, match=r"cannot resume from .*step-00000004") as caught:
         train(request(shards, save_every=2), out)
     assert "remove that folder" in caught.value.hint
     for path in newest.iterdir():
