@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -38,15 +39,7 @@ for module in MODULES:
     module.register(app)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"{PROG} {version(PROG)}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     config: Annotated[
@@ -56,20 +49,44 @@ def root(
     debug: Annotated[  # noqa: ARG001 - read by main, before parsing can fail
         bool, typer.Option("--debug", help="Show tracebacks.", allow_from_autoenv=False)
     ] = False,
-    version: Annotated[  # noqa: ARG001 - handled by its callback
+    # Not from the environment: CODECRIA_VERSION=0.1 in a Makefile means something else.
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", allow_from_autoenv=False)
+    ] = False,
+    verbose: Annotated[
         bool,
         typer.Option(
-            "--version",
-            help="Print the version.",
-            callback=_version,
-            is_eager=True,
-            allow_from_autoenv=False,  # CODECRIA_VERSION=0.1 in a Makefile means something else
+            "--verbose",
+            "-v",
+            help="With --version: Python, libraries and device too.",
+            allow_from_autoenv=False,
         ),
     ] = False,
 ) -> None:
     """Options that come before the verb."""
+    if version:
+        _print_version(verbose=verbose)
+        raise typer.Exit
+    if verbose:
+        raise UsageError("--verbose goes with --version", hint=f"see `{PROG} --help`")
+    if context.invoked_subcommand is None:
+        raise UsageError("there is no verb", hint=f"see `{PROG} --help`")
     if config is not None:
         context.default_map = read_config(config, context)
+
+
+def _print_version(*, verbose: bool) -> None:
+    """The version on one line; verbosely what else a report of a bug should name."""
+    from importlib.metadata import version
+
+    print(f"{PROG} {version(PROG)}")
+    if verbose:
+        from codecria.core import machine
+
+        for package, found in machine.versions().items():
+            if package != PROG:
+                print(f"{package} {found or 'not installed'}")
+        print(f"device {machine.device_name()}, {machine.instructions()}")
 
 
 def read_config(path: Path, context: typer.Context) -> dict[str, Any]:
@@ -112,24 +129,42 @@ def _checked(tables: dict[str, Any], group: Any, *, where: str, called: str) -> 
             found[verb] = _checked(options, verbs[verb], where=where, called=f"{full}.")
             continue
         # Keys are the long options as typed, or with underscores.
-        names = {
-            spelled.lstrip("-").replace("-", "_"): parameter.name
+        parameters = {
+            spelled.lstrip("-").replace("-", "_"): parameter
             for parameter in verbs[verb].params
             for spelled in parameter.opts
         }
         found[verb] = {}
         for key, value in options.items():
             plain = key.replace("-", "_")
-            if plain not in names:
-                near = difflib.get_close_matches(plain, names, n=1)
+            if plain not in parameters:
+                near = difflib.get_close_matches(plain, parameters, n=1)
                 raise UsageError(
                     f"{where}: {full} has no option {key!r}",
                     hint=f"did you mean {near[0]!r}?"
                     if near
                     else f"see `{PROG} {full.replace('.', ' ')} --help`",
                 )
-            found[verb][names[plain]] = value
+            wanted = _wanted(parameters[plain], value)
+            if wanted:
+                raise UsageError(f"{where}: {full} {key} = {value!r} is not {wanted}")
+            found[verb][parameters[plain].name] = value
     return found
+
+
+def _wanted(parameter: Any, value: object) -> str:
+    """What kind of value an option takes, if this is none; its parser checks the rest."""
+    if getattr(parameter, "is_flag", False):
+        return "" if isinstance(value, bool) else "true or false"
+    if getattr(parameter, "multiple", False) or parameter.nargs != 1:
+        fits = isinstance(value, list) and all(map(_is_plain, value))
+        return "" if fits else "a list of strings or numbers"
+    return "" if _is_plain(value) else "a string or a number"
+
+
+def _is_plain(value: object) -> bool:
+    # A bool is an int to Python, but `steps = true` is a slip.
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def main() -> None:
@@ -140,51 +175,86 @@ def main() -> None:
 def run() -> int:
     """Run the command line and return its exit status."""
     debug = "--debug" in sys.argv[1:]
+    _prepare_streams()
     try:
         app(prog_name=PROG, standalone_mode=True)
     except SystemExit as end:
-        _flush()
-        return end.code if isinstance(end.code, int) else ExitStatus.DONE
-    except UserError as error:
-        if debug:
-            raise
-        render.note(f"error: {error.message}")
-        if error.hint:
-            render.note(f"hint: {error.hint}")
-        return error.status
-    except Interrupted as stop:
-        render.note(stop.message)
-        return stop.status
+        # Typer and rich end with 1 where the reader of stdout went away.
+        if isinstance(end.__context__, BrokenPipeError):
+            return _broken_pipe()
+        return _flush(end.code if isinstance(end.code, int) else ExitStatus.DONE)
     except KeyboardInterrupt:
-        render.note("interrupted")
         return ExitStatus.INTERRUPTED
-    except BrokenPipeError:
-        return _broken_pipe()
-    except MemoryError:
+    except Exception as error:  # the boundary: whatever goes wrong ends as a line or two
         if debug:
-            raise
-        render.note("error: out of memory")
-        render.note("hint: a smaller --micro-rows, context or model needs less")
-        return ExitStatus.FAILED
-    except Exception as error:  # the boundary: everything unforeseen ends as one line
-        if debug:
-            raise
-        render.note(f"error: {type(error).__name__}: {error}")
-        render.note("hint: run it again with --debug before the verb for the traceback")
-        return ExitStatus.FAILED
+            import traceback
+
+            traceback.print_exception(error)
+        return _tell(error)
     return ExitStatus.DONE
 
 
-def _flush() -> None:
-    """Write what is left to stdout, so that a closed pipe shows here and not at exit."""
+def _tell(error: Exception) -> int:
+    """Say on stderr why the work ended; its exit status."""
+    if isinstance(error, Interrupted):
+        render.note(error.message)
+        return error.status
+    if isinstance(error, UserError):
+        message, hint = error.message, error.hint
+    elif _out_of_memory(error):
+        message = "out of memory"
+        hint = "a smaller --micro-rows, --partition-mb, context or model needs less"
+    else:
+        message = f"{type(error).__name__}: {error}"
+        hint = "run it again with --debug before the verb for the traceback"
+    render.note(f"error: {message}")
+    if hint:
+        render.note(f"hint: {hint}")
+    return error.status if isinstance(error, UserError) else ExitStatus.FAILED
+
+
+def _prepare_streams() -> None:
+    """Let every stream be there and stdout be UTF-8, whatever the shell and its locale left."""
+    if sys.stdin is None:  # closed by the shell with <&-
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - for the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not UTF-8 shows as \udcff, which JSON understands.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy, Arrow, or PyTorch on either kind of device ran out of memory."""
+    # By name and text: torch may not be there yet, and its CPU allocator has no type of its own.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+def _flush(status: int) -> int:
+    """Write what is left to stdout, so that a failure shows here and not at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _broken_pipe()
+        return _broken_pipe()
+    except OSError as error:
+        render.note(f"error: cannot write to stdout: {error.strerror}")
+        _drop_stdout()
+        return ExitStatus.FAILED
+    return status
 
 
 def _broken_pipe() -> int:
     """The reader of stdout went away (`| head`): end as other tools do, quietly."""
-    # Python would complain once more when it flushes stdout at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_stdout()
     return 128 + signal.SIGPIPE
+
+
+def _drop_stdout() -> None:
+    """Let what is left go nowhere: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

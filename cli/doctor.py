@@ -31,12 +31,14 @@ def doctor(
         render.emit_json(told)
         return
     rows = [(name, version or "not installed") for name, version in told["versions"].items()]
+    if told["device_memory_gb"] is not None:
+        rows.append(("device memory", f"{told['device_memory_gb']} GB"))
     rows += [
-        ("device", f"{told['device']}, {told['instructions']}"),
+        ("device, instructions", f"{told['device']}, {told['instructions']}"),
         ("cores, threads", f"{told['cores']}, {told['threads']}"),
         ("memory, free disk", f"{told['memory_gb']} GB, {told['free_disk_gb']} GB"),
         ("attention", f"{told['attention']['backend']}: {told['attention']['why']}"),
-        ("C++ compiler", "found" if told["compiler"] else "none"),
+        ("torch.compile", "can build kernels" if told["compiler"] else "cannot build kernels"),
         ("float32 products", f"{told['float32_gflops']} GFLOP/s"),
         ("bfloat16 products", f"{told['bfloat16_gflops']} GFLOP/s"),
         ("training type", told["training_dtype"]),

@@ -10,6 +10,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -86,10 +88,24 @@ def bf16_pays(device: torch.device) -> bool:
     return matmul_flops(torch.bfloat16, device) > 1.2 * matmul_flops(torch.float32, device)
 
 
+def compiler_problem() -> str:
+    """Why torch.compile cannot build its CPU kernels here, empty when it can.
+
+    It calls the compiler that CXX names, else the platform's usual one and no other, on sources
+    that include Python's own header.
+    """
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler ({compiler})"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "there is a C++ compiler, but Python's headers (python3-dev) are missing"
+    return ""
+
+
 def compiler_available() -> bool:
-    """Whether torch.compile can build its kernels: on a CPU it needs a C++ compiler."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else ("g++", "clang++", "c++")))
+    """Whether torch.compile can build its CPU kernels here."""
+    return not compiler_problem()
 
 
 def versions() -> dict[str, str | None]:
@@ -103,6 +119,21 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def device_name() -> str:
+    """The device that would be used."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def instructions() -> str:
+    """The processor's vector instructions that PyTorch uses, and what it has for bfloat16."""
+    small = {
+        "AVX512_BF16": torch.cpu._is_avx512_bf16_supported(),
+        "AMX": torch.cpu._is_amx_tile_supported(),
+    }
+    capability: str = torch.backends.cpu.get_cpu_capability()
+    return " ".join([capability, *(name for name, supported in small.items() if supported)])
+
+
 def survey(folder: Path) -> dict[str, Any]:
     """Everything `doctor` tells, as JSON values.
 
@@ -114,8 +145,11 @@ def survey(folder: Path) -> dict[str, Any]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "versions": versions(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": device_name(),
+        "device_memory_gb": None
+        if device.type == "cpu"
+        else round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1),
+        "instructions": instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(pages / 1e9, 1),
@@ -137,8 +171,6 @@ def advice(device: torch.device) -> list[str]:
         lines.append(
             "torch is a CUDA build and there is no CUDA device: PyTorch's CPU build is smaller"
         )
-    if not compiler_available():
-        lines.append(
-            "there is no C++ compiler: everything works, training eagerly and somewhat slower"
-        )
+    if problem := compiler_problem():
+        lines.append(f"{problem}: everything works, training eagerly and somewhat slower")
     return lines

@@ -184,6 +184,24 @@ def test_version_is_the_installed_one(codecria: Call, monkeypatch: pytest.Monkey
     )
 
 
+def test_the_verbose_version_is_what_a_report_of_a_bug_should_name(
+    codecria: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import version
+
+    monkeypatch.setenv("CODECRIA_VERBOSE", "1")
+    assert len(codecria("--version").out.splitlines()) == 1
+    for arguments in (["--version", "-v"], ["--verbose", "--version"]):
+        told = codecria(*arguments)
+        assert (told.status, told.err) == (0, "")
+        first, *others = told.out.decode().splitlines()
+        assert first == f"codecria {version('codecria')}"
+        named = dict(line.split(" ", 1) for line in others)
+        assert named["python"] == sys.version.split()[0]
+        assert named["torch"] == version("torch")
+        assert {"xformers", "sentencepiece", "device"} <= set(named)
+
+
 # --- errors and exit statuses ----------------------------------------------------------------
 
 
@@ -191,6 +209,9 @@ def test_version_is_the_installed_one(codecria: Call, monkeypatch: pytest.Monkey
     "arguments",
     [
         ["no-such-verb"],
+        ["--debug"],
+        ["--verbose"],
+        ["--verbose", "recipes", "list"],
         ["genrate"],
         ["generate"],
         ["generate", "--model", "x", "--no-such-option"],
@@ -211,8 +232,9 @@ def test_version_is_the_installed_one(codecria: Call, monkeypatch: pytest.Monkey
 def test_a_wrong_command_line_ends_with_status_2(arguments: list[str], codecria: Call) -> None:
     told = codecria(*arguments, stdin=b"p")
     assert (told.status, told.out) == (ExitStatus.USAGE, b"")
-    assert "Traceback" not in told.err
-    assert told.err.lower().count("error: ") == 1
+    assert "Traceback" not in told.err or "--debug" in arguments
+    lines = [line for line in told.err.lower().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
 
 
 def test_a_misspelt_verb_is_answered_with_the_right_one(codecria: Call) -> None:
@@ -242,10 +264,37 @@ def test_what_is_not_there_is_named_in_at_most_two_lines(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback() -> None:
-    told = process("--debug", "--config", "nowhere", "doctor")
-    assert told.returncode == ExitStatus.FAILED
-    assert b"Traceback" in told.stderr
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--config", "nowhere", "doctor"], ExitStatus.FAILED),
+        (["pretrain", "--set", "peak_lr", "--out", "x"], ExitStatus.USAGE),
+    ],
+    ids=["failed", "usage"],
+)
+def test_debug_adds_the_traceback_and_changes_nothing_else(
+    arguments: list[str], status: int, codecria: Call
+) -> None:
+    plain, debugged = codecria(*arguments), codecria("--debug", *arguments)
+    assert plain.status == debugged.status == status
+    assert "Traceback" not in plain.err
+    assert debugged.err.startswith("Traceback")
+    assert debugged.err.endswith(plain.err)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as PyTorch's, which only a GPU raises."""
+
+
+TORCH_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
+
+
+def test_pytorch_says_on_a_cpu_what_the_boundary_looks_for() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError, match=TORCH_SAYS.split(":")[0]):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert torch.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
 
 
 def ending(error: BaseException, codecria: Call, monkeypatch: pytest.MonkeyPatch) -> Told:
@@ -270,6 +319,9 @@ def ending(error: BaseException, codecria: Call, monkeypatch: pytest.MonkeyPatch
     [
         (UserError("wrong", hint="mend it"), 1, "error: wrong\nhint: mend it\n"),
         (MemoryError(), 1, "error: out of memory\n"),
+        (OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory\n"),
+        (RuntimeError(TORCH_SAYS), 1, "error: out of memory\n"),
+        (RuntimeError("shapes"), 1, "error: RuntimeError: shapes\n"),
         (ZeroDivisionError("x / 0"), 1, "error: ZeroDivisionError: x / 0\n"),
         (Interrupted(ExitStatus.INTERRUPTED, "saved at step 3"), 130, "saved at step 3\n"),
         (Interrupted(ExitStatus.TERMINATED, "saved at step 3"), 143, "saved at step 3\n"),
@@ -291,16 +343,65 @@ def test_each_way_to_end_has_its_status(
     assert "Traceback" not in told.err
 
 
-def test_a_reader_that_goes_away_ends_the_work_quietly() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "codecria.cli", "recipes", "list", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.close()
-        assert running.stderr.read() == b""
+@pytest.mark.parametrize(
+    "arguments",
+    [["recipes", "list", "--json"], ["recipes", "list"], ["--help"]],
+    ids=["json", "table", "help"],
+)
+def test_a_reader_that_goes_away_ends_the_work_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        told = subprocess.run(
+            [sys.executable, "-m", "codecria.cli", *arguments],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (told.returncode, told.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_closed_are_as_good_as_empty(closed: str) -> None:
+    told = subprocess.run(
+        ["sh", "-c", f'"$0" -m codecria.cli recipes list --json {closed}', sys.executable],
+        capture_output=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert told.stdout == b"" if ">&-" in closed.split() else json.loads(told.stdout)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_stdout_is_a_failure() -> None:
+    with Path("/dev/full").open("wb") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "codecria.cli", "recipes", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert told.returncode == ExitStatus.FAILED
+    assert "No space left" in told.stderr.splitlines()[0]
+    assert "Traceback" not in told.stderr
+
+
+def test_stdout_is_utf8_in_every_locale_and_json_stays_json() -> None:
+    # The name of a file that is not UTF-8, as Python reads it from the disk.
+    path = os.fsdecode("müsli".encode() + b"\xff")
+    program = (
+        "from codecria.cli import app, render\n"
+        f"app.app = lambda **_: render.emit_json({{'path': {path!r}}})\n"
+        "app.run()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )
+    assert json.loads(told.stdout.decode("utf-8")) == {"path": path}
 
 
 # --- precedence: command line > environment > config file > default --------------------------
@@ -349,8 +450,16 @@ def test_a_config_file_reaches_the_parts_of_a_verb(codecria: Call, tmp_path: Pat
         ("[generate]\nzzz = 1", "codecria generate --help"),
         ("[generate", "not valid TOML"),
         ("[pretrain]\nsteps = 'many'", "--steps"),
-        ("[pretrain]\nsteps = [1]", "--steps"),
+        ("[pretrain]\nsteps = [1]", "[1] is not a string or a number"),
         ("[pretrain]\nsteps = 1.5", "--steps"),
+        ("[pretrain]\nsteps = true", "steps = True is not a string or a number"),
+        ("[pretrain]\nsize = {a = 1}", "is not a string or a number"),
+        ("[pretrain]\nsize = ['7b']", "is not a string or a number"),
+        ("[pretrain]\nsize = 2024-01-01", "is not a string or a number"),
+        ("[pretrain]\njson = 'yes'", "'yes' is not true or false"),
+        ("[pretrain]\njson = 1", "1 is not true or false"),
+        ("[pretrain]\nset = 'peak_lr=1'", "is not a list"),
+        ("[pretrain]\nset = [['peak_lr=1']]", "is not a list"),
     ],
     ids=lambda value: value.splitlines()[-1],
 )

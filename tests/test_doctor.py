@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+import sysconfig
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,9 @@ def told() -> dict[str, Any]:
 def test_the_survey_is_json(told: dict[str, Any]) -> None:
     assert json.loads(json.dumps(told)) == told
     assert set(told) == {
-        "versions", "device", "instructions", "cores", "threads", "memory_gb", "free_disk_gb",
-        "attention", "compiler", "float32_gflops", "bfloat16_gflops", "training_dtype",
-        "memory_bandwidth_gb_s", "advice",
+        "versions", "device", "device_memory_gb", "instructions", "cores", "threads", "memory_gb",
+        "free_disk_gb", "attention", "compiler", "float32_gflops", "bfloat16_gflops",
+        "training_dtype", "memory_bandwidth_gb_s", "advice",
     }  # fmt: skip
 
 
@@ -93,16 +95,60 @@ def test_without_a_compiler_one_line_says_what_that_means(monkeypatch: pytest.Mo
     assert "eagerly" in line
 
 
-def test_a_compiler_that_is_named_is_the_one_that_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def only_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a program of a given name the only one on PATH, beside Python's headers."""
+
+    def make(name: str) -> Path:
+        program = tmp_path / "bin" / name
+        program.parent.mkdir()
+        program.write_text("")
+        program.chmod(0o755)
+        headers = tmp_path / "include"
+        headers.mkdir()
+        (headers / "Python.h").write_text("")
+        monkeypatch.setenv("PATH", str(program.parent))
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(sysconfig, "get_path", lambda _: str(headers))
+        return program
+
+    return make
+
+
+def test_the_compiler_that_counts_is_the_one_pytorch_calls(
+    only_compiler: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    assert not machine.compiler_available()
-    script = tmp_path / "compiler"
-    script.write_text("")
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
+    from torch._inductor import config
+
+    usual = config.cpp.cxx[1] if "CXX" not in os.environ else "g++"
+    other = only_compiler("some-compiler")
+    assert usual in machine.compiler_problem()
+    monkeypatch.setenv("CXX", str(other))
     assert machine.compiler_available()
+    other.rename(other.with_name(usual))
+    assert not machine.compiler_available(), "PyTorch would call the one that CXX names"
+    monkeypatch.delenv("CXX")
+    assert machine.compiler_available()
+
+
+def test_a_compiler_without_the_headers_of_python_does_not_count(
+    only_compiler: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(only_compiler("some-compiler")))
+    assert machine.compiler_available()
+    (tmp_path / "include" / "Python.h").unlink()
+    assert not machine.compiler_available()
+    assert "headers" in machine.compiler_problem()
+
+
+def test_instructions_name_what_makes_bfloat16_fast() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("there is no list of the processor's flags")
+    flags = set(cpuinfo.read_text(encoding="utf-8").split())
+    named = machine.instructions().split()
+    assert ("AVX512_BF16" in named) == ("avx512_bf16" in flags)
+    assert ("AMX" in named) == ("amx_tile" in flags)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["table", "json"])
