@@ -38,7 +38,7 @@ DEMO_MODEL := --size 1m --steps 60 --set context=128 --set batch_tokens=2048
 else
 DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096
-DEMO_MODEL := --size 4m --steps 300 --set context=256 --set batch_tokens=8192
+DEMO_MODEL := --size 1m --steps 900 --set context=256 --set batch_tokens=2048 --eval-rows 16
 endif
 
 demo: venv

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codecria.data.errors import UsageError
+
 from . import render
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Run folder: checkpoints, metrics, the model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder: checkpoints, metrics, the model.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="DIR[=WEIGHT]", help="Shard folder and its share; repeatable."),
@@ -100,6 +104,8 @@ def pretrain(
     if dry_run:
         _show_plan(request, out, as_json=as_json)
         return
+    if out is None:
+        raise UsageError("there is no --out", hint="name a folder for the run, such as --out run")
     _train(request, out, as_json=as_json)
 
 
@@ -109,8 +115,6 @@ def _pairs(changes: list[str]) -> dict[str, str]:
     Raises:
         UsageError: one is not FIELD=VALUE.
     """
-    from codecria.data.errors import UsageError
-
     pairs = [change.partition("=") for change in changes]
     for name, equals, _ in pairs:
         if not name or not equals:
@@ -120,7 +124,7 @@ def _pairs(changes: list[str]) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, _, value in pairs}
 
 
-def _show_plan(request: StageRequest, out: Path, *, as_json: bool) -> None:
+def _show_plan(request: StageRequest, out: Path | None, *, as_json: bool) -> None:
     from codecria.core.stage import paper_plan, resolve
 
     plan = resolve(request, out=out).plan() if request.data else paper_plan(request)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from codecria.data.errors import UsageError, UserError
-from codecria.data.files import locked
+from codecria.data.files import digest_file, locked
 from codecria.data.mixture import Mixture
 from codecria.data.shards import ShardSet
 
@@ -32,9 +32,10 @@ from .trainer import Outcome, Report, Trainer
 CPU_MICRO_TOKENS = 8_192
 CUDA_MICRO_TOKENS = 32_768
 
-# torch.compile costs 20 to 30 s at first and saved 3 to 7 % of a float32 step on two AVX2 cores; on
-# CUDA and on CPUs with bfloat16 products it saves a third or more (docs/training.md).
-COMPILE_PAYS_AFTER_S = {"float32": 1_200.0, "bfloat16": 180.0}
+# torch.compile costs 20 to 30 s at first and saved 2 to 23 % of a float32 step on two AVX2 cores,
+# the more the smaller the model (docs/training.md). With bfloat16 products the rest of a step
+# weighs more, and so does fusing it.
+COMPILE_PAYS_AFTER_S = {"float32": 600.0, "bfloat16": 180.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +181,13 @@ def paper_plan(request: StageRequest) -> Plan:
     )
 
 
-def resolve(request: StageRequest, *, out: Path) -> Stage:
+def resolve(request: StageRequest, *, out: Path | None) -> Stage:
     """Open and check everything, and settle what the request left open.
 
     Args:
         request: what was asked for.
-        out: the run folder; what an earlier start of the same run settled is kept.
+        out: the run folder, whose earlier start of the same run settled some things; None for a
+            plan alone.
 
     Raises:
         UserError: data or checkpoint cannot be used, or do not belong together.
@@ -216,7 +218,7 @@ def resolve(request: StageRequest, *, out: Path) -> Stage:
     seconds = training_seconds(
         model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens, peak
     )
-    settled = (recorded(out) or {}).get("run", {})
+    settled = ((recorded(out) if out is not None else None) or {}).get("run", {})
     run = RunConfig(
         recipe=recipe,
         model=model,
@@ -333,7 +335,8 @@ def _model_config(
             f" {init.config.vocab_size}",
             hint=f"prepare the data again with --tokenizer {init.folder}",
         )
-    trained_with = init.lineage().get("tokenizer")
+    beside = init.tokenizer_path
+    trained_with = init.lineage().get("tokenizer") or (digest_file(beside) if beside else None)
     if trained_with not in (None, shards.tokenizer_digest):
         raise UserError(
             f"{init.folder} was trained with another tokenizer than the data was encoded with",

@@ -223,6 +223,29 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     assert outcome == Outcome(8, finished=True, trained=6)
 
 
+def test_a_bfloat16_run_keeps_float32_masters_and_publishes_bfloat16(
+    shards: Path, tmp_path: Path
+) -> None:
+    _, records = train(request(shards, steps=40, dtype="bfloat16", save_every=40), tmp_path / "run")
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < losses[0] - 0.3
+    saved = Checkpoint.open(tmp_path / "run" / "checkpoints" / "step-00000040")
+    assert {dtype for _, dtype in saved.shapes().values()} == {"F32"}
+    assert {d for _, d in Checkpoint.open(tmp_path / "run").shapes().values()} == {"BF16"}
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
+    train(request(shards, steps=1), tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    (model / "codecria.json").unlink()
+    path = model / "tokenizer.model"
+    resolve(request(shards, size=None, init=model), out=None)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="another tokenizer than the data") as caught:
+        resolve(request(shards, size=None, init=model), out=None)
+    assert "prepare the data again with --tokenizer" in caught.value.hint
+
+
 def test_two_processes_cannot_write_to_one_run(shards: Path, tmp_path: Path) -> None:
     from codecria.data.files import locked
 
