@@ -206,6 +206,8 @@ def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
 
 def _announce(stage: Stage, out: Path) -> None:
     """What is about to happen, in a few lines on stderr."""
+    from codecria.core.machine import compiler_problem
+
     run = stage.run
     render.note(
         f"{run.recipe.name} {run.recipe.size}: {run.model.parameters:,} parameters,"
@@ -215,3 +217,5 @@ def _announce(stage: Stage, out: Path) -> None:
         f"{stage.device}, {run.dtype}, {'compiled' if run.compiled else 'eager'},"
         f" {run.micro_rows} rows a pass; attention {run.attention}: {stage.why_attention}"
     )
+    if problem := compiler_problem():
+        render.note(f"{problem}: a long run is somewhat slower without torch.compile")

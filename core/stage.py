@@ -368,6 +368,8 @@ def _choose_compiled(
 ) -> bool:
     if requested not in ("auto", "on", "off"):
         raise UsageError(f"--compile is {requested!r}", hint="auto, on or off")
+    if requested == "on" and (problem := machine.compiler_problem()):
+        raise UserError(f"--compile on: {problem}", hint="install one, or leave --compile away")
     if requested != "auto":
         return requested == "on"
     if settled is not None:  # measured peaks waver: a run that goes on keeps what it began with

@@ -272,6 +272,19 @@ def test_options_that_do_not_go_together_are_usage_errors(shards: Path, tmp_path
             resolved(shards, tmp_path / "run", **options)
 
 
+def test_without_a_compiler_compilation_is_refused_and_never_chosen(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="there is no C"):
+        resolved(shards, tmp_path / "run", compiled="on")
+    long = {"compiled": "auto", "steps": 10**9}
+    assert not resolved(shards, tmp_path / "run", **long).run.compiled
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(stages.machine, "compiler_problem", lambda: "")
+    assert resolved(shards, tmp_path / "run", **long).run.compiled
+
+
 def test_the_plan_of_a_run_counts_its_own_data(shards: Path, tmp_path: Path) -> None:
     stage = resolved(shards, tmp_path / "run")
     plan = stage.plan()
