@@ -1,0 +1,1111 @@
+"""Decontamination: a document that holds a problem we score ourselves on is never trained on.
+
+`build` reads the problems in the formats they are published in, and `Index.hits` says of every text
+of a column which problem it holds. Evidence is a window of the text that is also one of a problem:
+
+    words      13 words (`shingles.py`) in a row: white space, case and punctuation do not matter
+    short      a whole text of 8 to 12 words, such as a problem's only sentence
+    renamed    36 tokens in a row in which every name is replaced by the distance to where it stood
+               before in the window (Baker 1996, "Parameterized Pattern Matching"), so that
+
+                   total = 0; for x in xs: total += x        and        s = 0; for i in a: s += i
+
+               are the same; keywords, builtins, numbers, operators and attributes stay themselves
+
+What is not evidence is left out when the index is made: windows met in more problems than `shared`
+(imports, test frames; translations of one problem count once), and windows that say little (rows
+of numbers, lines that repeat). The answer for a text depends on that text alone.
+
+Of each problem every text counts, in the order in which a leak would hold it: the prompt with its
+solution, as published and as Python without docstrings and comments; the tests; the answer. See
+`_texts_of` for files in other layouts.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import contextlib
+import functools
+import gzip
+import io
+import itertools
+import json
+import re
+import textwrap
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import shingles
+from .errors import UserError
+from .files import atomic_writer, digest_bytes, digest_json
+
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+Unsigned = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
+
+Kind = Literal["words", "short", "renamed"]
+KINDS: tuple[Kind, ...] = ("words", "short", "renamed")
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+COMPRESSIONS = ("", ".gz", ".zst", ".bz2")
+LONGEST_TEXT = 1 << 18  # characters of a problem's text that are read; longer ones hold test input
+LONGEST_PROGRAM = 1 << 15  # characters of a text that is parsed as Python
+SHORTEST_SHORT = 8  # words of a text that is evidence as a whole
+BLOCK_BYTES = 1 << 18  # of text searched at once: its arrays stay in the processor's cache
+SEGMENT = 1 << 15  # windows hashed at once, from one running sum
+NAMED = 3  # problems that `hits` names
+LAYOUT = 1  # of the saved file, and of what the hashes mean
+
+_BASE = 0xD1342543DE82EF95  # odd, of the polynomial over words or tokens
+_POSITION = np.uint64(0xFFFF)
+_WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,%d}" % shingles.LONGEST_WORD)
+# What changes when code is laid out anew: brackets, commas, colons and quotes are no tokens.
+_OPERATORS = b"+-*/%=<>!&|^~.?@$["
+# Names that nobody renames: the keywords and common builtins of the languages that the problems
+# are written in. Written out, so that an index does not depend on the Python that made it.
+_FIXED = """
+False None True and as assert async await break class continue def del elif else except finally for
+from global if import in is lambda nonlocal not or pass raise return try while with yield self cls
+abs all any bin bool bytearray bytes chr dict divmod enumerate eval exec filter float format
+frozenset getattr hasattr hash hex id input int isinstance issubclass iter len list map max min next
+object oct open ord pow print range repr reversed round set setattr slice sorted staticmethod str
+sum super tuple type zip Exception IndexError KeyError RuntimeError StopIteration TypeError
+ValueError __init__ __main__ __name__ List Dict Tuple Optional Union Any typing math re collections
+itertools heapq sys os functools string random copy
+auto case catch char const default delete do double enum extern false friend goto include inline
+long namespace new nullptr operator private protected public short signed sizeof static struct
+switch template this throw true typedef typename union unsigned using virtual void volatile
+std vector string pair map unordered_map cout cin endl push_back begin end size main
+abstract boolean byte extends final implements instanceof interface native package synchronized
+throws transient ArrayList HashMap HashSet Integer Character Math System Arrays Collections
+String out println length
+export function let of typeof undefined null var console log arguments require
+chan defer fallthrough func go select fmt append make
+crate dyn fn impl loop match mod move mut pub ref trait type unsafe use where Vec usize u32 u64 i32
+i64 Some Option Result unwrap
+foreach echo array php elseif endif isset then fi done esac local decimal readonly
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decontamination:
+    """What counts as a problem's text inside a document.
+
+    Attributes:
+        words: words in a row that are the same; 13, as in the GPT-3 paper (Brown et al. 2020,
+            appendix C).
+        window: tokens in a row that are the same but for the names; 0 turns it off.
+        shared: a window met in more problems than this is no evidence.
+        lettered: a window of words needs so many that do not begin with a digit.
+        distinct: a window of words needs so many different ones.
+        kept: a window of tokens needs so many that are not a name's first occurrence.
+        kinds: a window of tokens needs so many different ones, names not counted.
+    """
+
+    words: int = 13
+    window: int = 36
+    shared: int = 4
+    lettered: int = 6
+    distinct: int = 6
+    kept: int = 24
+    kinds: int = 9
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            ValueError: naming the field and its range.
+        """
+        if not SHORTEST_SHORT < self.words <= 64:
+            raise ValueError(f"words is {self.words}, not within {SHORTEST_SHORT + 1} and 64")
+        if self.window and not 8 <= self.window <= 256:
+            raise ValueError(f"window is {self.window}, not 0 and not within 8 and 256")
+        if self.shared < 1:
+            raise ValueError(f"shared is {self.shared}, not at least 1")
+        for field in ("lettered", "distinct"):
+            if not 0 <= (value := getattr(self, field)) <= self.words:
+                raise ValueError(f"{field} is {value}, not within 0 and words = {self.words}")
+        for field in ("kept", "kinds"):
+            if self.window and not 0 <= (value := getattr(self, field)) <= self.window:
+                raise ValueError(f"{field} is {value}, not within 0 and window = {self.window}")
+
+
+DEFAULT = Decontamination()
+
+
+class Hit(NamedTuple):
+    """A problem found in a text.
+
+    Attributes:
+        problem: its name, such as `HumanEval/12`.
+        file: the name of the file it was read from.
+        kind: what was found of it.
+        grams: how many windows of that kind.
+        line: where the first of them begins, counted from 1.
+    """
+
+    problem: str
+    file: str
+    kind: Kind
+    grams: int
+    line: int
+
+
+# ------------------------------------------------------------------------------- texts to windows
+
+
+@functools.cache
+def _powers() -> tuple[Unsigned, Unsigned]:
+    """The powers of the base and of its inverse, as many as a segment's windows reach."""
+    tables = []
+    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
+        powers = np.full(SEGMENT + 256, base, dtype=np.uint64)
+        powers[0] = 1
+        tables.append(np.cumprod(powers))
+    return tables[0], tables[1]
+
+
+def _running(values: Unsigned) -> Unsigned:
+    total = np.zeros(len(values) + 1, dtype=np.uint64)
+    np.cumsum(values, out=total[1:])
+    return total
+
+
+def _word_windows(hashes: Unsigned, size: int) -> Iterator[tuple[int, Unsigned]]:
+    """(first window, hashes of the windows from there on), over the ends of texts too."""
+    powers, inverses = _powers()
+    for begin in range(0, len(hashes) - size + 1, SEGMENT):
+        piece = hashes[begin : begin + SEGMENT + size - 1]
+        total = _running(piece * powers[: len(piece)])
+        windows = total[size:] - total[:-size]
+        windows *= inverses[: len(windows)]
+        yield begin, windows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tokens:
+    """The tokens of some texts, one after another (T in all).
+
+    Attributes:
+        hashes: (T,) of each.
+        is_name: (T,) whether it may be renamed.
+        is_word: (T,) whether it is a word of `shingles.py`.
+        starts: (T,) where it begins in the texts' bytes.
+        offsets: (texts + 1,) the first token of each text, then T.
+    """
+
+    hashes: Unsigned
+    is_name: Flags
+    is_word: Flags
+    starts: Integers
+    offsets: Integers
+
+
+@functools.cache
+def _classes() -> bytes:
+    """(256,) 2 for a byte of words, 1 for an operator, 0 for what is between tokens."""
+    table = bytearray(256)
+    for byte in range(256):
+        table[byte] = 2 if _WORD.match(bytes([byte])) else int(byte in _OPERATORS)
+    return bytes(table)
+
+
+@functools.cache
+def _operator_hashes() -> Unsigned:
+    generator = np.random.Generator(np.random.Philox(0x0FE6))
+    return generator.integers(1, 1 << 64, size=256, dtype=np.uint64)
+
+
+@functools.cache
+def _distance_hashes() -> Unsigned:
+    """(257,) a hash for each distance to a name's last occurrence; the first for none."""
+    generator = np.random.Generator(np.random.Philox(0xD157))
+    return generator.integers(1, 1 << 64, size=257, dtype=np.uint64)
+
+
+@functools.cache
+def _fixed_words() -> tuple[np.uint64, Unsigned]:
+    """A shift and a table: a word is fixed where the table, at its 14 bits from there, holds it."""
+    hashes = np.unique(shingles.words(shingles.column([_FIXED])).hashes)
+    for shift in range(51):
+        slots = (hashes >> np.uint64(shift)) & np.uint64(0x3FFF)
+        if len(np.unique(slots)) == len(slots):
+            table = np.zeros(1 << 14, dtype=np.uint64)
+            table[slots.astype(np.intp)] = hashes
+            return np.uint64(shift), table
+    raise AssertionError("no 14 bits tell the fixed words apart")
+
+
+def _bytes_of(texts: pa.Array) -> tuple[memoryview, Integers]:
+    """A string column's UTF-8 bytes, and where each text begins in them."""
+    _, offsets, values = texts.buffers()
+    width = np.dtype(np.int64 if pa.types.is_large_string(texts.type) else np.int32)
+    borders = np.frombuffer(offsets, dtype=width)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(values if values is not None else b""), borders.astype(np.int64)
+
+
+def _tokens(texts: pa.Array, found: shingles.Words) -> _Tokens:
+    """The tokens of a column of strings, whose words are `found`."""
+    view, borders = _bytes_of(texts)
+    begin, end = int(borders[0]), int(borders[-1])
+    data = np.frombuffer(view, dtype=np.uint8)[begin:end]
+    borders = borders - begin
+    classes = np.frombuffer(view[begin:end].tobytes().translate(_classes()), dtype=np.uint8)
+    inside = classes == 2
+    first = classes != 0
+    first[1:] &= ~(inside[1:] & inside[:-1])
+    inner = borders[borders < len(data)]
+    first[inner] = classes[inner] != 0
+    starts = np.flatnonzero(first)
+    is_word = inside[starts]
+    if np.count_nonzero(is_word) != len(found.hashes):
+        starts = _cut_long_words(inside, starts, borders)
+        is_word = inside[starts]
+    leading = data[starts]
+    hashes = _operator_hashes()[leading]
+    hashes[is_word] = found.hashes
+    offsets = np.searchsorted(starts, borders).astype(np.int64)
+    shift, table = _fixed_words()
+    fixed = table[((found.hashes >> shift) & np.uint64(0x3FFF)).astype(np.intp)] == found.hashes
+    is_name = is_word & ((leading > ord("9")) | (leading < ord("0")))
+    is_name[is_word] &= ~fixed
+    # An attribute is no variable; but what follows two dots is (a range's end). A text's first
+    # token follows nothing.
+    is_dot = leading == ord(".")
+    after = np.zeros(len(starts) + 1, dtype=bool)
+    after[1:] = is_dot
+    after[offsets] = False
+    after_two = np.zeros(len(starts) + 1, dtype=bool)
+    after_two[1:] = is_dot & after[:-1]
+    after_two[offsets] = False
+    is_name &= ~after[:-1] | after_two[:-1]
+    return _Tokens(
+        hashes=hashes, is_name=is_name, is_word=is_word, starts=starts + begin, offsets=offsets
+    )
+
+
+def _cut_long_words(inside: Flags, starts: Integers, borders: Integers) -> Integers:
+    """The tokens' starts where words are longer than `shingles` takes in one piece."""
+    stops = np.flatnonzero(~inside)
+    words = starts[inside[starts]]
+    ends = np.append(stops, len(inside))[np.searchsorted(stops, words)]
+    ends = np.minimum(ends, borders[np.searchsorted(borders, words, side="right")])
+    longest = shingles.LONGEST_WORD
+    more = [
+        np.arange(word + longest, end, longest)
+        for word, end in zip(words.tolist(), ends.tolist(), strict=True)
+        if end - word > longest
+    ]
+    cut: Integers = np.sort(np.concatenate([starts, *more]))
+    return cut
+
+
+def _token_windows(tokens: _Tokens, size: int) -> Iterator[tuple[int, Unsigned]]:
+    """(first window, hashes of the windows from there on), over the ends of texts too.
+
+    A name's value is that of a first occurrence; what a later one adds to that is added to the
+    windows that hold both, by a running sum over where such windows begin and end.
+    """
+    powers, inverses = _powers()
+    distances = _distance_hashes()
+    for begin in range(0, len(tokens.hashes) - size + 1, SEGMENT):
+        stop = begin + SEGMENT + size - 1
+        hashes, is_name = tokens.hashes[begin:stop], tokens.is_name[begin:stop]
+        values = np.where(is_name, distances[0], hashes)
+        values *= powers[: len(values)]
+        total = _running(values)
+        windows = total[size:] - total[:-size]
+        previous, following = _pairs(hashes, is_name, size)
+        gain = distances[following - previous]
+        gain -= distances[0]
+        gain *= powers[following]
+        change = np.zeros(len(hashes) + size + 1, dtype=np.uint64)
+        change[following + 1] = gain
+        change[previous + 1 + size] -= gain
+        np.cumsum(change, out=change)
+        windows += change[size : size + len(windows)]
+        windows *= inverses[: len(windows)]
+        yield begin, windows
+
+
+def _pairs(hashes: Unsigned, is_name: Flags, size: int) -> tuple[Integers, Integers]:
+    """Where names stand, and where the same name stands next, less than `size` later."""
+    names = np.flatnonzero(is_name)
+    order = hashes[names] & ~_POSITION
+    order |= names.astype(np.uint64)  # a segment has fewer than 2**16
+    order.sort()
+    places = (order & _POSITION).astype(np.int64)
+    same = (order[1:] ^ order[:-1]) <= _POSITION
+    same &= (places[1:] - places[:-1]) < size
+    return places[:-1][same], places[1:][same]
+
+
+def _owners(offsets: Integers, places: Integers, sizes: Integers | int) -> tuple[Integers, Flags]:
+    """The text of each window, and whether the window ends in it too."""
+    owners = np.searchsorted(offsets, places, side="right") - 1
+    return owners, places + sizes <= offsets[owners + 1]
+
+
+# ---------------------------------------------------------------------------------------- the index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Windows and the problems they are of, a row for each of the two, sorted.
+
+    Attributes:
+        hashes: (P,) of the windows; a window of two problems stands there twice.
+        problems: (P,) the problems' numbers.
+    """
+
+    hashes: Unsigned
+    problems: npt.NDArray[np.uint32]
+
+    def bits(self) -> tuple[np.uint64, Bytes]:
+        """A shift, and a bit for every value of the hashes' bits above it: which are there."""
+        width = max(10, (len(self.hashes) * 32).bit_length())
+        bits = np.zeros(1 << width, dtype=bool)
+        bits[(self.hashes >> np.uint64(64 - width)).astype(np.intp)] = True
+        return np.uint64(64 - width), np.packbits(bits, bitorder="little")
+
+
+class _Found(NamedTuple):
+    """Windows of some texts that are problems' (N): one row for each window and problem."""
+
+    texts: Integers
+    places: Integers
+    problems: Integers
+
+
+class Index:
+    """The problems' windows, to be looked for in texts; made by `build`, or read by `load`."""
+
+    def __init__(
+        self,
+        recipe: Decontamination,
+        tables: Mapping[Kind, _Table],
+        lengths: npt.NDArray[np.uint8],
+        wholes: Unsigned,
+        problems: Sequence[str],
+        files: Sequence[str],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.recipe = recipe
+        self._tables = dict(tables)
+        self._lengths, self._wholes = lengths, wholes
+        self._problems, self._files = list(problems), list(files)
+        self._facts = dict(facts)
+        self._bits = {kind: table.bits() for kind, table in tables.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its parts; what is derived of them is made anew."""
+        return Index, (
+            self.recipe,
+            self._tables,
+            self._lengths,
+            self._wholes,
+            self._problems,
+            self._files,
+            self._facts,
+        )
+
+    @property
+    def problems(self) -> list[str]:
+        """The problems that something can be found of, by name."""
+        return sorted(set(self._problems))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of what is looked for, whatever files it was read from and in whatever order."""
+        parts = [digest_json([LAYOUT, asdict(self.recipe)]).encode()]
+        names = np.array([digest_bytes(p.encode()) for p in self._problems], dtype="S")
+        ranks = np.unique(names, return_inverse=True)[1] if len(names) else np.zeros(0, np.int64)
+        parts += sorted(names.tolist())
+        for kind in KINDS:
+            table = self._tables[kind]
+            columns = [ranks[table.problems].astype(np.uint64), table.hashes]
+            if kind == "short":
+                columns[:0] = [self._wholes, self._lengths.astype(np.uint64)]
+            order = np.lexsort(columns)
+            parts += [column[order].tobytes() for column in columns]
+        return digest_bytes(*parts)
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says of the index: files, problems, what could not be indexed."""
+        return {
+            **self._facts,
+            "grams": {kind: len(np.unique(self._tables[kind].hashes)) for kind in KINDS},
+            "digest": self.digest,
+        }
+
+    def hits(self, texts: pa.Array) -> list[str | None]:
+        """For each text None, or the problems found in it, those with most windows first."""
+        counts: dict[int, Counter[str]] = defaultdict(Counter)
+        for begin, block in _blocks(texts):
+            for found, _ in self._search(block):
+                pairs = np.stack([found.texts, found.problems])
+                for (text, problem), count in zip(*_unique_columns(pairs), strict=True):
+                    counts[begin + text][self._problems[problem]] += count
+        return [_named(counts[i]) if i in counts else None for i in range(len(texts))]
+
+    def find(self, text: str) -> list[Hit]:
+        """All problems found in one text, with what was found and where, most windows first."""
+        hits = []
+        data = text.encode("utf-8", "replace")
+        column = shingles.column([data.decode()])
+        lines = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
+        tokens = _tokens(column, shingles.words(column))
+        for found, kind in self._search(column):
+            starts = tokens.starts if kind == "renamed" else tokens.starts[tokens.is_word]
+            first: dict[int, int] = {}
+            counts = Counter(found.problems.tolist())
+            for place, problem in zip(found.places.tolist(), found.problems.tolist(), strict=True):
+                first[problem] = min(place, first.get(problem, place))
+            for problem, count in counts.items():
+                line = int(np.searchsorted(lines, starts[first[problem]])) + 1
+                name, file = self._problems[problem], self._files[problem]
+                hits.append(Hit(name, file, kind, count, line))
+        return sorted(hits, key=lambda hit: (-hit.grams, hit))
+
+    def _search(self, texts: pa.Array) -> Iterator[tuple[_Found, Kind]]:
+        """What is found in some texts, piece by piece."""
+        found = shingles.words(texts)
+        recipe = self.recipe
+        for begin, windows in _word_windows(found.hashes, recipe.words):
+            if hit := self._look_up("words", windows, begin, recipe.words, found.offsets):
+                yield hit, "words"
+        if len(self._tables["short"].hashes):
+            for begin, windows in _word_windows(found.hashes, SHORTEST_SHORT):
+                hit = self._look_up("short", windows, begin, SHORTEST_SHORT, found.offsets)
+                if hit and (hit := self._whole(hit, found)):
+                    yield hit, "short"
+        if recipe.window and len(self._tables["renamed"].hashes):
+            tokens = _tokens(texts, found)
+            for begin, windows in _token_windows(tokens, recipe.window):
+                if hit := self._look_up("renamed", windows, begin, recipe.window, tokens.offsets):
+                    yield hit, "renamed"
+
+    def _look_up(
+        self, kind: Kind, windows: Unsigned, begin: int, size: int, offsets: Integers
+    ) -> _Found | None:
+        """Which of some windows are in a table; in `short`, problems are rows of the table."""
+        table = self._tables[kind]
+        shift, bits = self._bits[kind]
+        slots = windows >> shift
+        places = np.flatnonzero(
+            (bits[(slots >> np.uint64(3)).astype(np.intp)] >> (slots.astype(np.uint8) & 7)) & 1
+        )
+        if not len(places):
+            return None
+        wanted = windows[places]
+        low = np.searchsorted(table.hashes, wanted)
+        is_there = low < len(table.hashes)
+        is_there[is_there] = table.hashes[low[is_there]] == wanted[is_there]
+        places = places + begin
+        owners, is_within = _owners(offsets, places, size)
+        keep = np.flatnonzero(is_there & is_within)
+        if not len(keep):
+            return None
+        low, wanted = low[keep], wanted[keep]
+        counts = np.searchsorted(table.hashes, wanted, side="right") - low
+        rows = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        problems = rows if kind == "short" else table.problems[rows].astype(np.int64)
+        return _Found(np.repeat(owners[keep], counts), np.repeat(places[keep], counts), problems)
+
+    def _whole(self, hit: _Found, found: shingles.Words) -> _Found | None:
+        """Those of the windows that go on as the short text does that begins like them."""
+        lengths = self._lengths[hit.problems].astype(np.int64)
+        keep = hit.places + lengths <= found.offsets[hit.texts + 1]
+        rows = hit.problems
+        for length in np.unique(lengths[keep]).tolist():
+            some = np.flatnonzero(keep & (lengths == length))
+            grid = hit.places[some][:, None] + np.arange(length)[None, :]
+            sums = (found.hashes[grid] * _powers()[0][:length]).sum(axis=1, dtype=np.uint64)
+            keep[some] = sums == self._wholes[rows[some]]
+        if not keep.any():
+            return None
+        problems = self._tables["short"].problems[rows[keep]].astype(np.int64)
+        return _Found(hit.texts[keep], hit.places[keep], problems)
+
+    def save(self, path: Path) -> None:
+        """Write the index to one Arrow file, which `load` maps into memory.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        about = {
+            "layout": LAYOUT,
+            "recipe": asdict(self.recipe),
+            "problems": self._problems,
+            "files": self._files,
+            "facts": self._facts,
+        }
+        columns: dict[str, npt.NDArray[Any]] = {
+            "lengths": self._lengths,
+            "wholes": self._wholes,
+        }
+        for kind, table in self._tables.items():
+            columns |= {f"{kind}.hashes": table.hashes, f"{kind}.problems": table.problems}
+        arrays = []
+        for values in columns.values():
+            flat = pa.array(np.ascontiguousarray(values))
+            offsets = pa.array([0, len(values)], pa.int64())
+            arrays.append(pa.LargeListArray.from_arrays(offsets, flat))
+        batch = pa.record_batch(arrays, names=list(columns))
+        schema = batch.schema.with_metadata({"decontamination": json.dumps(about)})
+        with atomic_writer(path) as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Read a saved index; its arrays stay in the file, mapped, and are shared by processes.
+
+        Raises:
+            UserError: it cannot be read, or another version wrote it.
+        """
+        try:
+            with pa.memory_map(str(path)) as file:
+                reader = pa.ipc.open_file(file)
+                batch = reader.get_batch(0)
+                about = json.loads((reader.schema.metadata or {})[b"decontamination"])
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"cannot read the index of problems {path}: {error}", hint="remove it and run again"
+            ) from error
+        if about["layout"] != LAYOUT:
+            raise UserError(
+                f"the index of problems {path} was written by another version",
+                hint="remove it and run again",
+            )
+
+        def column(name: str) -> npt.NDArray[Any]:
+            values: npt.NDArray[Any] = batch.column(name).values.to_numpy(zero_copy_only=True)
+            return values
+
+        tables = {
+            kind: _Table(hashes=column(f"{kind}.hashes"), problems=column(f"{kind}.problems"))
+            for kind in KINDS
+        }
+        return cls(
+            Decontamination(**about["recipe"]),
+            tables,
+            column("lengths"),
+            column("wholes"),
+            about["problems"],
+            about["files"],
+            about["facts"],
+        )
+
+
+def _blocks(texts: pa.Array) -> Iterator[tuple[int, pa.Array]]:
+    """(number of its first text, slice) of a column, each of some texts and one at least."""
+    _, borders = _bytes_of(texts)
+    begin = 0
+    while begin < len(texts):
+        limit = borders[begin] + BLOCK_BYTES
+        end = max(begin + 1, int(np.searchsorted(borders, limit, side="right")) - 1)
+        yield begin, texts[begin:end]
+        begin = end
+
+
+def _unique_columns(pairs: Integers) -> tuple[list[tuple[int, int]], list[int]]:
+    columns, counts = np.unique(pairs, axis=1, return_counts=True)
+    return list(zip(*columns.tolist(), strict=True)), counts.tolist()
+
+
+def _named(counts: Counter[str]) -> str:
+    ranked = sorted(counts, key=lambda problem: (-counts[problem], problem))
+    more = f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
+    return ", ".join(ranked[:NAMED]) + more
+
+
+# --------------------------------------------------------------------------------- making the index
+
+
+class _Problem(NamedTuple):
+    """A problem as read: its name, that of what it is a form of, and its texts."""
+
+    name: str
+    file: str
+    texts: tuple[str, ...]
+
+
+def build(files: Sequence[Path], recipe: Decontamination = DEFAULT) -> Index:
+    """The index of the problems in some files or folders of files.
+
+    Args:
+        files: `.jsonl`, `.ndjson`, `.json` (plain, or with `.gz`, `.zst`, `.bz2`) and `.parquet`;
+            of a folder all such files below it.
+        recipe: what counts as a hit.
+
+    Raises:
+        UserError: a file cannot be read, or holds no problem; with file and line.
+    """
+    maker = _Maker(recipe)
+    facts: dict[str, Any] = {}
+    for name, path in _expand(files):
+        before, cut, names = maker.texts, maker.cut, set()
+        for problem in _problems_of(path, name):
+            names.add(problem.name)
+            maker.add(problem)
+        if maker.texts == before:
+            raise UserError(
+                f"{path} holds no problem",
+                hint="its records need fields of text, such as prompt, question or text",
+            )
+        facts[name] = {
+            "problems": len(names),
+            "texts": maker.texts - before,
+            "texts_cut": maker.cut - cut,
+        }
+    return maker.index(facts)
+
+
+def _expand(files: Sequence[Path]) -> list[tuple[str, Path]]:
+    """(name, path) of all problem files, sorted by name; a name is unique."""
+    paths: list[tuple[str, Path]] = []
+    for path in dict.fromkeys(files):
+        if path.is_dir():
+            below = [p for p in sorted(path.rglob("*")) if p.is_file() and _format(p)]
+            below = [
+                p for p in below if not any(x.startswith(".") for x in p.parts[len(path.parts) :])
+            ]
+            if not below:
+                raise UserError(
+                    f"{path} has no file of problems",
+                    hint=f"problems are read from {', '.join(SUFFIXES)}, also compressed",
+                )
+            paths += [(p.relative_to(path).as_posix(), p) for p in below]
+        elif not path.is_file():
+            raise UserError(
+                f"{path} does not exist", hint="--decontaminate takes files of problems"
+            )
+        elif not _format(path):
+            raise UserError(
+                f"{path} is not a file of problems by its name",
+                hint=f"problems are read from {', '.join(SUFFIXES)}, also compressed",
+            )
+        else:
+            paths.append((path.name, path))
+    counts = Counter(name for name, _ in paths)
+    unique = {path: str(path) if counts[name] > 1 else name for name, path in paths}
+    return sorted((name, path) for path, name in unique.items())
+
+
+def _format(path: Path) -> tuple[str, str] | None:
+    """(suffix, compression's suffix) by a file's name."""
+    name = path.name.lower()
+    for suffix, packed in itertools.product(SUFFIXES, COMPRESSIONS):
+        if name.endswith(suffix + packed) and not (suffix == ".parquet" and packed):
+            return suffix, packed
+    return None
+
+
+class _Maker:
+    """Gathers windows of problems' texts, then keeps what is evidence."""
+
+    def __init__(self, recipe: Decontamination) -> None:
+        self.recipe = recipe
+        self.texts = self.cut = 0
+        self.names: dict[str, int] = {}
+        self.files: list[str] = []
+        self.longest: list[int] = []  # words in a problem's longest text
+        self.seen: set[bytes] = set()
+        self.waiting: list[tuple[str, int]] = []
+        self.waiting_characters = 0
+        self.rows: dict[Kind, list[tuple[Unsigned, npt.NDArray[np.uint32]]]] = {
+            kind: [] for kind in KINDS
+        }
+        self.whole_rows: list[tuple[npt.NDArray[np.uint8], Unsigned]] = []
+
+    def add(self, problem: _Problem) -> None:
+        """Take a problem's texts in; the same text of the same problem counts once."""
+        number = self.names.setdefault(problem.name, len(self.names))
+        if number == len(self.files):
+            self.files.append(problem.file)
+            self.longest.append(0)
+        for text in problem.texts:
+            self.texts += 1
+            if len(text) > LONGEST_TEXT:
+                text = text[:LONGEST_TEXT]
+                self.cut += 1
+            data = text.encode("utf-8", "replace")
+            key = digest_bytes(problem.name.encode(), data).encode()
+            if key in self.seen:
+                continue
+            self.seen.add(key)
+            self.waiting.append((data.decode(), number))
+            if bare := _bare_python(text):
+                self.waiting.append((bare, number))
+            self.waiting_characters += len(text)
+        if self.waiting_characters > BLOCK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn the texts that wait into windows."""
+        if not self.waiting:
+            return
+        texts = shingles.column([text for text, _ in self.waiting])
+        numbers = np.array([number for _, number in self.waiting], dtype=np.uint32)
+        self.waiting, self.waiting_characters = [], 0
+        found = shingles.words(texts)
+        tokens = _tokens(texts, found)
+        counts = np.diff(found.offsets)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self.longest[number] = max(self.longest[number], count)
+        recipe = self.recipe
+        view, _ = _bytes_of(texts)
+        leading = np.frombuffer(view, dtype=np.uint8)[tokens.starts[tokens.is_word]]
+        lettered = (leading > ord("9")) | (leading < ord("0"))
+        self._add_words(found, lettered, numbers)
+        self._add_short(found, lettered, numbers, counts)
+        if recipe.window:
+            self._add_tokens(tokens, numbers)
+
+    def _add_words(
+        self, found: shingles.Words, lettered: Flags, numbers: npt.NDArray[np.uint32]
+    ) -> None:
+        recipe = self.recipe
+        for begin, windows in _word_windows(found.hashes, recipe.words):
+            places = np.arange(begin, begin + len(windows))
+            owners, good = _owners(found.offsets, places, recipe.words)
+            good &= _sums(lettered, places, recipe.words) >= recipe.lettered
+            good &= _different(found.hashes, places, recipe.words) >= recipe.distinct
+            self.rows["words"].append((windows[good], numbers[owners[good]]))
+
+    def _add_short(
+        self,
+        found: shingles.Words,
+        lettered: Flags,
+        numbers: npt.NDArray[np.uint32],
+        counts: Integers,
+    ) -> None:
+        """Texts too short for a window, as wholes: if hardly a word is a number or repeated."""
+        for i in np.flatnonzero((counts >= SHORTEST_SHORT) & (counts < self.recipe.words)).tolist():
+            begin, end = int(found.offsets[i]), int(found.offsets[i + 1])
+            words = found.hashes[begin:end]
+            if min(len(np.unique(words)), int(lettered[begin:end].sum())) < SHORTEST_SHORT - 1:
+                continue
+            weighted = words * _powers()[0][: len(words)]
+            self.rows["short"].append(
+                (
+                    weighted[:SHORTEST_SHORT].sum(dtype=np.uint64, keepdims=True),
+                    numbers[i : i + 1],
+                )
+            )
+            whole = weighted.sum(dtype=np.uint64, keepdims=True)
+            self.whole_rows.append((np.array([len(words)], dtype=np.uint8), whole))
+
+    def _add_tokens(self, tokens: _Tokens, numbers: npt.NDArray[np.uint32]) -> None:
+        recipe = self.recipe
+        size = recipe.window
+        for begin, windows in _token_windows(tokens, size):
+            places = np.arange(begin, begin + len(windows))
+            owners, good = _owners(tokens.offsets, places, size)
+            stop = begin + len(windows) + size - 1
+            hashes, is_name = tokens.hashes[begin:stop], tokens.is_name[begin:stop]
+            previous, following = _pairs(hashes, is_name, size)
+            again = np.zeros(len(hashes) + size + 1, dtype=np.int64)
+            again[following + 1] += 1
+            again[previous + 1 + size] -= 1
+            kept = np.cumsum(again)[size : size + len(windows)]
+            kept += _sums(~is_name, places - begin, size)
+            good &= kept >= recipe.kept
+            plain = np.where(is_name, np.uint64(0), hashes)
+            good &= _different(plain, places - begin, size) > recipe.kinds
+            self.rows["renamed"].append((windows[good], numbers[owners[good]]))
+
+    def index(self, files: Mapping[str, Any]) -> Index:
+        """The index of all that was taken in."""
+        self.flush()
+        tables: dict[Kind, _Table] = {}
+        common: dict[str, int] = {}
+        tables["words"], common["words"] = self._table("words")
+        tables["renamed"], common["renamed"] = self._table("renamed")
+        short, lengths, wholes, common["short"] = self._short_table()
+        tables["short"] = short
+        names = sorted(self.names, key=self.names.__getitem__)
+        indexed = np.unique(np.concatenate([table.problems for table in tables.values()]))
+        by_words = np.unique(tables["words"].problems)
+        facts = {
+            "files": dict(files),
+            "problems": len(names),
+            "problems_short": sum(count < self.recipe.words for count in self.longest),
+            "problems_without_words": len(names) - len(by_words),
+            "problems_not_indexed": sorted(
+                name for number, name in enumerate(names) if number not in set(indexed.tolist())
+            )[:1000],
+            "grams_shared": common,
+        }
+        return Index(self.recipe, tables, lengths, wholes, names, self.files, facts)
+
+    def _pairs_of(self, kind: Kind) -> tuple[Unsigned, npt.NDArray[np.uint32]]:
+        rows = self.rows[kind]
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(row[0] for row in rows)])
+        problems = np.concatenate([np.zeros(0, np.uint32), *(row[1] for row in rows)])
+        return hashes, problems
+
+    def _table(self, kind: Kind) -> tuple[_Table, int]:
+        """The table of what not too many problems share, and how many windows they do share."""
+        hashes, problems = self._pairs_of(kind)
+        order = np.lexsort((problems, hashes))
+        hashes, problems = hashes[order], problems[order]
+        fresh = np.ones(len(hashes), dtype=bool)
+        fresh[1:] = (hashes[1:] != hashes[:-1]) | (problems[1:] != problems[:-1])
+        hashes, problems = hashes[fresh], problems[fresh]
+        _, counts = np.unique(hashes, return_counts=True)
+        few = counts <= self.recipe.shared
+        keep = np.repeat(few, counts)
+        return _Table(hashes=hashes[keep], problems=problems[keep]), int((~few).sum())
+
+    def _short_table(self) -> tuple[_Table, npt.NDArray[np.uint8], Unsigned, int]:
+        prefixes, problems = self._pairs_of("short")
+        lengths = np.concatenate([np.zeros(0, np.uint8), *(row[0] for row in self.whole_rows)])
+        wholes = np.concatenate([np.zeros(0, np.uint64), *(row[1] for row in self.whole_rows)])
+        _, inverse, counts = np.unique(wholes, return_inverse=True, return_counts=True)
+        keep = counts[inverse] <= self.recipe.shared
+        order = np.lexsort((problems, wholes, lengths, prefixes))
+        order = order[keep[order]]
+        table = _Table(hashes=prefixes[order], problems=problems[order])
+        return table, lengths[order], wholes[order], int((counts > self.recipe.shared).sum())
+
+
+def _sums(flags: Flags, places: Integers, size: int) -> Integers:
+    """How many flags are set in each window."""
+    total = np.concatenate([[0], np.cumsum(flags)])
+    sums: Integers = total[places + size] - total[places]
+    return sums
+
+
+def _different(values: Unsigned, places: Integers, size: int) -> Integers:
+    """How many different values each window has."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, size)[places]
+    windows = np.sort(windows, axis=1)
+    different: Integers = 1 + (windows[:, 1:] != windows[:, :-1]).sum(axis=1)
+    return different
+
+
+def _bare_python(text: str) -> str | None:
+    """Python code without docstrings and comments, laid out anew; None for anything else."""
+    if len(text) > LONGEST_PROGRAM or not ("def " in text or "import " in text or "=" in text):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(textwrap.dedent(text))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and (
+                    ast.get_docstring(node, clean=False) is not None
+                ):
+                    node.body = node.body[1:] or [ast.Pass()]
+            bare = ast.unparse(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return bare or None
+
+
+# ---------------------------------------------------------------------------------- problem files
+
+NAME_FIELDS = ("task_id", "name", "problem_id", "question_id", "id")
+SOLUTION_FIELDS = ("canonical_solution", "reference_solution", "solution")
+OPENING_FIELDS = ("prompt", "declaration")
+# Fields that are no text of the problem. In MultiPL-E, `original` is a path.
+PASSED_FIELDS = frozenset(
+    [
+        *NAME_FIELDS,
+        *("entry_point", "language", "split", "difficulty", "url", "source", "source_file"),
+        *("original", "doctests", "prompt_terminology", "stop_tokens", "stop_sequences"),
+        *("metadata", "level", "type", "subject", "category", "license", "licence", "canary"),
+    ]
+)
+_HUMANEVAL = re.compile(r"(?:^|[/_])HumanEval[/_](\d+)(?:[/_]|$)", re.IGNORECASE)
+_MBPP = re.compile(r"(?:^|[/_])MBPP[/_](\d+)(?:[/_]|$)", re.IGNORECASE)
+_TRANSLATION = re.compile(r"(?:C\+\+|CPP|Go|Java|JavaScript|JS|Python|Rust)/(\d+)$", re.IGNORECASE)
+
+
+def _problems_of(path: Path, name: str) -> Iterator[_Problem]:
+    """The problems of one file."""
+    for place, record in _records(path):
+        identity = _identity(record, name, place)
+        texts = tuple(_texts_of(record))
+        if texts:
+            yield _Problem(identity, name, texts)
+
+
+def _identity(record: Any, file: str, place: str) -> str:
+    """The problem's name, the same for all forms of it.
+
+    >>> _identity({"task_id": "SingleLineInfilling/HumanEval/0/L0"}, "f.jsonl", "1")
+    'HumanEval/0'
+    >>> _identity({"name": "mbpp_3_is_not_prime"}, "f.jsonl", "1")
+    'MBPP/3'
+    >>> _identity({"question": "?"}, "test.jsonl", "7")
+    'test.jsonl:7'
+    """
+    fields = record if isinstance(record, dict) else {}
+    value = next((fields[k] for k in NAME_FIELDS if isinstance(fields.get(k), str | int)), None)
+    if value is None:
+        return f"{file}:{place}"
+    value = str(value)
+    if found := _HUMANEVAL.search(value):
+        return f"HumanEval/{int(found[1])}"
+    if found := _MBPP.search(value):
+        return f"MBPP/{int(found[1])}"
+    if "canonical_solution" in fields and (found := _TRANSLATION.match(value)):
+        return f"HumanEval/{int(found[1])}"
+    if value.isdecimal() and "test_list" in fields:
+        return f"MBPP/{int(value)}"
+    if value.isdecimal() and "question" in fields and {"solutions", "input_output"} & set(fields):
+        split = f"{fields['split']}/" if isinstance(fields.get("split"), str) else ""
+        return f"APPS/{split}{int(value)}"
+    stem = file.rsplit("/", 1)[-1].split(".")[0]
+    return value if "/" in value else f"{stem}/{value}"
+
+
+def _texts_of(record: Any) -> Iterator[str]:
+    """The texts of a record that a leak would hold.
+
+    A prompt (or declaration) is joined with its solution and suffix, since a program holds them in
+    one piece. Of all other fields every string counts, in lists and objects too, and in JSON that
+    stands in a string (APPS); but not ids and what is in `PASSED_FIELDS`, nor a string without
+    white space: that is a name, a path or a number. Short strings of one list are taken together
+    (MBPP's tests).
+    """
+    if isinstance(record, str):
+        record = {"text": record}
+    if not isinstance(record, dict):
+        yield from _strings(record)
+        return
+    joined = set()
+    solution = next((record[k] for k in SOLUTION_FIELDS if isinstance(record.get(k), str)), None)
+    if solution is not None:
+        suffix = record.get("suffix")
+        for field in OPENING_FIELDS:
+            if isinstance(opening := record.get(field), str):
+                yield opening + solution + (suffix if isinstance(suffix, str) else "")
+                joined |= {field, "suffix"}
+        if joined:
+            joined |= set(SOLUTION_FIELDS)
+    for field, value in record.items():
+        if field not in joined and field not in PASSED_FIELDS:
+            yield from _strings(value)
+
+
+def _strings(value: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(value, str):
+        if value[:1] in ("[", "{") and depth < 4:
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _strings(json.loads(value), depth + 1)
+                return
+        text = value.strip()
+        if any(c.isspace() for c in text):
+            yield value
+            if "<<" in value and ">>" in value:  # GSM8K's calculator annotations
+                yield re.sub(r"<<[^<>]*>>", "", value)
+    elif isinstance(value, list):
+        lines = [item for item in value if isinstance(item, str)]
+        if lines and all("\n" not in line and len(line) < 1000 for line in lines):
+            yield from _strings("\n".join(lines), 4)
+        else:
+            for item in value:
+                yield from _strings(item, depth)
+    elif isinstance(value, dict):
+        for field, item in value.items():
+            if field not in PASSED_FIELDS:
+                yield from _strings(item, depth)
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(line or number from 1, record) of one file."""
+    kind = _format(path)
+    assert kind, f"{path} is no problem file"
+    suffix, packed = kind
+    try:
+        if suffix == ".parquet":
+            rows = itertools.count(1)
+            with pq.ParquetFile(path) as table:
+                for batch in table.iter_batches(batch_size=256):
+                    for record in batch.to_pylist():
+                        yield str(next(rows)), record
+            return
+        with _open(path, packed) as file:
+            if suffix != ".json":
+                yield from _lines(path, file)
+                return
+            data = file.read()
+    except (OSError, EOFError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {reason}", hint="is the file whole?") from error
+    yield from _json(path, data)
+
+
+def _open(path: Path, packed: str) -> IO[bytes] | gzip.GzipFile | io.BufferedReader:
+    if packed == ".gz":
+        return gzip.open(path)
+    if packed == ".bz2":
+        return bz2.open(path)
+    if packed == ".zst":
+        stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+        return io.BufferedReader(stream)
+    return path.open("rb")
+
+
+def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}:{number} is not valid JSON: {error}",
+                hint="a file of problems has one JSON object a line",
+            ) from error
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}:{number} is no JSON object",
+                hint="a file of problems has one JSON object a line",
+            )
+        yield str(number), record
+
+
+def _json(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    """The records of a `.json` file: a list, an object by name, one record, or JSON lines."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        head = data.lstrip()[:1]
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and head == b"{":
+            yield from _lines(path, data.splitlines())
+            return
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{path}{line} is not valid JSON: {error}", hint="is the file whole?"
+        ) from error
+    if isinstance(value, dict):
+        if value and all(isinstance(item, dict) for item in value.values()):
+            yield from ((key, {"name": key, **item}) for key, item in value.items())
+            return
+        lists = [item for item in value.values() if isinstance(item, list)]
+        if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
+            value = lists[0]  # {"examples": [...], "version": ...}
+        else:
+            value = [value]
+    if not isinstance(value, list):
+        raise UserError(f"{path} holds no problem", hint="it needs a list of JSON objects")
+    yield from ((str(number), record) for number, record in enumerate(value, start=1))
