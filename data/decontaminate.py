@@ -5,7 +5,7 @@ of a column which problem it holds. Evidence is a window of the text that is als
 
     words      13 words (`shingles.py`) in a row: white space, case and punctuation do not matter
     short      a whole text of 8 to 12 words, such as a problem's only sentence
-    renamed    36 tokens in a row in which every name is replaced by the distance to where it stood
+    renamed    20 tokens in a row in which every name is replaced by the distance to where it stood
                before in the window (Baker 1996, "Parameterized Pattern Matching"), so that
 
                    total = 0; for x in xs: total += x        and        s = 0; for i in a: s += i
@@ -34,10 +34,10 @@ import json
 import re
 import textwrap
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +65,7 @@ SHORTEST_SHORT = 8  # words of a text that is evidence as a whole
 BLOCK_BYTES = 1 << 18  # of text searched at once: its arrays stay in the processor's cache
 SEGMENT = 1 << 15  # windows hashed at once, from one running sum
 NAMED = 3  # problems that `hits` names
+NAMED_MISSING = 20  # problems that `facts` names as not indexed
 LAYOUT = 1  # of the saved file, and of what the hashes mean
 
 _BASE = 0xD1342543DE82EF95  # odd, of the polynomial over words or tokens
@@ -107,19 +108,21 @@ class Decontamination:
             appendix C).
         window: tokens in a row that are the same but for the names; 0 turns it off.
         shared: a window met in more problems than this is no evidence.
-        lettered: a window of words needs so many that do not begin with a digit.
+        lettered: a window of words needs so many that begin with two letters: an alphabet is no
+            evidence, nor is a row of numbers.
         distinct: a window of words needs so many different ones.
-        kept: a window of tokens needs so many that are not a name's first occurrence.
+        kept: a window of tokens needs so many that are neither numbers nor a name's first
+            occurrence.
         kinds: a window of tokens needs so many different ones, names not counted.
     """
 
     words: int = 13
-    window: int = 36
+    window: int = 20
     shared: int = 4
-    lettered: int = 6
+    lettered: int = 3
     distinct: int = 6
-    kept: int = 24
-    kinds: int = 9
+    kept: int = 13
+    kinds: int = 7
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -202,6 +205,7 @@ class _Tokens:
     Attributes:
         hashes: (T,) of each.
         is_name: (T,) whether it may be renamed.
+        is_number: (T,) whether it begins with a digit.
         is_word: (T,) whether it is a word of `shingles.py`.
         starts: (T,) where it begins in the texts' bytes.
         offsets: (texts + 1,) the first token of each text, then T.
@@ -209,6 +213,7 @@ class _Tokens:
 
     hashes: Unsigned
     is_name: Flags
+    is_number: Flags
     is_word: Flags
     starts: Integers
     offsets: Integers
@@ -280,7 +285,8 @@ def _tokens(texts: pa.Array, found: shingles.Words) -> _Tokens:
     offsets = np.searchsorted(starts, borders).astype(np.int64)
     shift, table = _fixed_words()
     fixed = table[((found.hashes >> shift) & np.uint64(0x3FFF)).astype(np.intp)] == found.hashes
-    is_name = is_word & ((leading > ord("9")) | (leading < ord("0")))
+    is_number = (leading >= ord("0")) & (leading <= ord("9"))
+    is_name = is_word & ~is_number
     is_name[is_word] &= ~fixed
     # An attribute is no variable; but what follows two dots is (a range's end). A text's first
     # token follows nothing.
@@ -293,7 +299,12 @@ def _tokens(texts: pa.Array, found: shingles.Words) -> _Tokens:
     after_two[offsets] = False
     is_name &= ~after[:-1] | after_two[:-1]
     return _Tokens(
-        hashes=hashes, is_name=is_name, is_word=is_word, starts=starts + begin, offsets=offsets
+        hashes=hashes,
+        is_name=is_name,
+        is_number=is_number,
+        is_word=is_word,
+        starts=starts + begin,
+        offsets=offsets,
     )
 
 
@@ -391,7 +402,13 @@ class _Found(NamedTuple):
 
 
 class Index:
-    """The problems' windows, to be looked for in texts; made by `build`, or read by `load`."""
+    """The problems' windows, to be looked for in texts; made by `build`, or read by `load`.
+
+    Attributes:
+        recipe: what counts as a hit.
+        digest: of the recipe and of all problems' texts, however the files are called and wherever
+            they lie.
+    """
 
     def __init__(
         self,
@@ -402,8 +419,10 @@ class Index:
         problems: Sequence[str],
         files: Sequence[str],
         facts: Mapping[str, Any],
+        digest: str,
     ) -> None:
         self.recipe = recipe
+        self.digest = digest
         self._tables = dict(tables)
         self._lengths, self._wholes = lengths, wholes
         self._problems, self._files = list(problems), list(files)
@@ -420,6 +439,7 @@ class Index:
             self._problems,
             self._files,
             self._facts,
+            self.digest,
         )
 
     @property
@@ -427,39 +447,32 @@ class Index:
         """The problems that something can be found of, by name."""
         return sorted(set(self._problems))
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of what is looked for, whatever files it was read from and in whatever order."""
-        parts = [digest_json([LAYOUT, asdict(self.recipe)]).encode()]
-        names = np.array([digest_bytes(p.encode()) for p in self._problems], dtype="S")
-        ranks = np.unique(names, return_inverse=True)[1] if len(names) else np.zeros(0, np.int64)
-        parts += sorted(names.tolist())
-        for kind in KINDS:
-            table = self._tables[kind]
-            columns = [ranks[table.problems].astype(np.uint64), table.hashes]
-            if kind == "short":
-                columns[:0] = [self._wholes, self._lengths.astype(np.uint64)]
-            order = np.lexsort(columns)
-            parts += [column[order].tobytes() for column in columns]
-        return digest_bytes(*parts)
-
     def facts(self) -> dict[str, Any]:
         """What the report says of the index: files, problems, what could not be indexed."""
         return {
             **self._facts,
+            "recipe": asdict(self.recipe),
             "grams": {kind: len(np.unique(self._tables[kind].hashes)) for kind in KINDS},
             "digest": self.digest,
         }
 
     def hits(self, texts: pa.Array) -> list[str | None]:
-        """For each text None, or the problems found in it, those with most windows first."""
-        counts: dict[int, Counter[str]] = defaultdict(Counter)
+        """For each text None, or the first few of `problems_in` in one short string."""
+        return [_named(problems) if problems else None for problems in self.problems_in(texts)]
+
+    def problems_in(self, texts: pa.Array) -> list[list[str]]:
+        """For each text the problems found in it, those with most windows first."""
+        counts: dict[int, Counter[str]] = {}
         for begin, block in _blocks(texts):
             for found, _ in self._search(block):
-                pairs = np.stack([found.texts, found.problems])
-                for (text, problem), count in zip(*_unique_columns(pairs), strict=True):
-                    counts[begin + text][self._problems[problem]] += count
-        return [_named(counts[i]) if i in counts else None for i in range(len(texts))]
+                for text, problem in zip(
+                    found.texts.tolist(), found.problems.tolist(), strict=True
+                ):
+                    counts.setdefault(begin + text, Counter())[self._problems[problem]] += 1
+        return [
+            sorted(counts[i], key=lambda name: (-counts[i][name], name)) if i in counts else []
+            for i in range(len(texts))
+        ]
 
     def find(self, text: str) -> list[Hit]:
         """All problems found in one text, with what was found and where, most windows first."""
@@ -552,6 +565,7 @@ class Index:
             "problems": self._problems,
             "files": self._files,
             "facts": self._facts,
+            "digest": self.digest,
         }
         columns: dict[str, npt.NDArray[Any]] = {
             "lengths": self._lengths,
@@ -607,11 +621,14 @@ class Index:
             about["problems"],
             about["files"],
             about["facts"],
+            about["digest"],
         )
 
 
 def _blocks(texts: pa.Array) -> Iterator[tuple[int, pa.Array]]:
     """(number of its first text, slice) of a column, each of some texts and one at least."""
+    if not len(texts):
+        return
     _, borders = _bytes_of(texts)
     begin = 0
     while begin < len(texts):
@@ -621,24 +638,26 @@ def _blocks(texts: pa.Array) -> Iterator[tuple[int, pa.Array]]:
         begin = end
 
 
-def _unique_columns(pairs: Integers) -> tuple[list[tuple[int, int]], list[int]]:
-    columns, counts = np.unique(pairs, axis=1, return_counts=True)
-    return list(zip(*columns.tolist(), strict=True)), counts.tolist()
-
-
-def _named(counts: Counter[str]) -> str:
-    ranked = sorted(counts, key=lambda problem: (-counts[problem], problem))
-    more = f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
-    return ", ".join(ranked[:NAMED]) + more
+def _named(problems: Sequence[str]) -> str:
+    more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    return ", ".join(problems[:NAMED]) + more
 
 
 # --------------------------------------------------------------------------------- making the index
 
 
 class _Problem(NamedTuple):
-    """A problem as read: its name, that of what it is a form of, and its texts."""
+    """A problem as read.
+
+    Attributes:
+        name: the same for all forms of the problem.
+        key: the name, without the file's where that is part of it.
+        file: the name of the file.
+        texts: those a leak would hold.
+    """
 
     name: str
+    key: str
     file: str
     texts: tuple[str, ...]
 
@@ -701,8 +720,17 @@ def _expand(files: Sequence[Path]) -> list[tuple[str, Path]]:
         else:
             paths.append((path.name, path))
     counts = Counter(name for name, _ in paths)
-    unique = {path: str(path) if counts[name] > 1 else name for name, path in paths}
-    return sorted((name, path) for path, name in unique.items())
+    unique = {
+        path: f"{path.absolute().parent.name}/{name}" if counts[name] > 1 else name
+        for name, path in paths
+    }
+    if len(set(unique.values())) < len(unique):
+        unique = {path: str(path) for path in unique}
+    # HumanEval.jsonl before HumanEval-SingleLineInfilling.jsonl: a window is the first one's.
+    return sorted(
+        ((name, path) for path, name in unique.items()),
+        key=lambda pair: (PurePath(pair[0]).name.split(".")[0], pair),
+    )
 
 
 def _format(path: Path) -> tuple[str, str] | None:
@@ -721,9 +749,10 @@ class _Maker:
         self.recipe = recipe
         self.texts = self.cut = 0
         self.names: dict[str, int] = {}
-        self.files: list[str] = []
-        self.longest: list[int] = []  # words in a problem's longest text
-        self.seen: set[bytes] = set()
+        self.sources: dict[tuple[int, str], int] = {}  # (problem, file) -> number in the tables
+        self.longest: list[int] = []  # words in a source's longest text
+        self.seen: set[str] = set()
+        self.marks: set[str] = set()
         self.waiting: list[tuple[str, int]] = []
         self.waiting_characters = 0
         self.rows: dict[Kind, list[tuple[Unsigned, npt.NDArray[np.uint32]]]] = {
@@ -733,9 +762,9 @@ class _Maker:
 
     def add(self, problem: _Problem) -> None:
         """Take a problem's texts in; the same text of the same problem counts once."""
-        number = self.names.setdefault(problem.name, len(self.names))
-        if number == len(self.files):
-            self.files.append(problem.file)
+        name = self.names.setdefault(problem.name, len(self.names))
+        number = self.sources.setdefault((name, problem.file), len(self.sources))
+        if number == len(self.longest):
             self.longest.append(0)
         for text in problem.texts:
             self.texts += 1
@@ -743,10 +772,11 @@ class _Maker:
                 text = text[:LONGEST_TEXT]
                 self.cut += 1
             data = text.encode("utf-8", "replace")
-            key = digest_bytes(problem.name.encode(), data).encode()
-            if key in self.seen:
+            mark = digest_bytes(problem.name.encode(), data)
+            if mark in self.seen:
                 continue
-            self.seen.add(key)
+            self.seen.add(mark)
+            self.marks.add(digest_bytes(problem.key.encode(), data))
             self.waiting.append((data.decode(), number))
             if bare := _bare_python(text):
                 self.waiting.append((bare, number))
@@ -767,9 +797,7 @@ class _Maker:
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             self.longest[number] = max(self.longest[number], count)
         recipe = self.recipe
-        view, _ = _bytes_of(texts)
-        leading = np.frombuffer(view, dtype=np.uint8)[tokens.starts[tokens.is_word]]
-        lettered = (leading > ord("9")) | (leading < ord("0"))
+        lettered = _begins_with_letters(texts, tokens)
         self._add_words(found, lettered, numbers)
         self._add_short(found, lettered, numbers, counts)
         if recipe.window:
@@ -794,10 +822,11 @@ class _Maker:
         counts: Integers,
     ) -> None:
         """Texts too short for a window, as wholes: if hardly a word is a number or repeated."""
+        recipe = self.recipe
         for i in np.flatnonzero((counts >= SHORTEST_SHORT) & (counts < self.recipe.words)).tolist():
             begin, end = int(found.offsets[i]), int(found.offsets[i + 1])
             words = found.hashes[begin:end]
-            if min(len(np.unique(words)), int(lettered[begin:end].sum())) < SHORTEST_SHORT - 1:
+            if len(np.unique(words)) < recipe.distinct or lettered[begin:end].sum() < 4:
                 continue
             weighted = words * _powers()[0][: len(words)]
             self.rows["short"].append(
@@ -822,7 +851,7 @@ class _Maker:
             again[following + 1] += 1
             again[previous + 1 + size] -= 1
             kept = np.cumsum(again)[size : size + len(windows)]
-            kept += _sums(~is_name, places - begin, size)
+            kept += _sums(~is_name & ~tokens.is_number[begin:stop], places - begin, size)
             good &= kept >= recipe.kept
             plain = np.where(is_name, np.uint64(0), hashes)
             good &= _different(plain, places - begin, size) > recipe.kinds
@@ -837,20 +866,33 @@ class _Maker:
         tables["renamed"], common["renamed"] = self._table("renamed")
         short, lengths, wholes, common["short"] = self._short_table()
         tables["short"] = short
-        names = sorted(self.names, key=self.names.__getitem__)
-        indexed = np.unique(np.concatenate([table.problems for table in tables.values()]))
-        by_words = np.unique(tables["words"].problems)
+        names = list(self.names)
+        owners = self._owners()
+        indexed = {owners[i] for table in tables.values() for i in np.unique(table.problems)}
+        longest = [0] * len(names)
+        for owner, words in zip(owners.tolist(), self.longest, strict=True):
+            longest[owner] = max(longest[owner], words)
         facts = {
             "files": dict(files),
             "problems": len(names),
-            "problems_short": sum(count < self.recipe.words for count in self.longest),
-            "problems_without_words": len(names) - len(by_words),
-            "problems_not_indexed": sorted(
-                name for number, name in enumerate(names) if number not in set(indexed.tolist())
-            )[:1000],
+            "problems_short": sum(words < self.recipe.words for words in longest),
+            "problems_not_indexed": len(names) - len(indexed),
+            "not_indexed": [name for number, name in enumerate(names) if number not in indexed][
+                :NAMED_MISSING
+            ],
             "grams_shared": common,
         }
-        return Index(self.recipe, tables, lengths, wholes, names, self.files, facts)
+        marks = "".join(sorted(self.marks)).encode()
+        digest = digest_bytes(digest_json([LAYOUT, asdict(self.recipe)]).encode(), marks)
+        by_source = [names[owner] for owner in owners]
+        files_by_source = [file for _, file in self.sources]
+        return Index(
+            self.recipe, tables, lengths, wholes, by_source, files_by_source, facts, digest
+        )
+
+    def _owners(self) -> Integers:
+        """The problem of each source."""
+        return np.array([problem for problem, _ in self.sources], dtype=np.int64)
 
     def _pairs_of(self, kind: Kind) -> tuple[Unsigned, npt.NDArray[np.uint32]]:
         rows = self.rows[kind]
@@ -861,26 +903,46 @@ class _Maker:
     def _table(self, kind: Kind) -> tuple[_Table, int]:
         """The table of what not too many problems share, and how many windows they do share."""
         hashes, problems = self._pairs_of(kind)
-        order = np.lexsort((problems, hashes))
-        hashes, problems = hashes[order], problems[order]
-        fresh = np.ones(len(hashes), dtype=bool)
-        fresh[1:] = (hashes[1:] != hashes[:-1]) | (problems[1:] != problems[:-1])
-        hashes, problems = hashes[fresh], problems[fresh]
-        _, counts = np.unique(hashes, return_counts=True)
-        few = counts <= self.recipe.shared
-        keep = np.repeat(few, counts)
-        return _Table(hashes=hashes[keep], problems=problems[keep]), int((~few).sum())
+        keep, common = self._few(hashes, problems)
+        return _Table(hashes=hashes[keep], problems=problems[keep]), common
 
     def _short_table(self) -> tuple[_Table, npt.NDArray[np.uint8], Unsigned, int]:
         prefixes, problems = self._pairs_of("short")
         lengths = np.concatenate([np.zeros(0, np.uint8), *(row[0] for row in self.whole_rows)])
         wholes = np.concatenate([np.zeros(0, np.uint64), *(row[1] for row in self.whole_rows)])
-        _, inverse, counts = np.unique(wholes, return_inverse=True, return_counts=True)
-        keep = counts[inverse] <= self.recipe.shared
-        order = np.lexsort((problems, wholes, lengths, prefixes))
-        order = order[keep[order]]
-        table = _Table(hashes=prefixes[order], problems=problems[order])
-        return table, lengths[order], wholes[order], int((counts > self.recipe.shared).sum())
+        keep, common = self._few(wholes, problems)
+        keep = keep[np.argsort(prefixes[keep], kind="stable")]
+        table = _Table(hashes=prefixes[keep], problems=problems[keep])
+        return table, lengths[keep], wholes[keep], common
+
+    def _few(self, hashes: Unsigned, sources: npt.NDArray[np.uint32]) -> tuple[Integers, int]:
+        """The rows of windows that not too many problems share, and how many windows they do.
+
+        In the order of the hashes; a window that a problem has in several files counts, and
+        stays, once: in the first of them.
+        """
+        if not len(hashes):
+            return np.zeros(0, dtype=np.int64), 0
+        problems = self._owners()[sources]
+        order = np.lexsort((sources, problems, hashes))
+        ordered, owners = hashes[order], problems[order]
+        fresh = np.ones(len(order), dtype=bool)
+        fresh[1:] = (ordered[1:] != ordered[:-1]) | (owners[1:] != owners[:-1])
+        order = order[fresh]
+        _, counts = np.unique(hashes[order], return_counts=True)
+        few = counts <= self.recipe.shared
+        return order[np.repeat(few, counts)], int((~few).sum())
+
+
+def _begins_with_letters(texts: pa.Array, tokens: _Tokens) -> Flags:
+    """Of each word, whether its first two characters are letters (or not ASCII)."""
+    view, _ = _bytes_of(texts)
+    is_letter = np.zeros(256, dtype=bool)
+    is_letter[[*range(65, 91), *range(97, 123), *range(128, 256)]] = True
+    letters = np.append(is_letter[np.frombuffer(view, dtype=np.uint8)], False)
+    starts = tokens.starts[tokens.is_word]
+    both: Flags = letters[starts] & letters[starts + 1]
+    return both
 
 
 def _sums(flags: Flags, places: Integers, size: int) -> Integers:
@@ -922,6 +984,7 @@ def _bare_python(text: str) -> str | None:
 NAME_FIELDS = ("task_id", "name", "problem_id", "question_id", "id")
 SOLUTION_FIELDS = ("canonical_solution", "reference_solution", "solution")
 OPENING_FIELDS = ("prompt", "declaration")
+TASK_FIELDS = ("text", "prompt")  # in words, beside `code`
 # Fields that are no text of the problem. In MultiPL-E, `original` is a path.
 PASSED_FIELDS = frozenset(
     [
@@ -939,40 +1002,50 @@ _TRANSLATION = re.compile(r"(?:C\+\+|CPP|Go|Java|JavaScript|JS|Python|Rust)/(\d+
 def _problems_of(path: Path, name: str) -> Iterator[_Problem]:
     """The problems of one file."""
     for place, record in _records(path):
-        identity = _identity(record, name, place)
+        identity, key = _identity(record, name, place)
         texts = tuple(_texts_of(record))
         if texts:
-            yield _Problem(identity, name, texts)
+            yield _Problem(identity, key, name, texts)
 
 
-def _identity(record: Any, file: str, place: str) -> str:
-    """The problem's name, the same for all forms of it.
+def _identity(record: Any, file: str, place: str) -> tuple[str, str]:
+    """The problem's name, the same for all forms of it, and the name without the file's.
 
     >>> _identity({"task_id": "SingleLineInfilling/HumanEval/0/L0"}, "f.jsonl", "1")
-    'HumanEval/0'
+    ('HumanEval/0', 'HumanEval/0')
     >>> _identity({"name": "mbpp_3_is_not_prime"}, "f.jsonl", "1")
-    'MBPP/3'
+    ('MBPP/3', 'MBPP/3')
     >>> _identity({"question": "?"}, "test.jsonl", "7")
-    'test.jsonl:7'
+    ('test.jsonl:7', '7')
     """
     fields = record if isinstance(record, dict) else {}
-    value = next((fields[k] for k in NAME_FIELDS if isinstance(fields.get(k), str | int)), None)
-    if value is None:
-        return f"{file}:{place}"
-    value = str(value)
+    given = next((fields[k] for k in NAME_FIELDS if isinstance(fields.get(k), str | int)), None)
+    if given is None:
+        return f"{file}:{place}", place
+    value = str(given)
+    if known := _known(value, fields):
+        return known, known
+    if "/" in value:
+        return value, value
+    return f"{PurePath(file).name.split('.')[0]}/{value}", value
+
+
+def _known(value: str, fields: Mapping[str, Any]) -> str | None:
+    """The name of a problem of HumanEval, MBPP, APPS and the sets made of them."""
     if found := _HUMANEVAL.search(value):
         return f"HumanEval/{int(found[1])}"
     if found := _MBPP.search(value):
         return f"MBPP/{int(found[1])}"
     if "canonical_solution" in fields and (found := _TRANSLATION.match(value)):
         return f"HumanEval/{int(found[1])}"
-    if value.isdecimal() and "test_list" in fields:
+    if not (value.isascii() and value.isdecimal()):
+        return None
+    if "test_list" in fields:
         return f"MBPP/{int(value)}"
-    if value.isdecimal() and "question" in fields and {"solutions", "input_output"} & set(fields):
+    if "question" in fields and not fields.keys().isdisjoint(("solutions", "input_output")):
         split = f"{fields['split']}/" if isinstance(fields.get("split"), str) else ""
         return f"APPS/{split}{int(value)}"
-    stem = file.rsplit("/", 1)[-1].split(".")[0]
-    return value if "/" in value else f"{stem}/{value}"
+    return None
 
 
 def _texts_of(record: Any) -> Iterator[str]:
@@ -996,9 +1069,11 @@ def _texts_of(record: Any) -> Iterator[str]:
         for field in OPENING_FIELDS:
             if isinstance(opening := record.get(field), str):
                 yield opening + solution + (suffix if isinstance(suffix, str) else "")
-                joined |= {field, "suffix"}
-        if joined:
-            joined |= set(SOLUTION_FIELDS)
+                joined |= {field, "suffix", *SOLUTION_FIELDS}
+    elif isinstance(code := record.get("code"), str):  # MBPP
+        for field in TASK_FIELDS:
+            if isinstance(task := record.get(field), str):
+                yield f"{task}\n{code}"
     for field, value in record.items():
         if field not in joined and field not in PASSED_FIELDS:
             yield from _strings(value)
