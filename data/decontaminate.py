@@ -10,7 +10,7 @@ of a column which problem it holds. Evidence is a window of the text that is als
 
                    total = 0; for x in xs: total += x        and        s = 0; for i in a: s += i
 
-               are the same; keywords, builtins, numbers, operators and attributes stay themselves
+               are the same; keywords, called builtins, numbers, operators and attributes stay
 
 What is not evidence is left out when the index is made: windows met in more problems than `shared`
 (imports, test frames; translations of one problem count once), and windows that say little (rows
@@ -62,6 +62,7 @@ COMPRESSIONS = ("", ".gz", ".zst", ".bz2")
 LONGEST_TEXT = 1 << 18  # characters of a problem's text that are read; longer ones hold test input
 LONGEST_PROGRAM = 1 << 15  # characters of a text that is parsed as Python
 SHORTEST_SHORT = 8  # words of a text that is evidence as a whole
+SHORT_LETTERED = 4  # of its words that begin with two letters, at least
 BLOCK_BYTES = 1 << 18  # of text searched at once: its arrays stay in the processor's cache
 SEGMENT = 1 << 15  # windows hashed at once, from one running sum
 NAMED = 3  # problems that `hits` names
@@ -73,29 +74,27 @@ _POSITION = np.uint64(0xFFFF)
 _WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,%d}" % shingles.LONGEST_WORD)
 # What changes when code is laid out anew: brackets, commas, colons and quotes are no tokens.
 _OPERATORS = b"+-*/%=<>!&|^~.?@$["
-# Names that nobody renames: the keywords and common builtins of the languages that the problems
-# are written in. Written out, so that an index does not depend on the Python that made it.
-_FIXED = """
+# Words that nobody renames: what Python and the languages its problems are translated into reserve.
+# Left out is what they reserve but programs in another of them use as names (end, string, type).
+# Written out, so that an index does not depend on the Python that made it.
+_KEYWORDS = """
 False None True and as assert async await break class continue def del elif else except finally for
 from global if import in is lambda nonlocal not or pass raise return try while with yield self cls
+__init__ __main__ __name__
+catch const do enum extends extern fn foreach elseif endif esac fi function goto implements include
+impl instanceof interface isset let mut namespace nullptr null package private protected public
+sizeof static struct super switch template this throw throws typedef typename typeof undefined
+unsigned using usize virtual void volatile
+"""
+# Builtins: nobody renames them where they are called; elsewhere `max` may well be a variable.
+_CALLED = """
 abs all any bin bool bytearray bytes chr dict divmod enumerate eval exec filter float format
 frozenset getattr hasattr hash hex id input int isinstance issubclass iter len list map max min next
-object oct open ord pow print range repr reversed round set setattr slice sorted staticmethod str
-sum super tuple type zip Exception IndexError KeyError RuntimeError StopIteration TypeError
-ValueError __init__ __main__ __name__ List Dict Tuple Optional Union Any typing math re collections
-itertools heapq sys os functools string random copy
-auto case catch char const default delete do double enum extern false friend goto include inline
-long namespace new nullptr operator private protected public short signed sizeof static struct
-switch template this throw true typedef typename union unsigned using virtual void volatile
-std vector string pair map unordered_map cout cin endl push_back begin end size main
-abstract boolean byte extends final implements instanceof interface native package synchronized
-throws transient ArrayList HashMap HashSet Integer Character Math System Arrays Collections
-String out println length
-export function let of typeof undefined null var console log arguments require
-chan defer fallthrough func go select fmt append make
-crate dyn fn impl loop match mod move mut pub ref trait type unsafe use where Vec usize u32 u64 i32
-i64 Some Option Result unwrap
-foreach echo array php elseif endif isset then fi done esac local decimal readonly
+object oct open ord pow print range repr reversed round set setattr slice sorted str sum tuple type
+vars zip Exception IndexError KeyError RuntimeError StopIteration TypeError ValueError Counter
+defaultdict deque namedtuple reduce partial sqrt
+append array cap console count echo explode implode isNaN make parseFloat parseInt printf println
+push_back reverse size sizeof sort strlen swap to_string vec
 """
 
 
@@ -121,8 +120,8 @@ class Decontamination:
     shared: int = 4
     lettered: int = 3
     distinct: int = 6
-    kept: int = 13
-    kinds: int = 7
+    kept: int = 12
+    kinds: int = 6
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -242,15 +241,23 @@ def _distance_hashes() -> Unsigned:
 
 
 @functools.cache
-def _fixed_words() -> tuple[np.uint64, Unsigned]:
-    """A shift and a table: a word is fixed where the table, at its 14 bits from there, holds it."""
-    hashes = np.unique(shingles.words(shingles.column([_FIXED])).hashes)
+def _fixed_words() -> tuple[np.uint64, Unsigned, Flags]:
+    """A shift and two tables, by a word's 14 bits from there: the fixed word, if only when called.
+
+    A word is fixed where the first table holds its hash.
+    """
+    keywords, called = (
+        np.unique(shingles.words(shingles.column([names])).hashes) for names in (_KEYWORDS, _CALLED)
+    )
+    called = np.setdiff1d(called, keywords)
+    hashes = np.concatenate([keywords, called])
     for shift in range(51):
-        slots = (hashes >> np.uint64(shift)) & np.uint64(0x3FFF)
+        slots = ((hashes >> np.uint64(shift)) & np.uint64(0x3FFF)).astype(np.intp)
         if len(np.unique(slots)) == len(slots):
-            table = np.zeros(1 << 14, dtype=np.uint64)
-            table[slots.astype(np.intp)] = hashes
-            return np.uint64(shift), table
+            table, if_called = np.zeros(1 << 14, dtype=np.uint64), np.zeros(1 << 14, dtype=bool)
+            table[slots] = hashes
+            if_called[slots[len(keywords) :]] = True
+            return np.uint64(shift), table, if_called
     raise AssertionError("no 14 bits tell the fixed words apart")
 
 
@@ -283,8 +290,10 @@ def _tokens(texts: pa.Array, found: shingles.Words) -> _Tokens:
     hashes = _operator_hashes()[leading]
     hashes[is_word] = found.hashes
     offsets = np.searchsorted(starts, borders).astype(np.int64)
-    shift, table = _fixed_words()
-    fixed = table[((found.hashes >> shift) & np.uint64(0x3FFF)).astype(np.intp)] == found.hashes
+    shift, table, if_called = _fixed_words()
+    slots = ((found.hashes >> shift) & np.uint64(0x3FFF)).astype(np.intp)
+    fixed = table[slots] == found.hashes
+    fixed &= ~if_called[slots] | _called(data, inside, starts[is_word], borders)
     is_number = (leading >= ord("0")) & (leading <= ord("9"))
     is_name = is_word & ~is_number
     is_name[is_word] &= ~fixed
@@ -306,6 +315,17 @@ def _tokens(texts: pa.Array, found: shingles.Words) -> _Tokens:
         starts=starts + begin,
         offsets=offsets,
     )
+
+
+def _called(data: Bytes, inside: Flags, words: Integers, borders: Integers) -> Flags:
+    """Of each word of some texts, whether a bracket opens right after it."""
+    opens = data == ord("(")
+    opens[borders[borders < len(data)]] = False  # the next text's bracket
+    opens[1:] &= inside[:-1]
+    # A word that brackets follow is the last that begins before them.
+    called = np.zeros(len(words), dtype=bool)
+    called[np.searchsorted(words, np.flatnonzero(opens)) - 1] = True
+    return called
 
 
 def _cut_long_words(inside: Flags, starts: Integers, borders: Integers) -> Integers:
@@ -821,12 +841,15 @@ class _Maker:
         numbers: npt.NDArray[np.uint32],
         counts: Integers,
     ) -> None:
-        """Texts too short for a window, as wholes: if hardly a word is a number or repeated."""
+        """Texts too short for a window, as wholes: if enough words are different and no numbers."""
         recipe = self.recipe
-        for i in np.flatnonzero((counts >= SHORTEST_SHORT) & (counts < self.recipe.words)).tolist():
+        for i in np.flatnonzero((counts >= SHORTEST_SHORT) & (counts < recipe.words)).tolist():
             begin, end = int(found.offsets[i]), int(found.offsets[i + 1])
             words = found.hashes[begin:end]
-            if len(np.unique(words)) < recipe.distinct or lettered[begin:end].sum() < 4:
+            if (
+                len(np.unique(words)) < recipe.distinct
+                or lettered[begin:end].sum() < SHORT_LETTERED
+            ):
                 continue
             weighted = words * _powers()[0][: len(words)]
             self.rows["short"].append(
@@ -854,7 +877,9 @@ class _Maker:
             kept += _sums(~is_name & ~tokens.is_number[begin:stop], places - begin, size)
             good &= kept >= recipe.kept
             plain = np.where(is_name, np.uint64(0), hashes)
-            good &= _different(plain, places - begin, size) > recipe.kinds
+            kinds = _different(plain, places - begin, size)
+            kinds -= _sums(is_name, places - begin, size) > 0
+            good &= kinds >= recipe.kinds
             self.rows["renamed"].append((windows[good], numbers[owners[good]]))
 
     def index(self, files: Mapping[str, Any]) -> Index:
