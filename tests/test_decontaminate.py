@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codecria.data import decontaminate, shingles
+from codecria.data import decontaminate, problems, shingles
 from codecria.data.decontaminate import Decontamination, Index, build
 from codecria.data.errors import UserError
 
@@ -383,7 +383,7 @@ def test_the_answer_is_the_same_in_any_company(parts: list[str], data: st.DataOb
 def own_index() -> Index:
     maker = decontaminate._Maker(Decontamination())
     for text in (PROMPT + SOLUTION, TEST):
-        maker.add(decontaminate._Problem("HumanEval/900", "HumanEval/900", "f.jsonl", (text,)))
+        maker.add(problems.Problem("HumanEval/900", "HumanEval/900", "f.jsonl", (text,)))
     return maker.index({})
 
 
