@@ -227,6 +227,8 @@ _OPEN_PASSWORDS = _words(
 )
 _TEMPLATE = re.compile(r"[<>{}()\[\]|\\`]|\$[A-Za-z_]|\$\$|^[%:@]|%[sdr]$|\*\*|\.\.\.|^[xX*.]+$")
 
+_PORT = re.compile(r"[0-9]{1,5},")  # `http://one:80,user:...`: hosts, the first with its port
+
 
 def _check_url(match: re.Match[str], _: Redaction) -> Span | None:
     """The password of a URL, unless it is a manual's, a template's, or a default."""
@@ -236,6 +238,8 @@ def _check_url(match: re.Match[str], _: Redaction) -> Span | None:
         _TEMPLATE.search(password)
         or lower in _OPEN_PASSWORDS
         or lower == match["user"].lower()
+        or "passw" in lower
+        or _PORT.match(lower)
         or (_is_placeholder(lower) and not lower.startswith("/"))
         or _is_reserved(match["host"].lower())
     ):
@@ -255,7 +259,7 @@ _OPEN_NAME = re.compile(
     r"public|publish|(?:^|_)(?:test_?)?(?:hash|sha\d*|digest|md5|checksum|fingerprint|ids?|name|url"
     r"|uri|path|file|dir|type|regex|pattern|re|field|header|param|prefix|suffix|label|class|format"
     r"|length|size|algorithm|alg|method|endpoint|scope|version|placeholder|message|msg|error|hint"
-    r"|kind|list|index|count|position|pos|text|str_?hash|arn|etag|expir\w*)$|tokeni[sz]|token_?type"
+    r"|kind|list|index|manager|count|position|pos|text|str_?hash|arn|etag|expir\w*)$|tokeni[sz]|token_?type"
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -267,16 +271,23 @@ def _plain_name(name: str) -> str:
 
 def _check_secret(match: re.Match[str], recipe: Redaction) -> Span | None:
     name = _plain_name(match["name"])
-    if _PASSWORD_NAME.search(name) or _OPEN_NAME.search(name) or not _SECRET_NAME.search(name):
+    if _PASSWORD_NAME.search(name) or not _SECRET_NAME.search(name):
         return None
-    return match.span("secret") if _is_random(match["secret"], recipe) else None
+    return _check_assigned(match, name, recipe)
 
 
 def _check_password(match: re.Match[str], recipe: Redaction) -> Span | None:
     name = _plain_name(match["name"])
-    if _OPEN_NAME.search(name) or not _PASSWORD_NAME.search(name):
+    return _check_assigned(match, name, recipe) if _PASSWORD_NAME.search(name) else None
+
+
+def _check_assigned(match: re.Match[str], name: str, recipe: Redaction) -> Span | None:
+    if _OPEN_NAME.search(name) or not _is_random(match["secret"], recipe):
         return None
-    return match.span("secret") if _is_random(match["secret"], recipe) else None
+    # A quoted name and a value after a comma are a call's two arguments, or items of any list.
+    if "," in match["sign"] and match.string[max(0, match.start() - 2) : match.start() - 1] != "(":
+        return None
+    return match.span("secret")
 
 
 def _check_bearer(match: re.Match[str], recipe: Redaction) -> Span | None:
@@ -306,7 +317,7 @@ _TOP_LEVEL = _words(
     """
 )
 # Extensions of files that are top-level domains too: there a host needs three labels.
-_EXTENSIONS = _words("cc md ml mm pl pm ps py rs sh so")
+_EXTENSIONS = _words("cc md ml mm pm ps py rs sh")
 _LOCAL = re.compile(r"[A-Za-z0-9_+%-][A-Za-z0-9_.+%-]{0,63}")
 _ROLE = re.compile(
     r"(?:.*[+._-])?(?:no|do)[._-]?not[._-]?reply|.*no[._-]?reply.*|git|hg|svn|cvs|gitolite|gitea|forgejo"
@@ -391,8 +402,8 @@ def _token(name: str, keywords: str, body: str, *, context: tuple[str, ...] = ()
 # XML, PHP's `define('NAME', 'value')`, `getenv("NAME", "value")`, calls. The value is looked ahead
 # at: it may be the name of the next.
 _ASSIGNED = re.compile(
-    r"""(?<![\w-])(?P<name>[A-Za-z_$][\w$.-]{1,60})["'`]?\)?\]?
-    (?:\s{0,8}(?:={1,3}|:=|=>|:(?:\s{0,4}[A-Za-z][\w.<>\[\]| ?]{0,40}=)?)|["'`]\s{0,4},|\(
+    r"""(?<![\w-])(?<!::)(?P<name>[A-Za-z_$][\w$.-]{1,60})["'`]?\)?\]?
+    (?P<sign>\s{0,8}(?:={1,3}|:=|=>|:(?:\s{0,4}[A-Za-z][\w.<>\[\]| ?]{0,40}=)?)|["'`],[ ]{0,4}|\(
        |["']\s{1,8}value\s{0,4}=)
     (?=\s{0,40}[A-Za-z]{0,2}(?P<quote>["'`])(?P<secret>[^\s"'`\\]{8,1000})(?P=quote))""",
     re.VERBOSE,
@@ -400,7 +411,7 @@ _ASSIGNED = re.compile(
 # The same without quotes, a line to itself: `.env`, Dockerfile, ini, YAML, shell.
 _LINE = re.compile(
     r"""^[ \t]{0,40}(?:-[ ]|export[ ]|ENV[ ]|ARG[ ]|set[ ]|setx[ ])?[ ]{0,8}
-    (?P<name>[A-Za-z_][\w.-]{1,60})[ \t]{0,8}(?::=|=|:[ \t])[ \t]{0,8}
+    (?P<name>[A-Za-z_][\w.-]{1,60})[ \t]{0,8}(?P<sign>:=|=|:[ \t])[ \t]{0,8}
     (?P<secret>[\w+/.~=!@\#%^&*-]{16,1000})[ \t]{0,8}\r?$""",
     re.VERBOSE | re.MULTILINE,
 )
@@ -494,11 +505,13 @@ RULES: tuple[Rule, ...] = (
     _token("sendgrid_key", "SG.", r"SG\.[\w-]{22}\.[\w-]{43}"),
     _token("twilio_key", "SK", r"SK[0-9a-fA-F]{32}", context=("twilio", "Twilio", "TWILIO")),
     _token("mailgun_key", "key-", r"key-[0-9a-f]{32}"),
-    _token(
-        "mailgun_key",
-        "-",
-        r"[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{8}",
+    Rule(
+        name="mailgun_key",
+        placeholder=KEY,
         context=("mailgun", "Mailgun", "MAILGUN"),
+        near_random=True,
+        pattern=re.compile(rf"{_OPEN}[0-9a-f]{{32}}-[0-9a-f]{{8}}-[0-9a-f]{{8}}{_CLOSE}"),
+        check=_check_token,
     ),
     _token("telegram_token", ":AA", r"[0-9]{8,10}:AA[\w-]{33}"),
     Rule(
@@ -549,7 +562,7 @@ RULES: tuple[Rule, ...] = (
         anchor="://",
         pattern=re.compile(
             r"://(?<=[A-Za-z0-9]://)(?P<user>[^\s/:@\"'<>()]{0,64}):"
-            r"(?P<secret>[^\s/\"'<>]{1,128})@(?P<host>[A-Za-z0-9_.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\])"
+            r"(?P<secret>[^\s/\"'<>(),;\[\]{}]{1,128})@(?P<host>[A-Za-z0-9_.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\])"
         ),
         check=_check_url,
     ),
@@ -585,7 +598,7 @@ RULES: tuple[Rule, ...] = (
         anchor="@",
         pattern=re.compile(
             r"@(?P<host>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,18})"
-            r"(?![\w(\[])"
+            r"(?![\w(\[]|:[0-9])"
         ),
         check=_check_email,
     ),
@@ -595,6 +608,7 @@ RULES: tuple[Rule, ...] = (
 # -------------------------------------------------------------------------------------- search
 
 _LONG_RUN = 20
+_FOUR_WORDS = np.frombuffer(b"wwww", np.uint32)[0]
 _WORD, _OTHER, _QUOTE, _PLAIN, _GAP = b"w", b" ", b'"', b"c", b" "
 _WORD_CHARACTERS = frozenset((string.ascii_letters + string.digits + "_-+/").encode())
 _WORDS = b"".join(_WORD if code in _WORD_CHARACTERS else _OTHER for code in range(256))
@@ -621,20 +635,29 @@ def _surface(text: str, recipe: Redaction) -> _Surface:
     codes = text.encode("ascii", "replace")
     runs: list[str] = []
     random_spans: list[Span] = []
-    shape = np.frombuffer(_OTHER + codes.translate(_WORDS) + _OTHER, np.uint8)
-    borders = np.flatnonzero(shape == ord(_OTHER))  # of the padded text: one more than in `text`
-    for at in np.flatnonzero(np.diff(borders) > _LONG_RUN).tolist():
-        start, end = int(borders[at]), int(borders[at + 1]) - 1
-        run = text[start:end]
-        if run.islower() and _DIGIT.search(run) is None:
+    shape = codes.translate(_WORDS)
+    # Four characters at once: wherever it starts, a run of 20 holds four whole blocks of four.
+    blocks = np.frombuffer(shape, np.uint32, len(shape) // 4) == _FOUR_WORDS
+    in_run = blocks[:-3] & blocks[1:-2] & blocks[2:-1] & blocks[3:]
+    end = 0
+    for at in (np.flatnonzero(in_run) * 4).tolist():
+        if at < end:
+            continue  # of the run before
+        start = shape.rfind(_OTHER, end, at) + 1 or end
+        end = shape.find(_OTHER, at)
+        end = len(shape) if end < 0 else end
+        if end - start < _LONG_RUN:
+            continue
+        has_digit = _DIGIT.search(text, start, end)
+        if not has_digit and text[start:end].islower():
             continue  # a name: the most of them
         runs.append(text[max(0, start - 12) : end + 2])
-        if _may_be_random(run):
+        if has_digit and _may_be_random(text[start:end]):
             random_spans.append((start, end))
     quoted = re.compile(rb'"c{%d,1000}(?=")' % max(1, recipe.min_length))
-    for match in quoted.finditer(codes.translate(_LITERALS)):
-        start, end = match.span()
-        if _may_be_random(text[start + 1 : end]):
+    for literal in quoted.finditer(codes.translate(_LITERALS)):
+        start, end = literal.span()
+        if _DIGIT.search(text, start, end) and _may_be_random(text[start + 1 : end]):
             random_spans.append((start, end + 1))
     return _Surface("\n".join(runs), _around(text, random_spans))
 
@@ -659,41 +682,65 @@ def _around(text: str, spans: list[Span]) -> list[Span]:
     return merged
 
 
+_PARTS = frozenset(("", *" \t\r\n\"'<>(),;[]{}"))
+
+
 class _Finding(NamedTuple):
     start: int
     priority: int
     end: int
 
 
-def _candidates(rule: Rule, text: str, surface: _Surface) -> Iterator[re.Match[str]]:
-    """The places where a rule's pattern matches, none without looking where its literals lack."""
-    if rule.keywords and not any(keyword in surface.runs for keyword in rule.keywords):
-        return
-    if (rule.near_random or rule.needs_random) and not surface.near_random:
-        return
-    if rule.context and not any(word in text for word in rule.context):
-        return
+def _has_any(text: str, words: tuple[str, ...]) -> bool:
+    for word in words:  # noqa: SIM110 - half as long as any() with a generator
+        if word in text:
+            return True
+    return False
+
+
+_Matches: TypeAlias = dict[re.Pattern[str], list[re.Match[str]]]
+
+
+def _candidates(
+    rule: Rule, text: str, surface: _Surface, matches: _Matches
+) -> Iterator[re.Match[str]]:
+    """The places where a rule's pattern matches, none without looking where its literals lack.
+
+    `matches` keeps those near random literals, for the rules that share a pattern.
+    """
     if rule.near_random:
-        for low, high in surface.near_random:
-            yield from rule.pattern.finditer(text, low, high)
+        near = surface.near_random
+        if near and rule.pattern not in matches:
+            matches[rule.pattern] = [
+                match for low, high in near for match in rule.pattern.finditer(text, low, high)
+            ]
+        if near and (not rule.context or _has_any(text, rule.context)):
+            yield from matches[rule.pattern]
+        return
+    if rule.keywords and not _has_any(surface.runs, rule.keywords):
+        return
+    if rule.needs_random and not surface.near_random:
+        return
+    if rule.context and not _has_any(text, rule.context):
         return
     if not rule.anchor:
         yield from rule.pattern.finditer(text)
         return
     at = text.find(rule.anchor)
     while at >= 0:
-        if match := rule.pattern.match(text, at):
-            yield match
+        if found := rule.pattern.match(text, at):
+            yield found
         at = text.find(rule.anchor, at + 1)
 
 
 def _findings(text: str, recipe: Redaction) -> list[_Finding]:
     surface = _surface(text, recipe)
+    matches: _Matches = {}
     found: list[_Finding] = []
     for priority, rule in enumerate(RULES):
         if not (recipe.emails if rule.placeholder == EMAIL else recipe.secrets):
             continue
-        for match in _candidates(rule, text, surface):
+        for match in _candidates(rule, text, surface, matches):
             span = rule.check(match, recipe) if rule.check else _span(match)
             if span:
                 found.append(_Finding(span[0], priority, span[1]))
@@ -709,17 +756,22 @@ def redact(text: str, recipe: Redaction = DEFAULT) -> tuple[str, dict[str, int]]
     counts: dict[str, int] = {}
     # A placeholder ends the word before it and starts a new one after it, which may bring out
     # another finding beside it. Each pass takes characters away that are no placeholder's, so the
-    # passes come to an end; almost always the second finds nothing.
-    while found := _findings(text, recipe):
+    # passes come to an end; almost always the second finds nothing, and mostly it is not needed:
+    # where signs that no value goes over stood around every finding, the words were parted before.
+    searching = True
+    while searching and (found := _findings(text, recipe)):
+        searching = False
         pieces: list[str] = []
         done = 0
         for start, priority, end in found:
-            if start < done:
-                continue  # within one that is replaced already
+            if start < done:  # within one that is replaced already, or over its end
+                searching |= end > done
+                continue
             rule = RULES[priority]
             counts[rule.name] = counts.get(rule.name, 0) + 1
             pieces += (text[done:start], rule.placeholder)
             done = end
+            searching |= text[start - 1 : start] not in _PARTS or text[end : end + 1] not in _PARTS
         pieces.append(text[done:])
         text = "".join(pieces)
     return text, counts
