@@ -132,7 +132,7 @@ _SAMPLE = 400  # characters of a value that are enough to judge it
 def entropy(value: str) -> float:
     """Shannon entropy of a text's own characters, in bits a character; 0 for an empty one."""
     size = len(value)
-    return -sum(n / size * math.log2(n / size) for n in Counter(value).values())
+    return sum([n * math.log2(size / n) for n in Counter(value).values()]) / max(1, size)
 
 
 def _is_placeholder(value: str) -> bool:
@@ -155,9 +155,9 @@ def _is_wordlike(value: str) -> bool:
 
 
 def _is_mixed(value: str) -> bool:
-    """Whether there are digits, and lower, upper and digits change as often as they do at random.
+    """Whether there are digits, and lower, upper and digits take turns as they do at random.
 
-    They change at two characters in five of random values, at one in ten or fewer of most names.
+    They change at two characters in five of random values, whatever their alphabet.
     """
     if _DIGIT.search(value) is None:
         return False
