@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,13 +34,16 @@ def inspect(
     document: Annotated[
         int | None, typer.Option(help="Print this document of a shard set as text.")
     ] = None,
+    split: Annotated[
+        Literal["train", "validation"], typer.Option(help="Of which --document is one.")
+    ] = "train",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Describe the path."""
     from codecria.core.inspect import describe, document_text
 
     if document is not None:
-        text, known = document_text(path, document)
+        text, known = document_text(path, document, split)
         if as_json:
             render.emit_json(known | {"text": text})
         else:

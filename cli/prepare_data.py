@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 HELP = """Turn source code into shards of token ids to train on.
 
-Sources are folders, single files, .jsonl (also .gz, .zst) and .parquet files, or - for JSON lines
-on standard input; NAME=PATH names a source. Files are filtered, exact duplicates removed, and what
-is left is tokenised, shuffled and split. A run that was stopped goes on where it was; a run that
-is finished does nothing.
+Sources are folders and git work trees, single files, JSON lines (plain or compressed) and .parquet
+files, or - for JSON lines on standard input; NAME=PATH names a source. What is generated, odd,
+unwanted or already there is dropped, secrets are replaced, near-duplicates and evaluation problems
+are kept out; the rest is tokenised, shuffled and split. A run that was stopped goes on where it
+was; a run that is finished does nothing. Every decision can be asked for with --explain.
 
 Example: codecria prepare-data ~/src more=rows.parquet --train-tokenizer --out shards
 """
@@ -34,7 +35,11 @@ MEBI = 1 << 20
 STEP_LABELS = {
     "named": "name and size",
     "read": "readable",
+    "licence": "licence",
+    "redacted": "secrets replaced",
+    "decontaminated": "no evaluation problem",
     "unique": "no exact duplicate",
+    "distinct": "no near-duplicate",
 }
 
 
@@ -44,10 +49,12 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare_data(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="[NAME=]PATH...", help="What to read, - for stdin.")
-    ],
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the shards.", file_okay=False)],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]PATH...", help="What to read, - for stdin."),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.model, or a folder that holds one.")
     ] = None,
@@ -58,12 +65,36 @@ def prepare_data(
     languages: Annotated[
         str, typer.Option(metavar="NAME,...", help="Keep only these languages, e.g. python,c++.")
     ] = "",
-    dedup: Annotated[
-        Literal["exact", "none"], typer.Option(help="Which duplicates to remove.")
-    ] = "exact",
+    licenses: Annotated[
+        str,
+        typer.Option(
+            metavar="permissive|NAME,...|any",
+            help="Keep only these licences; `unknown` among them keeps what tells none.",
+        ),
+    ] = "any",
     quality: Annotated[
         bool, typer.Option("--quality/--no-quality", help="Drop generated, minified, odd files.")
     ] = True,
+    redact: Annotated[
+        bool, typer.Option("--redact/--no-redact", help="Replace secrets and e-mail addresses.")
+    ] = True,
+    decontaminate: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Drop what holds a problem of this evaluation set."),
+    ] = None,
+    dedup: Annotated[
+        Literal["near", "exact", "none"], typer.Option(help="Which duplicates to remove.")
+    ] = "near",
+    group_by: Annotated[
+        Literal["none", "source", "kind", "language"],
+        typer.Option(help="One shard set of each, to be mixed in training (kind: code, prose)."),
+    ] = "none",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME=W,...", help="Shares of the groups in training, e.g. code=85,prose=7."
+        ),
+    ] = "",
     validation_share: Annotated[
         float,
         typer.Option(help="Share to validate on, at least one document a source.", min=0, max=0.5),
@@ -77,9 +108,22 @@ def prepare_data(
             help="Override any field of the recipe, e.g. quality.programming.longest_line=2000.",
         ),
     ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the sources to the set at --out, by its recipe.")
+    ] = False,
+    explain: Annotated[
+        str, typer.Option(metavar="PATH", help="Say why this document is in OUT or is not.")
+    ] = "",
     workers: Annotated[
         int, typer.Option(help="Processes; 0 for one a core. Changes no byte.", min=0)
     ] = 0,
+    runner: Annotated[
+        Literal["processes", "ray", "dask"],
+        typer.Option(help="What does the work; a cluster needs a folder all its machines see."),
+    ] = "processes",
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster [default: one on this machine].")
+    ] = None,
     partition_mb: Annotated[
         int | None,
         typer.Option(help="Input a process works on at once [default: up to 64].", min=1),
@@ -101,30 +145,42 @@ def prepare_data(
     ] = False,
 ) -> None:
     """Parse the options, run, and show the report."""
+    if explain:
+        _explain(out, explain, as_json=as_json)
+        return
     from joblib import cpu_count
 
     from codecria.data.intake import PrepareRecipe, override
     from codecria.data.languages import parse_languages
-    from codecria.data.prepare import prepare
+    from codecria.data.licences import parse_wanted
+    from codecria.data.prepare import Engine, prepare, recipe_of
     from codecria.data.sources import parse_sources
 
-    if not dry_run and (tokenizer is None) != train_tokenizer:
-        raise UsageError(
-            "both --tokenizer and --train-tokenizer were given"
-            if train_tokenizer
-            else "no tokenizer was given",
-            hint="give either --tokenizer PATH, or --train-tokenizer [--vocab-size N]",
+    wanted = parse_sources(sources or [])
+    if append:
+        _refuse_own_recipe(context)
+        recipe = recipe_of(out)
+    else:
+        if not dry_run and (tokenizer is None) != train_tokenizer:
+            raise UsageError(
+                "both --tokenizer and --train-tokenizer were given"
+                if train_tokenizer
+                else "no tokenizer was given",
+                hint="give either --tokenizer PATH, or --train-tokenizer [--vocab-size N]",
+            )
+        names = [name.strip() for name in languages.split(",") if name.strip()]
+        allowed = parse_wanted(licenses)
+        recipe = PrepareRecipe(
+            languages=parse_languages(names) if names else None,
+            licences=allowed.names if allowed is not None else None,
+            dedup=dedup,
+            group_by=group_by,
+            validation_share=validation_share,
+            seed=seed,
+            vocab_size=vocab_size if train_tokenizer else None,
         )
-    names = [name.strip() for name in languages.split(",") if name.strip()]
-    recipe = PrepareRecipe(
-        languages=parse_languages(names) if names else None,
-        dedup=dedup,
-        validation_share=validation_share,
-        seed=seed,
-        vocab_size=vocab_size if train_tokenizer else None,
-    )
-    recipe = override(recipe, [*(settings or ()), *(() if quality else ("quality=null",))])
-    wanted = parse_sources(sources)
+        off = [name for name, on in (("quality", quality), ("redaction", redact)) if not on]
+        recipe = override(recipe, [*(settings or ()), *(f"{name}=null" for name in off)])
     if dry_run:
         _show_survey([replace(source, without=out) for source in wanted], recipe, as_json=as_json)
         return
@@ -134,13 +190,20 @@ def prepare_data(
             out,
             recipe,
             model=tokenizer,
-            workers=workers or cpu_count(),
-            partition_bytes=partition_mb * MEBI if partition_mb else None,
+            benchmarks=decontaminate or (),
+            weights=_parse_weights(weights),
+            append=append,
+            engine=Engine(
+                workers=workers or cpu_count(),
+                runner=runner,
+                address=address,
+                partition_bytes=partition_mb * MEBI if partition_mb else None,
+                progress=progress,
+            ),
             strict=strict,
             force=force,
             keep_work=keep_work,
             stdin=sys.stdin.buffer,
-            progress=progress,
         )
     if as_json:
         render.emit_json(outcome.report)
@@ -149,7 +212,60 @@ def prepare_data(
     if outcome.unchanged:
         render.note(f"{out} is finished: nothing to do")
     else:
-        render.note(f"wrote {out}")
+        render.note(f"{'added to' if append else 'wrote'} {out}")
+
+
+# What a set was made with; what is appended to it goes by the same.
+RECIPE_OPTIONS = (
+    "tokenizer",
+    "train_tokenizer",
+    "vocab_size",
+    "languages",
+    "licenses",
+    "quality",
+    "redact",
+    "decontaminate",
+    "dedup",
+    "group_by",
+    "validation_share",
+    "seed",
+    "settings",
+    "force",
+)
+
+
+def _refuse_own_recipe(context: typer.Context) -> None:
+    for name in RECIPE_OPTIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = {"settings": "set"}.get(name, name.replace("_", "-"))
+            raise UsageError(
+                f"--append goes by the recipe of the set: --{option} cannot be given with it",
+                hint="leave it out, or make a new set",
+            )
+
+
+def _parse_weights(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = 0
+        if not name or not 0 < weights[name] < float("inf"):
+            raise UsageError(f"--weights: {part!r} is no NAME=NUMBER", hint="e.g. code=85,prose=7")
+    return weights
+
+
+def _explain(out: Path, name: str, *, as_json: bool) -> None:
+    from codecria.data.explain import explain, shown
+
+    found = explain(out, name)
+    if as_json:
+        render.emit_json([{"kept": one.kept, **one.facts} for one in found])
+    else:
+        sys.stdout.write(shown(found) + "\n")
 
 
 @contextlib.contextmanager
@@ -207,24 +323,49 @@ def _show_survey(sources: list[Source], recipe: PrepareRecipe, *, as_json: bool)
 def _show_report(report: dict[str, Any]) -> None:
     """The funnel with what each step dropped, and what was kept."""
     rows = []
-    for step in report["funnel"]:
-        dropped = report["dropped"].get(step["step"], {})
+    for step, counts in report["funnel"].items():
+        dropped = report["dropped"].get(step, {})
         by_count = sorted(dropped.items(), key=lambda item: -item[1]["documents"])
         why = ", ".join(f"{reason} {drops['documents']:,}" for reason, drops in by_count)
-        label = STEP_LABELS.get(step["step"], step["step"])
-        rows.append((label, f"{step['documents']:,}", _megabytes(step["bytes"]), "", why))
+        label = STEP_LABELS.get(step, step)
+        rows.append((label, f"{counts['documents']:,}", _megabytes(counts["bytes"]), "", why))
+    kept = [*sorted(report["splits"].items())]
+    if len(report["groups"]) > 1:
+        kept = [*report["groups"].items(), *kept]
     rows += [
-        (split, f"{n['documents']:,}", _megabytes(n["bytes"]), f"{n['tokens']:,}", "")
-        for split, n in sorted(report["splits"].items())
+        (name, f"{n['documents']:,}", _megabytes(n["bytes"]), f"{n['tokens']:,}", "")
+        for name, n in kept
     ]
     render.table("prepared", ["step", "documents", "MB", "tokens", "dropped"], rows)
     folders = report["skipped_folders"]
     if folders:
         named = ", ".join(f"{reason} {count:,}" for reason, count in sorted(folders.items()))
         render.note(f"folders not entered: {named}")
+    if report["redacted"]:
+        named = ", ".join(f"{rule} {n['findings']:,}" for rule, n in report["redacted"].items())
+        render.note(f"replaced: {named}")
+    hits = report["benchmarks"]["hits"]
+    if hits:
+        named = ", ".join(f"{problem} {count:,}" for problem, count in list(hits.items())[:5])
+        more = f", and {len(hits) - 5:,} more problems" if len(hits) > 5 else ""
+        render.note(f"evaluation problems met: {named}{more}")
+    render.note("licences kept: " + _most(report["licences"]))
     lossy = report["roundtrip_lossy"]["documents"]
     if lossy:
         render.note(f"{lossy:,} documents do not survive decoding and will never be infilled")
+    seconds = report["seconds"]
+    read = report["funnel"]["read"]["bytes"] / 1e6
+    each = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
+    total = sum(seconds.values())
+    render.note(f"{each}; {read / total:.1f} MB/s" if total else each)
+
+
+def _most(licences: dict[str, dict[str, dict[str, int]]], most: int = 6) -> str:
+    """The commonest licences with the documents kept under each."""
+    kept = {name: counts["kept"]["documents"] for name, counts in licences.items()}
+    named = sorted((item for item in kept.items() if item[1]), key=lambda item: -item[1])
+    more = f", and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(f"{name} {count:,}" for name, count in named[:most]) + more
 
 
 def _megabytes(size: int) -> str:

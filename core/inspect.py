@@ -10,7 +10,14 @@ from typing import Any
 
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file
-from codecria.data.shards import MANIFEST_NAME, ShardSet, read_manifest
+from codecria.data.shards import (
+    MANIFEST_NAME,
+    SETS_NAME,
+    ShardSet,
+    read_manifest,
+    set_weights,
+    sets_in,
+)
 from codecria.data.tokenizer import Tokenizer
 
 from .checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint, read_config
@@ -31,8 +38,8 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         verify: also read the content and compare it with what was recorded.
 
     Returns:
-        JSON values: "kind" ("shards", "run", "checkpoint" or "tokenizer"), "path", "facts" by
-        name, and "problems", a list that is empty when nothing is missing or corrupt.
+        JSON values: "kind" ("shards", "shard sets", "run", "checkpoint" or "tokenizer"), "path",
+        "facts" by name, and "problems", a list that is empty when nothing is missing or corrupt.
 
     Raises:
         UserError: it is nothing that is known here, or too damaged to describe.
@@ -41,6 +48,8 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         raise UserError(f"{path} does not exist")
     if path.is_file():
         return _tokenizer(path)
+    if (path / SETS_NAME).is_file():
+        return _sets(path, verify=verify)
     if (path / MANIFEST_NAME).is_file():
         return _shards(path, verify=verify)
     if (path / RUN_NAME).is_file():
@@ -56,13 +65,13 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
     )
 
 
-def document_text(path: Path, number: int) -> tuple[str, dict[str, Any]]:
-    """Document `number` of a shard set's training split, as text, and what is known of it.
+def document_text(path: Path, number: int, split: str = "train") -> tuple[str, dict[str, Any]]:
+    """Document `number` of a split of a shard set, as text, and what is known of it.
 
     Raises:
         UserError: there is no such document, or the shard set cannot be read.
     """
-    shards = ShardSet.open(path)
+    shards = ShardSet.open(path, split)
     if not 0 <= number < shards.n_documents:
         raise UserError(
             f"{path} has no document {number}", hint=f"documents: 0 .. {shards.n_documents - 1}"
@@ -94,6 +103,19 @@ def _tokenizer(path: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(path)
     facts = _tokenizer_facts(tokenizer) | {"encoding": tokenizer.fast_path}
     return _told("tokenizer", path, facts, [])
+
+
+def _sets(path: Path, *, verify: bool) -> dict[str, Any]:
+    weights = set_weights(path)
+    facts: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, folder in sets_in(path).items():
+        told = _shards(folder, verify=verify)
+        facts[name] = {key: told["facts"][key] for key in ("documents", "tokens", "digest")}
+        if name in weights:
+            facts[name]["weight"] = weights[name]
+        problems += [f"{name}: {line}" for line in told["problems"]]
+    return _told("shard sets", path, facts, problems)
 
 
 def _shards(path: Path, *, verify: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Exact duplicates, found by joining keys; no text leaves its partition.
 
-Each partition scatters one row a document (digest, row, source, bytes) into buckets by digest:
+Each partition scatters one row a document (digest, row) into buckets by digest:
 record batch b of its key file holds bucket b. A bucket is then joined over all partitions by
 itself. Rows are compared in the order of the sources, so the lowest (source order, path) stays.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ KEYS = pa.schema(
         ("high", pa.uint64()),
         ("low", pa.uint64()),
         ("row", pa.uint32()),  # among the partition's documents
-        ("source", pa.uint16()),
-        ("bytes", pa.uint32()),
     ]
 )
 LOSERS = pa.schema(
@@ -42,6 +39,8 @@ LOSERS = pa.schema(
         ("row", pa.uint32()),
         ("kept_partition", pa.uint32()),
         ("kept_row", pa.uint32()),
+        ("jaccard", pa.float32()),
+        ("kept_id", pa.string()),
     ]
 )
 TWO_64 = 1 << 64
@@ -55,36 +54,17 @@ def text_digest(text: str) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
-class Keys:
-    """The columns of a partition's keys, one entry a document in order.
+def scatter(path: Path, high: Unsigned, low: Unsigned, *, buckets: int) -> None:
+    """Write a partition's digests, record batch b holding bucket b, rows ascending within each.
 
-    Held compactly: a compressed file is one partition however many documents it holds.
+    Args:
+        path: the file.
+        high, low: (D,) halves of the digest of each of the partition's documents, in order.
+        buckets: how many.
     """
-
-    def __init__(self) -> None:
-        self.high, self.low = array("Q"), array("Q")
-        self.sources, self.bytes = array("H"), array("I")
-
-    def add(self, digest: tuple[int, int], source: int, size: int) -> None:
-        """The next document: its digest's halves, its source's number, its size in bytes."""
-        self.high.append(digest[0])
-        self.low.append(digest[1])
-        self.sources.append(source)
-        self.bytes.append(size)
-
-
-def scatter(path: Path, keys: Keys, *, buckets: int) -> None:
-    """Write a partition's keys, record batch b holding bucket b, rows ascending within each."""
-    high, low = np.array(keys.high, dtype=np.uint64), np.array(keys.low, dtype=np.uint64)
     bucket = ((high >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
     order = np.argsort(bucket, kind="stable")
-    columns = (
-        high[order],
-        low[order],
-        order.astype(np.uint32),
-        np.array(keys.sources, dtype=np.uint16)[order],
-        np.array(keys.bytes, dtype=np.uint32)[order],
-    )
+    columns = (high[order], low[order], order.astype(np.uint32))
     borders = np.searchsorted(bucket[order], np.arange(buckets + 1, dtype=np.uint64))
     with atomic_writer(path) as file, pa.ipc.new_file(file, KEYS) as writer:
         for start, stop in itertools.pairwise(borders):
@@ -92,72 +72,129 @@ def scatter(path: Path, keys: Keys, *, buckets: int) -> None:
             writer.write_batch(pa.record_batch(arrays, schema=KEYS))
 
 
-def join(path: Path, key_files: Sequence[Path], bucket: int, *, remove: bool) -> dict[str, Any]:
-    """Find one bucket's duplicates and write the rows that lose, sorted, to `path`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Documents that lose, sorted by place, and who stands for each; all columns (L,).
+
+    Attributes:
+        partition, row: of the document that goes.
+        kept_partition, kept_row: of the one that stays.
+        jaccard: of the two, 1 for equal texts.
+    """
+
+    partition: npt.NDArray[Any]
+    row: npt.NDArray[Any]
+    kept_partition: npt.NDArray[Any]
+    kept_row: npt.NDArray[Any]
+    jaccard: npt.NDArray[Any]
+
+
+def join(key_files: Sequence[Path], bucket: int) -> Lost:
+    """Find one bucket's duplicates.
 
     Args:
-        path: the file of losers.
         key_files: every partition's, in order.
         bucket: which record batch of each to join.
-        remove: False keeps duplicates and only counts sources.
-
-    Returns:
-        source index (as text) -> its documents and bytes kept, and the lowest and highest of
-        their digests as [low, high], which the split needs.
     """
-    batches, partitions = [], []
+    batches, partitions = [], [np.zeros(0, dtype=np.uint32)]
     for i, key_file in enumerate(key_files):
-        with pa.memory_map(str(key_file)) as mapped:
-            batch = pa.ipc.open_file(mapped).get_batch(bucket)
+        with pa.OSFile(str(key_file)) as file:
+            batch = pa.ipc.open_file(file).get_batch(bucket)
             batches.append(batch)
             partitions.append(np.full(batch.num_rows, i, dtype=np.uint32))
     table = pa.Table.from_batches(batches, schema=KEYS)
-    high, low, row, source, size = (table[name].to_numpy() for name in KEYS.names)
-    partition = np.concatenate(partitions) if partitions else np.zeros(0, dtype=np.uint32)
+    high, low, row = (table[name].to_numpy() for name in KEYS.names)
+    partition = np.concatenate(partitions)
 
     # Stable, and rows come in the order of the sources: the first of equals is the lowest.
     order = np.lexsort((low, high))
     new = np.ones(len(order), dtype=bool)
-    if remove:
-        same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-        new[1:] = ~same
+    new[1:] = (high[order][1:] != high[order][:-1]) | (low[order][1:] != low[order][:-1])
     winner = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
     lost, beaten_by = order[~new], winner[~new]
     by_place = np.lexsort((row[lost], partition[lost]))
     lost, beaten_by = lost[by_place], beaten_by[by_place]
-    columns = (partition[lost], row[lost], partition[beaten_by], row[beaten_by])
+    return Lost(
+        partition=partition[lost],
+        row=row[lost],
+        kept_partition=partition[beaten_by],
+        kept_row=row[beaten_by],
+        jaccard=np.ones(len(lost), dtype=np.float32),
+    )
+
+
+def write_lost(path: Path, lost: Lost, ids: Sequence[str]) -> None:
+    """Write who loses to whom; `ids` are those of the documents kept."""
+    arrays = [getattr(lost, name) for name in LOSERS.names[:-1]]
+    columns = [pa.array(values, LOSERS.field(i).type) for i, values in enumerate(arrays)]
+    columns.append(pa.array(ids, pa.string()))
     with atomic_writer(path) as file, pa.ipc.new_file(file, LOSERS) as writer:
-        writer.write_batch(pa.record_batch([pa.array(c) for c in columns], schema=LOSERS))
-    kept = order[new]
+        writer.write_batch(pa.record_batch(columns, schema=LOSERS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The document that stands for a removed one: its id, and how similar the two are."""
+
+    id: str
+    jaccard: float
+
+
+def lost_of(path: Path, partition: int) -> dict[int, Winner]:
+    """One partition's rows among a file of losers -> the document kept."""
+    with pa.OSFile(str(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    places = batch.column("partition").to_numpy()
+    start, stop = np.searchsorted(places, [partition, partition + 1])
+    rows, similarities, ids = (
+        batch.column(name).slice(start, stop - start).to_pylist()
+        for name in ("row", "jaccard", "kept_id")
+    )
     return {
-        str(s): _source_summary(high[chosen], low[chosen], size[chosen])
-        for s in np.unique(source[kept]).tolist()
-        if len(chosen := kept[source[kept] == s])
+        row: Winner(id=identity, jaccard=similarity)
+        for row, similarity, identity in zip(rows, similarities, ids, strict=True)
     }
 
 
-def _source_summary(high: Unsigned, low: Unsigned, size: npt.NDArray[np.uint32]) -> dict[str, Any]:
-    order = np.lexsort((high, low))
-    first, last = int(order[0]), int(order[-1])
-    return {
-        "documents": len(order),
-        "bytes": int(size.sum(dtype=np.uint64)),
-        "lowest": [int(low[first]), int(high[first])],
-        "highest": [int(low[last]), int(high[last])],
-    }
+Summary = dict[str, dict[str, Any]]  # group and source -> what is kept of it
 
 
-def losers_of(path: Path, partition: int) -> dict[int, tuple[int, int]]:
-    """One partition's rows among a bucket's losers -> (partition, row) of the document kept."""
-    with pa.memory_map(str(path)) as mapped:
-        batch = pa.ipc.open_file(mapped).get_batch(0)
-        places = batch.column("partition").to_numpy()
-        start, stop = np.searchsorted(places, [partition, partition + 1])
-        rows, kept_partitions, kept_rows = (
-            batch.column(name).slice(start, stop - start).to_pylist()
-            for name in ("row", "kept_partition", "kept_row")
-        )
-    return dict(zip(rows, zip(kept_partitions, kept_rows, strict=True), strict=True))
+def summarise(
+    batch_keys: Sequence[str], high: Unsigned, low: Unsigned, size: npt.NDArray[Any]
+) -> Summary:
+    """What is kept, by key: documents, bytes, the lowest and highest [low, high] of the digests.
+
+    Args:
+        batch_keys: (D,) each document's group and source.
+        high, low: (D,) halves of its digest.
+        size: (D,) bytes.
+    """
+    names, index = np.unique(np.array(batch_keys, dtype=object), return_inverse=True)
+    result: Summary = {}
+    for i, name in enumerate(names.tolist()):
+        chosen = index == i
+        order = np.lexsort((high[chosen], low[chosen]))
+        first, last = int(order[0]), int(order[-1])
+        result[name] = {
+            "documents": len(order),
+            "bytes": int(size[chosen].sum(dtype=np.uint64)),
+            "lowest": [int(low[chosen][first]), int(high[chosen][first])],
+            "highest": [int(low[chosen][last]), int(high[chosen][last])],
+        }
+    return result
+
+
+def merge_summaries(summaries: Sequence[Summary]) -> Summary:
+    """The summaries of several partitions as one."""
+    merged: Summary = {}
+    for summary in summaries:
+        for key, counts in summary.items():
+            have = merged.setdefault(key, {**counts, "documents": 0, "bytes": 0})
+            have["documents"] += counts["documents"]
+            have["bytes"] += counts["bytes"]
+            have["lowest"] = min(have["lowest"], counts["lowest"])
+            have["highest"] = max(have["highest"], counts["highest"])
+    return merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,18 +222,17 @@ class Split:
         return low < self.threshold or (low, high) in self.validation
 
 
-def plan_split(summaries: Sequence[dict[str, Any]], *, share: float) -> Split:
-    """The split for the joined buckets' summaries; a share of 0 gives no validation at all."""
-    threshold = int(share * TWO_64)
-    lowest: dict[str, tuple[int, int]] = {}
-    highest: dict[str, tuple[int, int]] = {}
-    for summary in summaries:
-        for source, counts in summary.items():
-            low, high = tuple(counts["lowest"]), tuple(counts["highest"])
-            lowest[source] = min(lowest.get(source, low), low)
-            highest[source] = max(highest.get(source, high), high)
+def plan_split(summary: Summary, *, share: float) -> Split:
+    """The split for what is kept; a share of 0 gives no validation at all."""
     return Split(
-        threshold=threshold,
-        validation=frozenset(lowest.values()) if share else frozenset(),
-        training=frozenset(highest.values()),
+        threshold=int(share * TWO_64),
+        validation=frozenset(_pair(counts["lowest"]) for counts in summary.values())
+        if share
+        else frozenset(),
+        training=frozenset(_pair(counts["highest"]) for counts in summary.values()),
     )
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    low, high = values
+    return low, high

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import codecs
 import json
+import lzma
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import languages, sources
+from . import languages, licences, sources
 from .errors import UserError
 from .sources import TEXT_COLUMNS, InputFile, Reason, Unit
 
@@ -33,6 +34,7 @@ RECORD_COLUMNS = (
     *PATH_COLUMNS,
     *REPOSITORY_COLUMNS,
     *LICENCE_COLUMNS,
+    "metadata",
 )
 
 
@@ -122,10 +124,11 @@ def _read_text(file: InputFile, data: bytes) -> Document | Rejected:
     text = decode(data)
     if isinstance(text, Reason):
         return _rejected(file, identity, text, len(data))
-    language = file.language or languages.by_shebang(text)
+    language = languages.by_content(file.relative, text)
     if language is None:
         return _rejected(file, identity, Reason.LANGUAGE_UNKNOWN, len(data))
-    metadata = Metadata(source=file.source, path=file.relative, language=language)
+    licence = licences.of_header(text) or file.licence
+    metadata = Metadata(source=file.source, path=file.relative, language=language, licence=licence)
     return Document(id=identity, text=text, metadata=metadata, input_bytes=len(data))
 
 
@@ -159,7 +162,8 @@ def _read_notebook(file: InputFile, data: bytes) -> Document | Rejected:
     if "\0" in code:
         return _rejected(file, identity, Reason.BINARY, len(data))
     language = languages.by_name(str(kernel)) or languages.UNKNOWN
-    metadata = Metadata(source=file.source, path=file.relative, language=language)
+    licence = licences.of_header(code) or file.licence
+    metadata = Metadata(source=file.source, path=file.relative, language=language, licence=licence)
     text = code + "\n" if code else ""
     return Document(id=identity, text=text, metadata=metadata, input_bytes=len(data))
 
@@ -168,9 +172,12 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
     """The unit's bytes, decompressed, and as UTF-8 where the file begins with a UTF-16 mark."""
     with unit.file.path.open("rb") as raw:
         if unit.file.compression is not None:
-            with pa.CompressedInputStream(raw, unit.file.compression) as stream:
-                while block := stream.read(sources.BLOCK_BYTES):
-                    yield block
+            try:
+                with _decompressed(raw, unit.file.compression) as stream:
+                    while block := stream.read(sources.BLOCK_BYTES):
+                        yield block
+            except (EOFError, lzma.LZMAError) as error:
+                raise OSError(str(error)) from error
             return
         raw.seek(unit.start)
         left = unit.stop - unit.start
@@ -182,6 +189,12 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
                 decoder = codecs.getincrementaldecoder("utf-16")("replace")
             first = False
             yield block if decoder is None else decoder.decode(block).encode()
+
+
+def _decompressed(raw: IO[bytes], compression: str) -> Any:
+    if compression == "xz":
+        return lzma.open(raw)  # Arrow has no reader for it
+    return pa.CompressedInputStream(raw, compression)
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
@@ -286,6 +299,13 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, int]]:
         yield row, len(data) if isinstance(data, bytes) else 0
 
 
+def _known(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first of some fields of a record, or of its `metadata` (Dolma, datatrove)."""
+    found = _first(record, names)
+    inner = record.get("metadata")
+    return _first(inner, names) if found is None and isinstance(inner, Mapping) else found
+
+
 def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
@@ -300,7 +320,11 @@ def _record(
         if isinstance(text, Reason):
             return _rejected(file, identity, text, size)
     if not isinstance(text, str):
-        problem = "no 'content' or 'text'" if text is None else f"text is {type(text).__name__}"
+        problem = f"text is {type(text).__name__}"
+        if text is None:
+            problem = "no 'content' or 'text'"
+            if "blob_id" in record:
+                problem += ": The Stack v2 lists ids alone, fetch the contents first"
         return _rejected(file, identity, Reason.BAD_RECORD, size, problem)
     if "\0" in text:
         return _rejected(file, identity, Reason.BINARY, size)
@@ -310,21 +334,19 @@ def _record(
         except UnicodeEncodeError:
             detail = "half a surrogate pair"
             return _rejected(file, identity, Reason.BAD_RECORD, size, detail)
-    inner = _text_or_none(_first(record, PATH_COLUMNS))
-    repository = _text_or_none(_first(record, REPOSITORY_COLUMNS))
+    inner = _text_or_none(_known(record, PATH_COLUMNS))
+    repository = _text_or_none(_known(record, REPOSITORY_COLUMNS))
     path = "/".join(part for part in (repository, inner) if part) or identity
-    named = _text_or_none(_first(record, LANGUAGE_COLUMNS))
+    named = _text_or_none(_known(record, LANGUAGE_COLUMNS))
     language = (
         (languages.by_name(named) if named else None)
-        or (languages.by_path(inner) if inner else None)
+        or (languages.by_content(inner, text) if inner else None)
         or languages.UNKNOWN
     )
-    licences = _first(record, LICENCE_COLUMNS)
-    if isinstance(licences, list):
-        licences = ", ".join(sorted(str(licence) for licence in licences)) or None
-    metadata = Metadata(
-        source=file.source, path=path, language=language, licence=_text_or_none(licences)
-    )
+    told = _known(record, LICENCE_COLUMNS)
+    values = told if isinstance(told, list) else [told]
+    licence = licences.of_header(text) or licences.join(filter(None, map(_text_or_none, values)))
+    metadata = Metadata(source=file.source, path=path, language=language, licence=licence)
     return Document(
         id=identity, text=text.removeprefix("\ufeff"), metadata=metadata, input_bytes=size
     )

@@ -14,14 +14,23 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from . import languages
 from . import sources as inputs
+from .decontaminate import DEFAULT as DEFAULT_DECONTAMINATION
+from .decontaminate import Decontamination
+from .drops import DropWriter
 from .errors import UsageError, UserError
 from .files import atomic_write, digest_bytes
+from .near import DEFAULT as DEFAULT_NEAR
+from .near import Near
 from .quality import DEFAULT as DEFAULT_QUALITY
 from .quality import Quality
+from .redact import DEFAULT as DEFAULT_REDACTION
+from .redact import Redaction
 from .report import Tally
 from .sources import MAX_RECORD_BYTES, InputFile, Reason, Skip, Source, Unit
 
+OPTIONS_OF_THEIR_OWN = ("tokenizer", "vocab_size", "benchmarks")  # not for --set
 FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files
 
 
@@ -31,8 +40,14 @@ class PrepareRecipe:
 
     Attributes:
         languages: canonical names to keep, or None for all.
+        licences: those kept, as `licences.parse_wanted` names them, or None for any.
         quality: the filters' thresholds, or None for no quality filter.
-        dedup: "exact" or "none".
+        redaction: which secrets and addresses are replaced, or None for none.
+        decontamination: what counts as holding an evaluation problem.
+        benchmarks: digest of the problems to keep out, or None for none.
+        dedup: "near" (and exact), "exact" or "none".
+        near: what counts as a near-duplicate.
+        group_by: "none" makes one shard set, "source", "kind" and "language" one of each.
         validation_share: of the documents, by hash of their text; each source with two documents
             or more gives at least one. 0 makes no validation split.
         seed: of the shuffle.
@@ -43,8 +58,14 @@ class PrepareRecipe:
     """
 
     languages: tuple[str, ...] | None = None
+    licences: tuple[str, ...] | None = None
     quality: Quality | None = DEFAULT_QUALITY
-    dedup: Literal["exact", "none"] = "exact"
+    redaction: Redaction | None = DEFAULT_REDACTION
+    decontamination: Decontamination = DEFAULT_DECONTAMINATION
+    benchmarks: str | None = None
+    dedup: Literal["near", "exact", "none"] = "near"
+    near: Near = DEFAULT_NEAR
+    group_by: Literal["none", "source", "kind", "language"] = "none"
     validation_share: float = 0.005
     seed: int = 0
     shard_bytes: int = 256 << 20
@@ -79,7 +100,7 @@ def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
         UsageError: a setting has no `=`, names no field, or its value does not fit.
     """
     values = asdict(recipe)
-    fixed = {name: values.pop(name) for name in ("tokenizer", "vocab_size")}  # options of their own
+    fixed = {name: values.pop(name) for name in OPTIONS_OF_THEIR_OWN}
     for setting in settings:
         key, separator, written = setting.partition("=")
         *parents, field = key.split(".")
@@ -105,6 +126,28 @@ def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
         ) from error
 
 
+def group_of(source: str, language: str, group_by: str) -> str:
+    """The shard set a document goes to, "" where all go to one.
+
+    By kind, prose and text of no known language are apart from code, as the paper's mixture has
+    natural language apart (section 2.1).
+
+    >>> group_of("src", "Markdown", "kind")
+    'prose'
+    """
+    match group_by:
+        case "none":
+            return ""
+        case "source":
+            return source
+        case "language":
+            return language.replace("/", "-")
+        case _:
+            if language == languages.UNKNOWN:
+                return language
+            return "prose" if languages.language_class(language) == "prose" else "code"
+
+
 def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Skip]:
     """`inputs.scan`, with files in unwanted languages skipped by their names."""
     for found in inputs.scan(source, max_bytes=recipe.max_bytes):
@@ -112,7 +155,7 @@ def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Sk
             isinstance(found, InputFile)
             and recipe.languages is not None
             and found.language is not None
-            and found.language not in recipe.languages
+            and not languages.possible_by_path(found.relative) & set(recipe.languages)
         ):
             yield Skip(
                 source=found.source,
@@ -175,20 +218,33 @@ def survey(
 
 
 def partitions(
-    sources: Sequence[Source], recipe: PrepareRecipe, *, partition_bytes: int, tally: Tally
+    sources: Sequence[Source],
+    recipe: PrepareRecipe,
+    *,
+    partition_bytes: int,
+    tally: Tally,
+    dropped: DropWriter,
 ) -> Iterator[list[Unit]]:
-    """The input in order, cut into pieces of about `partition_bytes`; skips go into the tally."""
+    """The input in order, cut into pieces of about `partition_bytes`; skips are tallied."""
     units: list[Unit] = []
     weight = 0
     for source in sources:
         for found in candidates(source, recipe):
             if isinstance(found, Skip):
+                name = f"{found.source}/{found.relative}"
                 if found.folder:
                     tally.folder(found.reason)
                 else:
                     tally.found(found.source, found.bytes)
-                    name = f"{found.source}/{found.relative}"
                     tally.dropped("named", found.reason, found.bytes, name)
+                dropped.add(
+                    identity=name,
+                    source=found.source,
+                    path=found.relative,
+                    step="named",
+                    verdict=found.reason,
+                    size=found.bytes,
+                )
                 continue
             for unit in inputs.split(found, unit_bytes=partition_bytes):
                 cost = unit.weight + FILE_OVERHEAD_BYTES

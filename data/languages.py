@@ -1,9 +1,8 @@
-"""Which language a file or record is in, from names alone; the table is `languages.json`.
+"""Which language a file or record is in; the table is `languages.json`.
 
 The facts are GitHub linguist's (names, extensions, file names, interpreters), chosen for what code
-corpora hold and written down anew. Ambiguous extensions have one documented reader each, the one
-met most often in public code: `.h` C, `.m` Objective-C, `.pl` Perl, `.ts` TypeScript, `.v` Verilog,
-`.r` R, `.d` D, `.cl` Common Lisp, `.pp` Puppet, `.gd` GDScript, `.cls` Apex, `.fs` F#.
+corpora hold and written down anew. An extension that several languages share has one default, the
+reader met most often in public code; `ambiguous.py` tells the others by what a file says.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from . import ambiguous
 from .errors import UsageError
 
 LanguageClass = Literal["programming", "data", "markup", "prose"]
@@ -79,6 +79,26 @@ def by_path(path: str) -> str | None:
     # `Dockerfile.dev`, `Makefile.common`: the name before the first dot speaks.
     stem = name.split(".", 1)[0]
     return table().by_filename.get(stem) if stem in ("Dockerfile", "Makefile") else None
+
+
+def by_content(path: str, text: str) -> str | None:
+    """The language of a file: what its name tells, checked by its text where names are shared."""
+    default = by_path(path)
+    if default is None:
+        return by_shebang(text)
+    return ambiguous.decide(_extension(path), text, default)
+
+
+def possible_by_path(path: str) -> frozenset[str]:
+    """All languages that a path's name can mean; empty where it tells none."""
+    default = by_path(path)
+    if default is None:
+        return frozenset()
+    return ambiguous.possible(_extension(path)) | {default}
+
+
+def _extension(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
 
 
 def by_shebang(text: str) -> str | None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .shards import ShardSet
+from .shards import ShardSet, set_weights, sets_in
 
 BLOCK_ROWS = 1_024
 PAGE_BLOCKS = 1_024
@@ -180,14 +180,15 @@ class Mixture:
         """Open the sources named as "DIR" or "DIR=WEIGHT".
 
         Without any weight, sources are drawn in proportion to their tokens. Weights are shares of
-        the rows and need not sum to one.
+        the rows and need not sum to one. A folder of several sets (`prepare-data --group-by`)
+        stands for all of them: with the weights it was given there, else by their tokens.
 
         Raises:
             UsageError: some have a weight and some not, a weight is no positive number, or a
                 folder is named twice.
             UserError: a folder is no shard set.
         """
-        named = [_split(argument) for argument in arguments]
+        named = [part for argument in arguments for part in _sets(*_split(argument))]
         paths = [str(path) for path, _ in named]
         if not paths:
             raise UsageError("a mixture needs at least one source")
@@ -241,6 +242,19 @@ class Mixture:
                 )
             )
         return entries
+
+
+def _sets(folder: Path, weight: float | None) -> list[tuple[Path, float | None]]:
+    """A folder's shard sets, with its weight shared out among them."""
+    sets, known = sets_in(folder), set_weights(folder)
+    if len(sets) == 1:
+        return [(path, weight) for path in sets.values()]
+    if weight is None and not known:
+        return [(path, None) for path in sets.values()]
+    shares = known or {name: float(ShardSet.open(path).n_tokens) for name, path in sets.items()}
+    total = math.fsum(shares.values())
+    scale = total if weight is None else weight
+    return [(path, scale * shares[name] / total) for name, path in sets.items()]
 
 
 def _split(argument: str) -> tuple[Path, float | None]:

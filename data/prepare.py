@@ -1,24 +1,32 @@
 """`prepare-data`: sources to a shard set, in stages that resume.
 
-Each stage maps a pass (`passes.py`) over partitions (`stages.py`); files lie between them in
-`.work` inside the output folder, which the end removes. Whatever decides about a document is a
-function of its text, its id and its place in the order of the sources, so neither the number of
-workers nor the size of the partitions changes a byte of the result. Memory is bounded by a
-partition or a shard.
+Each stage maps a pass (`passes.py`, `near_passes.py`) over partitions (`stages.py`); files lie
+between them in `.work` inside the output folder, which the end removes. Whatever decides about a
+document is a function of its text, its id and its place in the order of the sources, so neither
+the number of workers nor the size of the partitions changes a byte of the result. Memory is bounded
+by a partition.
+
+With `append`, the shards that are there stay as they are and stand at the front as partitions that
+never lose (`append.py`); new documents go to new shards, and a new manifest lists both.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from . import dedup, passes, shards, tokenizer
-from .errors import UserError
+from pydantic import TypeAdapter, ValidationError
+
+from . import decontaminate, dedup, drops, near_passes, passes, shards, tokenizer
+from .append import OldShard, RecallWork, old_shards, recall_shard
+from .errors import UsageError, UserError
 from .files import (
     atomic_write_json,
     atomic_writer,
@@ -32,18 +40,32 @@ from .files import (
     write_error,
 )
 from .intake import PrepareRecipe, partitions, save_plan, survey
-from .report import Tally, make_report, totals
+from .report import Tally, kept_tables, make_report, merge_reports, totals
+from .shards import Manifest
 from .sources import DAMAGE, Source
-from .stages import Charge, Job, Progress, run_stage, take_charge
+from .stages import (
+    Charge,
+    Job,
+    Mapper,
+    Progress,
+    Runner,
+    connect,
+    end_processes,
+    run_stage,
+    take_charge,
+)
 
 WORK = ".work"
 REPORT_NAME = "report.json"
+PROBLEMS_NAME = "benchmarks.index"  # hashes of what was kept out, for what is appended
 IDENTITY_NAME = "identity.json"  # in the work folder: what an unfinished run is making
-PIPELINE_VERSION = 1  # raise it when a pass's output changes for the same input
+BASE = "base"  # in the work folder: what was there before an append began
+PIPELINE_VERSION = 2  # raise it when a pass's output changes for the same input
 # Small inputs are cut finer, so that every core has work: 64 partitions from 64 MiB to 4 GiB.
 PARTITION_BYTES = (1 << 20, 64 << 20)
 PARTITIONS = 64
 KEY_BUCKET_BYTES = 1 << 30  # of input, for each bucket of keys
+DOCUMENTS_A_JOB = 1 << 12  # near dedup joins all bands at once for so few documents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,82 +76,226 @@ class Outcome:
     unchanged: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """How the work is done; none of it changes a byte of the output.
+
+    Attributes:
+        workers: processes.
+        runner: what maps the jobs.
+        address: of the cluster, or None for one on this machine.
+        partition_bytes: of input worked on at once, by default at most 64 MiB.
+        progress: called as stages advance.
+    """
+
+    workers: int = 1
+    runner: Runner = "processes"
+    address: str | None = None
+    partition_bytes: int | None = None
+    progress: Callable[[Progress], None] = lambda _: None
+
+
 def prepare(
     sources: Sequence[Source],
     out: Path,
     recipe: PrepareRecipe,
     *,
     model: Path | None,
-    workers: int = 1,
-    partition_bytes: int | None = None,
+    benchmarks: Sequence[Path] = (),
+    weights: Mapping[str, float] | None = None,
+    append: bool = False,
+    engine: Engine | None = None,
     strict: bool = False,
     force: bool = False,
     keep_work: bool = False,
     stdin: IO[bytes] | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Make the shard set at `out`, resuming what an earlier run left there.
 
     Args:
         sources: what to read, in order of precedence among duplicates.
         out: the shard set's folder; complete only once its manifest is there.
-        recipe: what decides the content; its `tokenizer` is filled in from `model`.
+        recipe: what decides the content; its `tokenizer` and `benchmarks` are filled in.
         model: the tokenizer to use, or None to train one of `recipe.vocab_size` pieces.
-        workers: processes; changes no byte of the output.
-        partition_bytes: of input worked on at once, by default at most 64 MiB; changes no byte of
-            the output either.
+        benchmarks: files of evaluation problems that no document may hold.
+        weights: of the groups, where there are several, for training on a mixture of them.
+        append: add the sources to the set at `out`, by its own recipe (see `recipe_of`).
+        engine: how the work is done.
         strict: damaged input (a broken record, a file that cannot be decoded) is an error.
         force: replace an output, or discard unfinished work, of other inputs or another recipe.
         keep_work: leave `.work` in place at the end.
         stdin: what the source `-` reads.
-        progress: called as stages advance.
 
     Raises:
         UserError: nothing to read, nothing left, damage under `strict`, an output that differs, a
             folder that is not ours, another process at work on it, no space.
     """
-    if model is not None:
+    engine = engine or Engine()
+    if append:
+        model = next(iter(shards.sets_in(out).values())) / tokenizer.MODEL_NAME
+    elif model is not None:
         given = tokenizer.Tokenizer.load(model)
         model, recipe = given.path, replace(recipe, tokenizer=given.digest, vocab_size=None)
-    assert (model is None) != (recipe.vocab_size is None), "one tokenizer: given, or trained here"
+    assert append or (model is None) != (recipe.vocab_size is None), "one tokenizer"
+    problems = decontaminate.build(benchmarks, recipe.decontamination) if benchmarks else None
+    if append:
+        problems = _old_problems(out, recipe)
+    elif problems is not None:
+        recipe = replace(recipe, benchmarks=problems.digest)
     _refuse_strangers(out)
     with locked(out):
         remove_leftovers(out)
         sources, spooled = _spool(sources, out / WORK, stdin)
         sources = [replace(source, without=out) for source in sources]
+        inputs = survey(sources, recipe, spooled)["sources"]
+        onto = _Base.open(out) if append else None
         identity = _plain(
             {
                 "recipe": asdict(recipe),
-                "inputs": survey(sources, recipe, spooled)["sources"],
+                "inputs": inputs,
                 "pipeline": PIPELINE_VERSION,
+                **({"onto": onto.digest} if onto else {}),
             }
         )
-        report = _finished(out, identity, force=force)
+        report = onto.holds(inputs) if onto else _finished(out, identity, force=force)
         if report is not None:
             _refuse_damage(report["dropped"], strict=strict)
+            if weights:
+                _weigh(out, recipe, [*shards.sets_in(out)], weights)
             if not keep_work:
                 shutil.rmtree(out / WORK, ignore_errors=True)
             return Outcome(report=report, unchanged=True)
         _claim(out / WORK, identity, force=force)
-        run = _Run(
+        if onto is not None:
+            onto.keep(out / WORK / BASE)
+        if problems is not None:
+            problems.save(out / WORK / PROBLEMS_NAME)
+        make = partial(
+            _Run,
             work=out / WORK,
             sources=tuple(sources),
             recipe=recipe,
             identity=identity,
             charge=take_charge(out / WORK),
-            workers=workers,
+            engine=engine,
             strict=strict,
-            progress=progress,
+            onto=onto,
+            benchmarks=problems.facts() if problems is not None else None,
+            weights=weights or {},
         )
         try:
-            report = run.make(out, model, partition_bytes or run.partition_bytes)
+            with connect(engine.runner, workers=engine.workers, address=engine.address) as mapper:
+                report = make(mapper=mapper).make(out, model)
         except UserError:
             # The next try will have other settings; what this one finished still serves it.
             (out / WORK / IDENTITY_NAME).unlink(missing_ok=True)
             raise
-        if not keep_work:
-            shutil.rmtree(out / WORK)
+        shutil.rmtree(out / WORK / BASE if keep_work else out / WORK, ignore_errors=keep_work)
         return Outcome(report=report, unchanged=False)
+
+
+def recipe_of(out: Path) -> PrepareRecipe:
+    """The recipe of the shard set at `out`, for what is appended to it.
+
+    Raises:
+        UserError: there is no finished set, or it was made by another version.
+    """
+    base = _Base.open(out)
+    try:
+        return TypeAdapter(PrepareRecipe).validate_python(base.report["identity"]["recipe"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(
+            f"{out} was made by another version of codecria: nothing can be appended to it",
+            hint="make it again from all its sources",
+        ) from error
+
+
+def _old_problems(out: Path, recipe: PrepareRecipe) -> decontaminate.Index | None:
+    """The problems the set at `out` keeps out."""
+    if recipe.benchmarks is None:
+        return None
+    try:
+        index = decontaminate.Index.load(out / PROBLEMS_NAME)
+    except OSError as error:
+        raise UserError(
+            f"{out / PROBLEMS_NAME} is missing: what is appended could hold evaluation problems",
+            hint="make the set again from all its sources",
+        ) from error
+    if index.digest != recipe.benchmarks:
+        raise UserError(f"{out / PROBLEMS_NAME} is not the file that was written")
+    return index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """The shard sets that are appended to, as they were before.
+
+    Attributes:
+        manifests: by group.
+    """
+
+    folder: Path
+    manifests: dict[str, Manifest]
+    report: dict[str, Any]
+
+    @classmethod
+    def open(cls, out: Path) -> _Base:
+        """What is at `out`, or was there before an append that was stopped while publishing."""
+        kept = out / WORK / BASE
+        where = kept if (kept / REPORT_NAME).exists() else out
+        return cls(
+            folder=out,
+            manifests={
+                group: shards.read_manifest(folder)
+                for group, folder in shards.sets_in(where).items()
+            },
+            report=read_json(where / REPORT_NAME),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all sets."""
+        return digest_json({group: held.digest for group, held in self.manifests.items()})
+
+    @property
+    def shards(self) -> list[OldShard]:
+        """All shards, in order."""
+        return [
+            shard
+            for group, manifest in self.manifests.items()
+            for shard in old_shards(self.folder / group, manifest)
+        ]
+
+    def holds(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """The report if these inputs are in the set already; None if they are to be added.
+
+        Raises:
+            UserError: it holds other documents under the same name, or keeps no keys.
+        """
+        there = self.report["identity"]["inputs"]
+        if all(there.get(name) == source for name, source in inputs.items()):
+            return self.report
+        same = sorted(there.keys() & inputs.keys())
+        if same:
+            raise UserError(
+                f"{self.folder} holds a source called {same[0]!r} already, and this one differs",
+                hint=f"give what is new a name of its own: {same[0]}-2=PATH",
+            )
+        assert self.shards, "a finished set without shards"
+        return None
+
+    def keep(self, folder: Path) -> None:
+        """Copy what publishing replaces."""
+        if (folder / REPORT_NAME).exists():
+            return
+        for group in self.manifests:
+            source = self.folder / group / shards.MANIFEST_NAME
+            atomic_write_json(folder / group / shards.MANIFEST_NAME, read_json(source))
+        if (self.folder / shards.SETS_NAME).exists():
+            sets = read_json(self.folder / shards.SETS_NAME)
+            atomic_write_json(folder / shards.SETS_NAME, sets)
+        _copy(self.folder / drops.NAME, folder / drops.NAME)
+        atomic_write_json(folder / REPORT_NAME, self.report)
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +309,7 @@ def _refuse_strangers(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file", hint="choose another --out")
-    ours = (out / shards.MANIFEST_NAME).exists() or (out / WORK).exists()
+    ours = _is_complete(out) or (out / WORK).exists()
     if not ours and any(path.name != ".lock" for path in out.iterdir()):
         raise UserError(
             f"{out} is not empty and not a shard set", hint="choose a new folder for --out"
@@ -187,9 +353,13 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name}: {new}, was {old}"]
 
 
+def _is_complete(out: Path) -> bool:
+    return (out / shards.MANIFEST_NAME).exists() or (out / shards.SETS_NAME).exists()
+
+
 def _finished(out: Path, identity: dict[str, Any], *, force: bool) -> dict[str, Any] | None:
     """The report of the output if it is complete and the same; None if there is work to do."""
-    if not (out / shards.MANIFEST_NAME).exists():
+    if not _is_complete(out):
         return None
     report: dict[str, Any] = read_json(out / REPORT_NAME)
     changed = differences(report["identity"], identity)
@@ -242,11 +412,14 @@ class _Run:
     recipe: PrepareRecipe
     identity: dict[str, Any]
     charge: Charge
-    workers: int
+    mapper: Mapper
+    engine: Engine
     strict: bool
-    progress: Callable[[Progress], None]
+    onto: _Base | None
+    benchmarks: dict[str, Any] | None
+    weights: Mapping[str, float]
 
-    def make(self, out: Path, model: Path | None, partition_bytes: int) -> dict[str, Any]:
+    def make(self, out: Path, model: Path | None) -> dict[str, Any]:
         """All stages, then publish; the report."""
         seconds: dict[str, float] = {}
         started = time.perf_counter()
@@ -257,39 +430,61 @@ class _Run:
             started = time.perf_counter()
 
         tally = Tally()
-        read = self._read(tally, partition_bytes)
+        read = self._read(tally)
         lap("read")
-        join, summaries = self._join(read)
-        lap("join")
-        split = dedup.plan_split(summaries, share=self.recipe.validation_share)
-        bytes_kept = sum(counts["bytes"] for summary in summaries for counts in summary.values())
-        self._refuse_nothing(tally, summaries)
-        model = self._tokenizer(model, join, len(read), split, bytes_kept)
+        corpus, state = self._exact(read)
+        lap("exact dedup")
+        if self.recipe.dedup == "near":
+            corpus, state = self._near(corpus, read, state)
+            lap("near dedup")
+        summary = self._summary(corpus, read, state)
+        split = dedup.plan_split(summary, share=self.recipe.validation_share)
+        kept = sum(counts["bytes"] for counts in summary.values())
+        self._refuse_nothing(tally, summary)
+        layout = self._layout(summary)
+        old = self.onto.manifests if self.onto is not None else {}
+        _check_weights(self.recipe, {*old, *(name for name, *_ in layout.groups)}, self.weights)
+        model = self._tokenizer(model, corpus, state, split, kept)
         lap("tokenizer")
-        require_free_space(self.work, bytes_kept)  # ids between the stages, and again as shards
-        layout = self._layout(bytes_kept)
-        tokens, counts = self._tokens(tally, read, join, split, layout, model)
+        require_free_space(self.work, kept)  # ids between the stages, and again as shards
+        tokens, counts = self._tokens(tally, read, corpus, state, split, layout, model)
         lap("tokens")
         facts = _facts(model)
-        splits = self._shards(tokens, layout, facts.vocab_size)
+        entries = self._shards(tokens, corpus, layout, facts.vocab_size)
         lap("shards")
         tally.check()
-        report = make_report(tally, counts, self.identity) | {"seconds": seconds}
-        self._publish(out, model, facts, splits, report)
-        return report
+        report = make_report(tally, counts, self.identity, self.benchmarks)
+        report |= {"seconds": seconds}
+        return self._publish(out, model, facts, entries, counts, report, corpus)
 
-    def _map(self, stage: str, function: Any, works: Sequence[Any], inputs: Sequence[str]) -> Any:
-        """The results of one stage over its works, whose inputs have these digests."""
-        folder = self.work / stage
-        folder.mkdir(exist_ok=True)
-        remove_leftovers(folder)
+    @property
+    def _old(self) -> list[OldShard]:
+        return self.onto.shards if self.onto is not None else []
+
+    def _map(
+        self,
+        stage: str,
+        function: Any,
+        works: Sequence[Any],
+        inputs: Sequence[str],
+        *,
+        first: int = 0,
+        folder: str = "",
+    ) -> Any:
+        """The results of one stage over its works, whose inputs have these digests.
+
+        Outputs are numbered from `first` on, in a folder called after the stage or otherwise.
+        """
+        place = self.work / (folder or stage)
+        place.mkdir(exist_ok=True)
+        remove_leftovers(place)
         jobs = [
-            Job(inputs=digest, output=passes.partition_path(folder, i), payload=work)
+            Job(inputs=digest, output=passes.partition_path(place, first + i), payload=work)
             for i, (work, digest) in enumerate(zip(works, inputs, strict=True))
         ]
 
         def check(result: Any) -> None:
-            if stage == "read":
+            if function is passes.read_partition:
                 _refuse_damage(result["reasons"], strict=self.strict)
 
         return run_stage(
@@ -297,8 +492,8 @@ class _Run:
             function,
             jobs,
             charge=self.charge,
-            workers=self.workers,
-            report=self.progress,
+            mapper=self.mapper,
+            report=self.engine.progress,
             check=check,
         )
 
@@ -307,185 +502,404 @@ class _Run:
         return sum(source["bytes"] for source in self.identity["inputs"].values())
 
     @property
-    def partition_bytes(self) -> int:
-        """The default size of a partition; it follows from the input alone, for resuming."""
+    def _partition_bytes(self) -> int:
+        """The default size of a partition follows from the input alone, for resuming."""
         smallest, largest = PARTITION_BYTES
-        return min(largest, max(smallest, self._input_bytes // PARTITIONS))
+        default = min(largest, max(smallest, self._input_bytes // PARTITIONS))
+        return self.engine.partition_bytes or default
 
     @property
     def _buckets(self) -> int:
         """How many buckets the keys are scattered to; any number gives the same result."""
         return min(1024, 1 + self._input_bytes // KEY_BUCKET_BYTES)
 
-    def _read(self, tally: Tally, partition_bytes: int) -> list[str]:
-        """Read and filter everything into the tally; the digest of each partition's inputs."""
+    def _read(self, tally: Tally) -> list[str]:
+        """Read and filter everything into the tally; the digest of each partition's inputs.
+
+        The shards that are appended to come first.
+        """
+        old = self._old
+        works: list[Any] = [RecallWork(shard=shard, buckets=self._buckets) for shard in old]
+        inputs = [digest_json([shard.digests, self._buckets]) for shard in old]
+        if old:
+            self._map("recall", recall_shard, works, inputs, folder="read")
         plans = self.work / "plan"
         plans.mkdir(exist_ok=True)
-        names = tuple(source.name for source in self.sources)
-        works, inputs = [], []
+        works, new = [], []
         # Of the recipe, only what decides about this pass: other changes leave its results good.
         recipe = self.identity["recipe"]
-        filters = [recipe["languages"], recipe["quality"]]
+        deciding = ("languages", "licences", "quality", "redaction", "decontamination")
+        filters = [recipe[name] for name in (*deciding, "benchmarks")]
+        names = [source.name for source in self.sources]
         settings = [PIPELINE_VERSION, names, self._buckets, filters]
-        cut = partitions(self.sources, self.recipe, partition_bytes=partition_bytes, tally=tally)
-        for i, units in enumerate(cut):
-            path = passes.partition_path(plans, i).with_suffix(".json")
-            digest = save_plan(path, units)
-            works.append(
-                passes.ReadWork(plan=path, sources=names, recipe=self.recipe, buckets=self._buckets)
+        problems = self.work / PROBLEMS_NAME if self.benchmarks is not None else None
+        with drops.writing(plans / "drops.arrow") as dropped:
+            cut = partitions(
+                self.sources,
+                self.recipe,
+                partition_bytes=self._partition_bytes,
+                tally=tally,
+                dropped=dropped,
             )
-            inputs.append(digest_json([*settings, digest]))
+            for i, units in enumerate(cut):
+                path = passes.partition_path(plans, i).with_suffix(".json")
+                digest = save_plan(path, units)
+                works.append(
+                    passes.ReadWork(
+                        plan=path, recipe=self.recipe, buckets=self._buckets, problems=problems
+                    )
+                )
+                new.append(digest_json([*settings, digest]))
         _refuse_damage(tally.reasons, strict=self.strict)
-        for result in self._map("read", passes.read_partition, works, inputs):
+        for result in self._map("read", passes.read_partition, works, new, first=len(old)):
             tally.merge(result)
-        return inputs
+        return inputs + new
 
-    def _join(self, read: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-        """Find duplicates; the digest of all inputs, and each bucket's counts by source."""
+    def _exact(self, read: Sequence[str]) -> tuple[passes.Corpus, str]:
+        """Find exact duplicates; the corpus without them, and a digest of all that decided."""
+        corpus = passes.Corpus(read=self.work / "read", old=len(self._old), partitions=len(read))
+        state = digest_json([list(read), corpus.old])
+        if self.recipe.dedup == "none":
+            return corpus, state
+        works = [passes.JoinWork(corpus=corpus, bucket=bucket) for bucket in range(self._buckets)]
+        inputs = [digest_json([state, work.bucket]) for work in works]
+        self._map("exact", passes.join_bucket, works, inputs)
+        return replace(corpus, exact=self._outputs("exact", len(works))), digest_json(inputs)
+
+    def _outputs(self, stage: str, count: int) -> tuple[Path, ...]:
+        folder = self.work / stage
+        return tuple(passes.partition_path(folder, i).with_suffix(".arrow") for i in range(count))
+
+    def _near(
+        self, corpus: passes.Corpus, read: Sequence[str], state: str
+    ) -> tuple[passes.Corpus, str]:
+        """Find near-duplicates; the corpus without them, and a digest of all that decided."""
+        near, old = self.recipe.near, self._old
+        shard_of = [*old, *([None] * (len(read) - len(old)))]
+        folder = {name: self.work / name for name in ("sketch", "pairs", "cluster", "grams")}
+        state = digest_json([state, asdict(near)])
+        inputs = [digest_json([state, digest]) for digest in read]
+        sketches: list[Any] = [
+            near_passes.SketchWork(corpus=corpus, partition=i, near=near, shard=shard)
+            for i, shard in enumerate(shard_of)
+        ]
+        documents = sum(self._map("sketch", near_passes.sketch_partition, sketches, inputs))
+
+        bands = near.bands[0]
+        jobs = min(bands, 1 + documents // DOCUMENTS_A_JOB)
+        borders = [bands * i // jobs for i in range(jobs + 1)]
+        works: list[Any] = [
+            near_passes.CandidateWork(
+                sketches=folder["sketch"], partitions=len(read), bands=(start, stop), near=near
+            )
+            for start, stop in itertools.pairwise(borders)
+        ]
+        inputs = [digest_json([state, list(work.bands)]) for work in works]
+        self._map("pairs", near_passes.candidate_bands, works, inputs)
+
+        cluster_work = near_passes.ClusterWork(
+            pairs=folder["pairs"],
+            files=jobs,
+            sketches=folder["sketch"],
+            partitions=len(read),
+        )
+        [found] = self._map("cluster", near_passes.cluster_pairs, [cluster_work], [state])
+        if not found["pairs"]:
+            return corpus, state
+        clusters = passes.partition_path(folder["cluster"], 0)
         works = [
-            passes.JoinWork(
-                read=self.work / "read",
+            near_passes.ExtractWork(
+                corpus=corpus,
+                partition=i,
+                members=clusters.with_suffix(".arrow"),
+                buckets=found["buckets"],
+                near=near,
+                shard=shard,
+            )
+            for i, shard in enumerate(shard_of)
+        ]
+        inputs = [digest_json([state, i]) for i in range(len(works))]
+        self._map("grams", near_passes.extract_partition, works, inputs)
+        works = [
+            near_passes.VerifyWork(
+                pairs=clusters.with_suffix(".pairs.arrow"),
+                grams=folder["grams"],
+                old=corpus.old,
                 partitions=len(read),
                 bucket=bucket,
-                remove=self.recipe.dedup == "exact",
+                near=near,
             )
-            for bucket in range(self._buckets)
+            for bucket in range(found["buckets"])
         ]
-        inputs = [digest_json([list(read), work.bucket, work.remove]) for work in works]
-        return digest_json(inputs), self._map("join", passes.join_bucket, works, inputs)
+        inputs = [digest_json([state, bucket]) for bucket in range(len(works))]
+        self._map("near", near_passes.verify_bucket, works, inputs)
+        return replace(corpus, near=self._outputs("near", len(works))), state
 
-    def _refuse_nothing(self, tally: Tally, summaries: Sequence[dict[str, Any]]) -> None:
-        if not any(summaries):
-            why = ", ".join(f"{r} {count}" for r, count in totals(tally.reasons).items())
-            raise UserError(
-                f"none of the {tally.count('found')} documents found is left",
-                hint=f"dropped as {why}" if why else "the files hold no documents",
-            )
+    def _summary(
+        self, corpus: passes.Corpus, read: Sequence[str], state: str
+    ) -> dict[str, dict[str, Any]]:
+        """What is kept of the new partitions, by group and source."""
+        numbers = range(corpus.old, corpus.partitions)
+        group_by = self.recipe.group_by
+        works = [passes.SummaryWork(corpus=corpus, partition=i, group_by=group_by) for i in numbers]
+        inputs = [digest_json([state, read[i], group_by]) for i in numbers]
+        found = self._map("summary", passes.summarise_partition, works, inputs, first=corpus.old)
+        return dedup.merge_summaries(found)
+
+    def _refuse_nothing(self, tally: Tally, summary: dedup.Summary) -> None:
+        if summary:
+            return
+        why = ", ".join(f"{r} {count}" for r, count in totals(tally.reasons).items())
+        if self.onto is not None:
+            why = why or "all are in the set already"
+        raise UserError(
+            f"none of the {tally.count('found')} documents found is left",
+            hint=f"dropped as {why}" if why else "the files hold no documents",
+        )
 
     def _tokenizer(
-        self, model: Path | None, join: str, partition_count: int, split: dedup.Split, kept: int
+        self,
+        model: Path | None,
+        corpus: passes.Corpus,
+        state: str,
+        split: dedup.Split,
+        kept: int,
     ) -> Path:
         """The model to use, trained if none was given."""
         if model is not None:
             return model
         assert self.recipe.vocab_size is not None
         work = passes.TrainWork(
-            read=self.work / "read",
-            join=self.work / "join",
-            partitions=partition_count,
-            buckets=self._buckets,
+            corpus=corpus,
             split=split,
             sample_below=dedup.TWO_64 * self.recipe.sample_bytes // max(1, kept),
             vocab_size=self.recipe.vocab_size,
-            threads=self.workers,
+            threads=self.engine.workers,
         )
         settings = [self.recipe.vocab_size, self.recipe.sample_bytes, self.recipe.validation_share]
-        self._map("tokenizer", passes.train_tokenizer, [work], [digest_json([join, *settings])])
+        inputs = [digest_json([state, self.recipe.group_by, *settings])]
+        self._map("tokenizer", passes.train_tokenizer, [work], inputs)
         return self.work / "tokenizer" / tokenizer.MODEL_NAME
 
-    def _layout(self, kept: int) -> tuple[int, int]:
-        """How many shards of training and of validation."""
-        share = self.recipe.validation_share
-        train = -(-kept // self.recipe.shard_bytes)
-        return train, 1 + int(kept * share / self.recipe.shard_bytes) if share else 0
+    def _layout(self, summary: dedup.Summary) -> passes.Layout:
+        """How many shards of training and of validation each group has."""
+        kept: dict[str, int] = {}
+        for key, counts in summary.items():
+            group = json.loads(key)[0]
+            kept[group] = kept.get(group, 0) + counts["bytes"]
+        share, size = self.recipe.validation_share, self.recipe.shard_bytes
+        groups = tuple(
+            (group, -(-held // size), 1 + int(held * share / size) if share else 0)
+            for group, held in sorted(kept.items())
+        )
+        return passes.Layout(groups=groups, first=tuple(self._taken(group) for group, *_ in groups))
+
+    def _taken(self, group: str) -> tuple[int, int]:
+        """How many numbers of shards, in training and in validation, are taken already."""
+        if self.onto is None or group not in self.onto.manifests:
+            return 0, 0
+        splits = self.onto.manifests[group].splits
+        train, validation = (
+            max((int(entry.name[-5:]) + 1 for entry in splits[split].shards), default=0)
+            if split in splits
+            else 0
+            for split in passes.SPLITS
+        )
+        return train, validation
 
     def _tokens(
         self,
         tally: Tally,
         read: Sequence[str],
-        join: str,
+        corpus: passes.Corpus,
+        state: str,
         split: dedup.Split,
-        layout: tuple[int, int],
+        layout: passes.Layout,
         model: Path,
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """Tokenise every survivor; the digest of each partition's inputs, and its counts."""
+        numbers = range(corpus.old, corpus.partitions)
+        sketches = self._outputs("sketch", corpus.partitions)
         works = [
             passes.TokensWork(
-                read=self.work / "read",
-                join=self.work / "join",
+                corpus=corpus,
                 partition=i,
-                buckets=self._buckets,
                 tokenizer=model,
                 split=split,
-                shards=layout,
+                layout=layout,
+                group_by=self.recipe.group_by,
                 seed=self.recipe.seed,
+                sketches=sketches[i] if self.recipe.dedup == "near" else None,
+                near=self.recipe.near,
             )
-            for i in range(len(read))
+            for i in numbers
         ]
         share, seed = self.recipe.validation_share, self.recipe.seed
-        shared = [join, digest_file(model), layout, share, seed]
-        inputs = [digest_json([digest, *shared]) for digest in read]
-        counts = self._map("tokens", passes.tokens_partition, works, inputs)
+        shared = [state, digest_file(model), asdict(layout), share, seed, self.recipe.group_by]
+        inputs = [digest_json([read[i], *shared]) for i in numbers]
+        counts = self._map("tokens", passes.tokens_partition, works, inputs, first=corpus.old)
         for result in counts:
             tally.merge(result["tally"])
         return inputs, counts
 
     def _shards(
-        self, tokens: Sequence[str], layout: tuple[int, int], vocab_size: int
-    ) -> dict[str, list[shards.ShardEntry]]:
-        """Sort every shuffle bucket into a shard; the entries of those that are not empty."""
+        self,
+        tokens: Sequence[str],
+        corpus: passes.Corpus,
+        layout: passes.Layout,
+        vocab_size: int,
+    ) -> dict[str, dict[str, list[shards.ShardEntry]]]:
+        """Sort every shuffle bucket into a shard; the entries by group and split, none empty."""
         works = [
             passes.ShardWork(
                 tokens=self.work / "tokens",
-                partitions=len(tokens),
-                shards=layout,
+                old=corpus.old,
+                partitions=corpus.partitions,
+                layout=layout,
                 number=number,
                 vocab_size=vocab_size,
+                keyed=self.recipe.dedup != "none",
             )
-            for number in range(sum(layout))
+            for number in range(layout.count)
         ]
-        inputs = [digest_json([list(tokens), number]) for number in range(sum(layout))]
+        inputs = [digest_json([list(tokens), number]) for number in range(layout.count)]
+        if self.engine.runner == "processes" and self.engine.workers > 1:
+            end_processes()
         results = self._map("shards", passes.write_shard, works, inputs)
-        entries = [shards.ShardEntry(**result) for result in results if result is not None]
-        splits = {
-            split: [entry for entry in entries if entry.name.startswith(split)]
-            for split in passes.SPLITS
-        }
-        return {split: held for split, held in splits.items() if held}
+        found: dict[str, dict[str, list[shards.ShardEntry]]] = {}
+        for number, result in enumerate(results):
+            if result is not None:
+                group, split, _ = layout.name(number)
+                entries = found.setdefault(group, {}).setdefault(split, [])
+                entries.append(shards.ShardEntry(**result))
+        return found
 
     def _publish(
         self,
         out: Path,
         model: Path,
         facts: shards.TokenizerFacts,
-        splits: dict[str, list[shards.ShardEntry]],
+        entries: dict[str, dict[str, list[shards.ShardEntry]]],
+        counts: Sequence[dict[str, Any]],
         report: dict[str, Any],
-    ) -> None:
-        """Make the shard set appear: the old manifest goes first, the new one comes last."""
-        names = {
-            f"{entry.name}.{part}"
-            for entries in splits.values()
-            for entry in entries
-            for part in shards.PARTS
-        }
-        try:
-            (out / shards.MANIFEST_NAME).unlink(missing_ok=True)
-            for split in passes.SPLITS:
-                for path in sorted(out.glob(f"{split}-*")):
-                    if path.name not in names:
-                        path.unlink()
-        except OSError as error:
-            raise write_error(out, error) from error
-        for name in sorted(names):
-            _place(self.work / "shards" / name, out / name)
-        _place(model, out / tokenizer.MODEL_NAME)
+        corpus: passes.Corpus,
+    ) -> dict[str, Any]:
+        """Make the shard sets appear; the report of all that is then there.
+
+        Without an older set, the old manifests go first. The new ones come last.
+        """
+        old = self.onto.manifests if self.onto is not None else {}
+        if not old:
+            _clear(out)
+        new = [*entries]
+        for group in new:
+            folder = out / group
+            for held in entries[group].values():
+                for entry in held:
+                    for part in entry.digests:
+                        name = f"{entry.name}.{part}"
+                        _place(self.work / "shards" / group / name, folder / name)
+            if not (folder / tokenizer.MODEL_NAME).exists() or not old:
+                _place(model, folder / tokenizer.MODEL_NAME)
+        new_partitions = range(corpus.old, corpus.partitions)
+        files = [self.work / "plan" / "drops.arrow"] + [
+            passes.drops_path(passes.partition_path(self.work / stage, i))
+            for stage in ("read", "tokens")
+            for i in new_partitions
+        ]
+        older = self.work / BASE / drops.NAME if old else None
+        drops.publish(out / drops.NAME, files, older)
+        if self.benchmarks is not None and not old:
+            _place(self.work / PROBLEMS_NAME, out / PROBLEMS_NAME)
+        if self.onto is not None:
+            report = merge_reports(self.onto.report, report)
+            report["identity"] = self._merged_identity(self.onto.report["identity"])
         atomic_write_json(out / REPORT_NAME, report)
+        for group, splits in entries.items():
+            self._write_manifest(out / group, group, splits, facts, counts, old.get(group))
+        if self.recipe.group_by != "none":
+            _weigh(out, self.recipe, sorted({*old, *new}), self.weights)
+        return report
+
+    def _merged_identity(self, old: dict[str, Any]) -> dict[str, Any]:
+        appended = [*old.get("appended", []), sorted(self.identity["inputs"])]
+        inputs = old["inputs"] | self.identity["inputs"]
+        return old | {"inputs": inputs, "appended": appended}
+
+    def _write_manifest(
+        self,
+        folder: Path,
+        group: str,
+        splits: dict[str, list[shards.ShardEntry]],
+        facts: shards.TokenizerFacts,
+        counts: Sequence[dict[str, Any]],
+        old: Manifest | None,
+    ) -> None:
+        """The manifest of one group, over what was there and what is new."""
+        tables = kept_tables(counts, group)
+        names = [source.name for source in self.sources if source.name in tables.sources]
+        sources = [{"name": name, **tables.sources[name]} for name in names]
+        languages, licences = tables.languages, tables.licences
+        joined: dict[str, list[shards.ShardEntry]] = {}
+        if old is not None:
+            sources = old.sources + sources
+            languages = merge_reports(old.languages, languages)
+            licences = merge_reports(old.licences, licences)
+            joined = {split: list(held.shards) for split, held in old.splits.items()}
+        for split in passes.SPLITS:
+            if split in splits:
+                joined.setdefault(split, []).extend(splits[split])
         shards.write_manifest(
-            out,
-            splits,
+            folder,
+            {split: joined[split] for split in passes.SPLITS if split in joined},
             tokenizer=facts,
-            sources=[
-                {"name": name, **{split: counts[split] for split in passes.SPLITS}}
-                for name, counts in report["sources"].items()
-            ],
-            languages={
-                language: counts["kept"]
-                for language, counts in report["languages"].items()
-                if counts["kept"]["documents"]
-            },
-            licences=report["licences"],
+            sources=sources,
+            languages=languages,
+            licences=licences,
             recipe=self.identity["recipe"],
         )
+
+
+def _check_weights(recipe: PrepareRecipe, groups: set[str], weights: Mapping[str, float]) -> None:
+    """Refuse weights that do not name every group once."""
+    if not weights:
+        return
+    if recipe.group_by == "none":
+        raise UsageError("there is one shard set and no mixture to weigh", hint="give --group-by")
+    missing, unknown = sorted(groups - weights.keys()), sorted(weights.keys() - groups)
+    if missing or unknown:
+        what = f"{missing[0]} has no weight" if missing else f"nothing is called {unknown[0]}"
+        raise UsageError(f"--weights: {what}", hint="weigh each of: " + ", ".join(sorted(groups)))
+
+
+def _weigh(
+    out: Path, recipe: PrepareRecipe, groups: Sequence[str], weights: Mapping[str, float]
+) -> None:
+    """Name the groups and their weights; weights given before stay where none are given now."""
+    _check_weights(recipe, set(groups), weights)
+    known = shards.set_weights(out)
+    if not weights and known.keys() == set(groups):
+        weights = known
+    shards.write_sets(out, groups, weights)
+
+
+def _clear(out: Path) -> None:
+    """Take away an older output, its manifests first."""
+    try:
+        folders = list(shards.sets_in(out).values())
+        (out / shards.SETS_NAME).unlink(missing_ok=True)
+        for folder in folders:
+            (folder / shards.MANIFEST_NAME).unlink(missing_ok=True)
+        for folder in folders:
+            for split in passes.SPLITS:
+                for path in sorted(folder.glob(f"{split}-*")):
+                    path.unlink()
+            if folder != out:
+                shutil.rmtree(folder, ignore_errors=True)
+        for name in (drops.NAME, PROBLEMS_NAME):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
 
 
 def _facts(model: Path) -> shards.TokenizerFacts:
@@ -503,11 +917,16 @@ def _place(source: Path, target: Path) -> None:
 
     The source stays: a run killed while publishing publishes again.
     """
+    target.parent.mkdir(exist_ok=True)
     temporary = temporary_beside(target)
     try:
         temporary.hardlink_to(source)
     except OSError:
-        with atomic_writer(target) as file, source.open("rb") as content:
-            shutil.copyfileobj(content, file, 1 << 20)
+        _copy(source, target)
     else:
         temporary.replace(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_writer(target) as file, source.open("rb") as content:
+        shutil.copyfileobj(content, file, 1 << 20)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .languages import LanguageClass, language_class
 from .sources import Reason
@@ -78,32 +79,45 @@ class Quality:
 DEFAULT = Quality()
 
 
-def judge(text: str, language: str, quality: Quality = DEFAULT) -> Reason | None:
+class Verdict(NamedTuple):
+    """Why a document is dropped: the reason, and what was measured against which limit."""
+
+    reason: Reason
+    detail: str = ""
+
+
+def judge(text: str, language: str, quality: Quality = DEFAULT) -> Verdict | None:
     """The first predicate that rules a document out, or None: it is good."""
     limits = quality.limits(language_class(language))
-    if length_reason := _length(text, quality):
-        return length_reason
+    if verdict := _length(text, quality):
+        return verdict
     if is_generated(text, lines=quality.generated_lines):
-        return Reason.GENERATED
+        return Verdict(Reason.GENERATED, f"says so in its first {quality.generated_lines} lines")
     longest, mean = line_lengths(text)
     if limits.longest_line is not None and longest > limits.longest_line:
-        return Reason.LINE_TOO_LONG
+        detail = f"a line of {longest:,} characters, at most {limits.longest_line:,}"
+        return Verdict(Reason.LINE_TOO_LONG, detail)
     if limits.mean_line is not None and mean > limits.mean_line:
-        return Reason.LINES_TOO_LONG
-    if alphanumeric_share(text) < limits.alphanumeric_share:
-        return Reason.FEW_ALPHANUMERIC
+        detail = f"{mean:.1f} characters a line on average, at most {limits.mean_line}"
+        return Verdict(Reason.LINES_TOO_LONG, detail)
+    share = alphanumeric_share(text)
+    if share < limits.alphanumeric_share:
+        detail = f"{share:.3f} of the characters, at least {limits.alphanumeric_share}"
+        return Verdict(Reason.FEW_ALPHANUMERIC, detail)
     return None
 
 
-def _length(text: str, quality: Quality) -> Reason | None:
+def _length(text: str, quality: Quality) -> Verdict | None:
     characters = len(text.strip())
     if not characters:
-        return Reason.EMPTY
+        return Verdict(Reason.EMPTY)
     if characters < quality.min_characters:
-        return Reason.TOO_SHORT
+        return Verdict(
+            Reason.TOO_SHORT, f"{characters} characters, at least {quality.min_characters}"
+        )
     # Four bytes a character at most: most texts need not be encoded to know.
-    if len(text) * 4 > quality.max_bytes and len(text.encode()) > quality.max_bytes:
-        return Reason.TOO_LARGE
+    if len(text) * 4 > quality.max_bytes and (size := len(text.encode())) > quality.max_bytes:
+        return Verdict(Reason.TOO_LARGE, f"{size:,} bytes, at most {quality.max_bytes:,}")
     return None
 
 

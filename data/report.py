@@ -8,13 +8,26 @@ law, checked at every run: what was found = what passed every step + what was dr
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .sources import Reason
 
 # The steps every candidate passes, in order. A new step gets its place here and nowhere else.
-STEPS = ("found", "named", "read", "language", "quality", "unique")
+STEPS = (
+    "found",
+    "named",
+    "read",
+    "language",
+    "licence",
+    "quality",
+    "redacted",
+    "decontaminated",
+    "unique",
+    "distinct",
+)
 EXAMPLES = 5
 
 
@@ -26,21 +39,35 @@ class Tally:
         self.reasons: dict[str, dict[str, dict[str, Any]]] = {}  # by step, then by reason
         self.folders: dict[str, int] = {}
         self.sources: dict[str, list[int]] = {}
-        self.languages: dict[str, list[int]] = {}
+        self.languages: dict[str, dict[str, list[int]]] = {}  # from step "read" on
+        self.licences: dict[str, list[int]] = {}  # as read
+        self.redactions: dict[str, list[int]] = {}  # rule -> documents, findings
+        self.problems: dict[str, int] = {}  # evaluation problem -> documents that hold it
 
     def found(self, source: str, size: int) -> None:
         """A candidate of a source, with its bytes there."""
         self.passed("found", size)
         _add(self.sources, source, [1, size])
 
-    def passed(self, step: str, size: int) -> None:
+    def passed(self, step: str, size: int, language: str | None = None) -> None:
         """A candidate passed a step, and has this many bytes now."""
         _add(self.steps, step, [1, size])
+        if language is not None:
+            _add(self.languages.setdefault(language, {}), step, [1, size])
 
-    def read(self, language: str, size: int) -> None:
-        """A candidate became a document, of this language and size."""
-        self.passed("read", size)
-        _add(self.languages, language, [1, size])
+    def read(self, language: str, licence: str | None, size: int) -> None:
+        """A candidate became a document, of this language, licence and size."""
+        self.passed("read", size, language)
+        _add(self.licences, licence or "", [1, size])
+
+    def redacted(self, findings: dict[str, int]) -> None:
+        """Secrets and addresses in one document were replaced: rule -> how many."""
+        for rule, count in findings.items():
+            _add(self.redactions, rule, [1, count])
+
+    def leaked(self, problem: str) -> None:
+        """A document holds an evaluation problem."""
+        self.problems[problem] = self.problems.get(problem, 0) + 1
 
     def dropped(self, step: str, reason: Reason, size: int, example: str) -> None:
         """A step dropped a candidate of this size; the first few are kept as examples."""
@@ -66,15 +93,22 @@ class Tally:
             "folders": self.folders,
             "sources": self.sources,
             "languages": self.languages,
+            "licences": self.licences,
+            "redactions": self.redactions,
+            "problems": self.problems,
         }
 
     def merge(self, other: dict[str, Any]) -> None:
         """Add another tally's JSON; examples stay in the order of merging."""
-        for name in ("steps", "sources", "languages"):
+        for name in ("steps", "sources", "licences", "redactions"):
             for key, counts in other[name].items():
                 _add(getattr(self, name), key, counts)
-        for reason, count in other["folders"].items():
-            self.folders[reason] = self.folders.get(reason, 0) + count
+        for language, by_step in other["languages"].items():
+            for step, counts in by_step.items():
+                _add(self.languages.setdefault(language, {}), step, counts)
+        for mine, theirs in ((self.folders, "folders"), (self.problems, "problems")):
+            for key, count in other[theirs].items():
+                mine[key] = mine.get(key, 0) + count
         for step, by_reason in other["reasons"].items():
             for reason, drops in by_reason.items():
                 ours = self._drops(step, reason)
@@ -118,7 +152,10 @@ UNITS = ("documents", "bytes", "tokens")
 
 
 def make_report(
-    tally: Tally, counts: Sequence[dict[str, Any]], identity: dict[str, Any]
+    tally: Tally,
+    counts: Sequence[dict[str, Any]],
+    identity: dict[str, Any],
+    benchmarks: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report: a funnel over all steps, what was dropped and why, and what was kept.
 
@@ -126,45 +163,119 @@ def make_report(
         tally: merged over all partitions.
         counts: what `passes.tokens_partition` gave for each partition.
         identity: the recipe and the inputs, whose order the sources have here too.
+        benchmarks: what was decontaminated against, if anything.
     """
-    splits: dict[str, list[int]] = {}
-    kept_sources: dict[str, dict[str, list[int]]] = {name: {} for name in identity["inputs"]}
-    kept_languages: dict[str, list[int]] = {}
-    licences: dict[str, list[int]] = {}
-    lossy = [0, 0]
-    for result in counts:
-        for split, by_source in result["kept"].items():
-            for source, by_language in by_source.items():
-                for language, three in by_language.items():
-                    _add(splits, split, three)
-                    _add(kept_sources[source], split, three)
-                    _add(kept_languages, language, three)
-        for licence, three in result["licences"].items():
-            _add(licences, licence, three)
-        lossy = [a + b for a, b in zip(lossy, result["lossy"], strict=True)]
-    nothing = [0, 0, 0]
+    tables = kept_tables(counts)
+    lossy = [sum(column) for column in zip(*(result["lossy"] for result in counts), strict=True)]
+    nothing = _named([0, 0, 0])
+    no_source = dict.fromkeys(("train", "validation"), nothing)
     return {
         "format": "codecria-report",
-        "version": 1,
-        "funnel": [{"step": step, **_named(tally.steps.get(step, [0, 0]))} for step in STEPS],
+        "version": 2,
+        "funnel": {step: _named(tally.steps.get(step, [0, 0])) for step in STEPS},
         "dropped": tally.reasons,
         "skipped_folders": tally.folders,
-        "splits": {split: _named(three) for split, three in splits.items()},
+        "redacted": {
+            rule: {"documents": documents, "findings": findings}
+            for rule, (documents, findings) in sorted(tally.redactions.items())
+        },
+        "benchmarks": {
+            **({"files": benchmarks} if benchmarks else {}),
+            "hits": dict(sorted(tally.problems.items(), key=lambda item: (-item[1], item[0]))),
+        },
+        "splits": tables.splits,
+        "groups": tables.groups,
         "sources": {
             name: {
                 "found": _named(tally.sources.get(name, [0, 0])),
-                **{split: _named(kept.get(split, nothing)) for split in ("train", "validation")},
+                **tables.sources.get(name, no_source),
             }
-            for name, kept in kept_sources.items()
+            for name in identity["inputs"]
         },
         "languages": {
-            language: {"read": _named(read), "kept": _named(kept_languages.get(language, nothing))}
-            for language, read in sorted(tally.languages.items())
+            language: {
+                **{step: _named(by_step[step]) for step in STEPS if step in by_step},
+                "kept": tables.languages.get(language, nothing),
+            }
+            for language, by_step in sorted(tally.languages.items())
         },
-        "licences": {licence or "unknown": _named(three) for licence, three in licences.items()},
-        "roundtrip_lossy": _named(lossy),
+        "licences": {
+            licence or "unknown": {
+                "read": _named(read),
+                "kept": tables.licences.get(licence or "unknown", nothing),
+            }
+            for licence, read in sorted(tally.licences.items(), key=lambda item: -item[1][0])
+        },
+        "roundtrip_lossy": _named(lossy or [0, 0]),
         "identity": identity,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTables:
+    """What was kept, as documents, bytes and tokens.
+
+    Attributes:
+        groups, splits, languages, licences: by name; a licence nobody told is "unknown".
+        sources: by name, then by split, both splits always there.
+    """
+
+    groups: dict[str, dict[str, int]]
+    splits: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, dict[str, int]]]
+    languages: dict[str, dict[str, int]]
+    licences: dict[str, dict[str, int]]
+
+
+def kept_tables(counts: Sequence[dict[str, Any]], only: str | None = None) -> KeptTables:
+    """The tables of what `passes.tokens_partition` counted, of one group or of all."""
+    groups: dict[str, list[int]] = {}
+    splits: dict[str, list[int]] = {}
+    sources: dict[str, dict[str, list[int]]] = {}
+    languages: dict[str, list[int]] = {}
+    licences: dict[str, list[int]] = {}
+    for result in counts:
+        for key, three in result["kept"].items():
+            group, split, source, language, licence = json.loads(key)
+            if only is not None and group != only:
+                continue
+            _add(groups, group, three)
+            _add(splits, split, three)
+            _add(sources.setdefault(source, {}), split, three)
+            _add(languages, language, three)
+            _add(licences, licence or "unknown", three)
+
+    def named(table: dict[str, list[int]]) -> dict[str, dict[str, int]]:
+        return {name: _named(three) for name, three in sorted(table.items())}
+
+    both = {"train": [0, 0, 0], "validation": [0, 0, 0]}
+    return KeptTables(
+        groups=named(groups),
+        splits=named(splits),
+        sources={name: named(both | by_split) for name, by_split in sources.items()},
+        languages=named(languages),
+        licences=named(licences),
+    )
+
+
+ALSO_ONCE = ("format", "version", "identity", "files")  # of two reports, the older one's
+
+
+def merge_reports(old: Any, new: Any) -> Any:
+    """The report of a shard set after more was appended: counts add up, examples stay few.
+
+    >>> merge_reports({"a": 1, "examples": [1, 2, 3]}, {"a": 2, "b": 3, "examples": [4, 5, 6]})
+    {'a': 3, 'examples': [1, 2, 3, 4, 5], 'b': 3}
+    """
+    if isinstance(old, dict):
+        return old | {
+            key: merge_reports(old[key], value) if key in old else value
+            for key, value in new.items()
+            if key not in ALSO_ONCE or key not in old
+        }
+    if isinstance(old, list):
+        return (old + new)[:EXAMPLES]
+    return old + new
 
 
 def _named(counts: Sequence[int]) -> dict[str, int]:

@@ -6,7 +6,10 @@
     DIR/train-00000.tokens           ids, little-endian uint16 or uint32, each document BOS ... EOS
     DIR/train-00000.offsets          uint64, documents + 1, the first token of each in this shard
     DIR/train-00000.flags            uint8 a document, see ROUNDTRIP_LOSSY
-    DIR/train-00000.parquet          a row a document: id, source, path, language, licence, bytes
+    DIR/train-00000.parquet          a row a document: id, source, path, language, licence,
+                                     redactions, bytes
+    DIR/train-00000.keys             what documents appended later are compared with (`near.KEYS`)
+    DIR/dropped.parquet              what was not kept, and why (`drops.py`)
     DIR/validation-00000.*           likewise
 
 Documents and tokens of a split are numbered through all its shards, in the manifest's order.
@@ -31,8 +34,11 @@ from .files import atomic_write_json, atomic_writer, digest_file, digest_json, r
 FORMAT = "codecria-shards"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SETS_NAME = "sets.json"  # in a folder whose subfolders are shard sets
+SETS_FORMAT = "codecria-shard-sets"
 ROUNDTRIP_LOSSY = 1  # flag: decode(encode(text)) differs from the text; never to be infilled
 PARTS = ("tokens", "offsets", "flags", "parquet")
+KEYS_PART = "keys"  # beside them where more can be appended
 
 AGAIN = "make the shards again with `codecria prepare-data`"
 
@@ -116,16 +122,41 @@ def write_shard(
     metadata: pa.Table,
     vocab_size: int,
 ) -> ShardEntry:
-    """Write one shard's files, each whole or not at all.
+    """Write one shard from memory, each file whole or not at all.
+
+    Args:
+        tokens: all ids, documents end to end.
+        vocab_size: decides the width of an id.
+        folder, name, offsets, flags, metadata: see `finish_shard`.
+
+    Returns:
+        the shard's entry for the manifest.
+    """
+    assert offsets[-1] == len(tokens), f"{name}: offsets end at {offsets[-1]} of {len(tokens)}"
+    wide = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
+    with atomic_writer(folder / f"{name}.tokens") as file:
+        file.write(np.ascontiguousarray(tokens, dtype=wide).data)
+    return finish_shard(folder, name, offsets=offsets, flags=flags, metadata=metadata)
+
+
+def finish_shard(
+    folder: Path,
+    name: str,
+    *,
+    offsets: npt.NDArray[Any],
+    flags: npt.NDArray[Any],
+    metadata: pa.Table,
+    keys: pa.Table | None = None,
+) -> ShardEntry:
+    """Write what goes beside a shard's tokens, which are there, each file whole or not at all.
 
     Args:
         folder: where they go.
         name: stem of their names, such as "train-00000".
-        tokens: all ids, documents end to end.
         offsets: (documents + 1,) first token of each document, then the number of tokens.
         flags: (documents,) bits of each document.
-        metadata: a row a document: id, source, path, language, licence, bytes.
-        vocab_size: decides the width of an id.
+        metadata: a row a document: id, source, path, language, licence, redactions, bytes.
+        keys: what later documents are compared with (`near.KEYS`), or None to keep nothing.
 
     Returns:
         the shard's entry for the manifest.
@@ -133,23 +164,24 @@ def write_shard(
     documents = len(offsets) - 1
     assert len(flags) == metadata.num_rows == documents, f"{name}: parts of unequal length"
     assert offsets[0] == 0, f"{name}: the first document starts at {offsets[0]}"
-    assert offsets[-1] == len(tokens), f"{name}: offsets end at {offsets[-1]} of {len(tokens)}"
-    wide = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
-    parts = {
-        "tokens": (tokens, wide),
-        "offsets": (offsets, np.dtype("<u8")),
-        "flags": (flags, np.dtype("u1")),
-    }
-    for part, (values, dtype) in parts.items():
+    for part, values, dtype in (("offsets", offsets, "<u8"), ("flags", flags, "u1")):
         with atomic_writer(folder / f"{name}.{part}") as file:
-            file.write(np.ascontiguousarray(values, dtype=dtype).data)
+            file.write(np.ascontiguousarray(values, dtype=np.dtype(dtype)).data)
     with atomic_writer(folder / f"{name}.parquet") as file:
         pq.write_table(metadata, file)
+    parts: tuple[str, ...] = PARTS
+    if keys is not None:
+        parts = (*PARTS, KEYS_PART)
+        with (
+            atomic_writer(folder / f"{name}.{KEYS_PART}") as file,
+            pa.ipc.new_file(file, keys.schema) as writer,
+        ):
+            writer.write_table(keys.combine_chunks())
     return ShardEntry(
         name=name,
         documents=documents,
-        tokens=len(tokens),
-        digests={part: digest_file(folder / f"{name}.{part}") for part in PARTS},
+        tokens=int(offsets[-1]),
+        digests={part: digest_file(folder / f"{name}.{part}") for part in parts},
     )
 
 
@@ -216,6 +248,9 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: the folder is no shard set, an unfinished one, or of another version.
     """
     path = folder / MANIFEST_NAME
+    if (folder / SETS_NAME).is_file():
+        names = ", ".join(str(held) for held in sets_in(folder).values())
+        raise UserError(f"{folder} holds several shard sets", hint=f"name one of them: {names}")
     if not path.is_file():
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} is not a finished shard set: it {what}", hint=AGAIN)
@@ -235,6 +270,43 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.digest != content_digest(manifest):
         raise UserError(f"{path} is damaged: it does not have its own digest", hint=AGAIN)
     return manifest
+
+
+def write_sets(folder: Path, groups: Sequence[str], weights: Mapping[str, float]) -> None:
+    """Write sets.json, which names the shard sets below a folder. Call it last.
+
+    Args:
+        folder: whose subfolders are the sets.
+        groups: their names.
+        weights: of a mixture of them, or none; see `Mixture.parse`.
+    """
+    value = {"format": SETS_FORMAT, "sets": list(groups), "weights": dict(weights)}
+    atomic_write_json(folder / SETS_NAME, value)
+
+
+def sets_in(folder: Path) -> dict[str, Path]:
+    """The shard sets at a folder by name: itself, called "", or those that sets.json names.
+
+    Raises:
+        UserError: sets.json is damaged.
+    """
+    if not (folder / SETS_NAME).is_file():
+        return {"": folder}
+    return {name: folder / name for name in _read_sets(folder)[0]}
+
+
+def set_weights(folder: Path) -> dict[str, float]:
+    """The weights that sets.json gives the sets at a folder; empty where it gives none."""
+    return _read_sets(folder)[1] if (folder / SETS_NAME).is_file() else {}
+
+
+def _read_sets(folder: Path) -> tuple[list[str], dict[str, float]]:
+    path = folder / SETS_NAME
+    raw = read_json(path)
+    names = raw.get("sets") if isinstance(raw, dict) else None
+    if not isinstance(names, list) or raw.get("format") != SETS_FORMAT:
+        raise UserError(f"{path} does not name shard sets", hint=AGAIN)
+    return [str(name) for name in names], dict(raw.get("weights") or {})
 
 
 class ShardSet:
@@ -289,6 +361,10 @@ class ShardSet:
     def n_tokens(self) -> int:
         """Tokens in the split, BOS and EOS of every document included."""
         return int(self._first_token[-1])
+
+    def first_document(self, shard: int) -> int:
+        """The first document of a shard, by its number in the manifest."""
+        return int(self._first_document[shard])
 
     def offset(self, d: int) -> int:
         """The first token of document d; of d = n_documents, the number of tokens."""
@@ -368,11 +444,11 @@ class ShardSet:
         """Read every file of the split and list what differs from the manifest."""
         problems = []
         for shard in self._shards:
-            for part in PARTS:
+            for part in sorted(shard.digests, key=(*PARTS, KEYS_PART).index):
                 path = self.folder / f"{shard.name}.{part}"
                 if not path.is_file():
                     problems.append(f"{path.name} is missing")
-                elif digest_file(path) != shard.digests.get(part):
+                elif digest_file(path) != shard.digests[part]:
                     problems.append(f"{path.name} is not the file that was written")
         return problems
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,26 +21,33 @@ import pathspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import languages
+from . import languages, licences
 from .errors import UsageError, UserError
 
 STDIN = "-"
 BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20  # a longer line is counted and passed over without being held
+LICENCE_BYTES = 1 << 17  # of a licence file, that are read
 TEXT_COLUMNS = ("content", "text")  # of a record; the first that is there
 
 Kind = Literal["text", "notebook", "jsonl", "parquet"]
-Compression = Literal["gzip", "zstd"] | None
+Compression = Literal["gzip", "zstd", "bz2", "xz", "lz4"] | None
+COMPRESSIONS: dict[str, Compression] = {
+    "": None,
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".bz2": "bz2",
+    ".xz": "xz",
+    ".lz4": "lz4",
+}
 
 RECORD_SUFFIXES: dict[str, tuple[Kind, Compression]] = {
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".json.gz": ("jsonl", "gzip"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".json.zst": ("jsonl", "zstd"),
-    ".ndjson.zst": ("jsonl", "zstd"),
+    **{
+        suffix + packed: ("jsonl", compression)
+        for suffix in (".jsonl", ".ndjson", ".json")
+        for packed, compression in COMPRESSIONS.items()
+        if suffix + packed != ".json"  # one value, and often somebody's settings
+    },
     ".parquet": ("parquet", None),
 }
 
@@ -136,7 +143,11 @@ class Reason(StrEnum):
     LINE_TOO_LONG = "line-too-long"
     LINES_TOO_LONG = "lines-too-long-on-average"
     FEW_ALPHANUMERIC = "few-alphanumeric"
+    LICENCE_UNKNOWN = "licence-unknown"
+    LICENCE_UNWANTED = "licence-unwanted"
+    BENCHMARK = "holds-a-benchmark-problem"
     EXACT_DUPLICATE = "exact-duplicate"
+    NEAR_DUPLICATE = "near-duplicate"
 
 
 # What `--strict` refuses: input that is damaged, as opposed to input that is unwanted.
@@ -172,6 +183,7 @@ class InputFile:
         path: where it is.
         bytes, mtime_ns: as seen; a reader refuses a file that has changed since.
         language: what its name says; None for records and for names that say nothing.
+        licence: that of the nearest licence file at or above it.
     """
 
     source: str
@@ -182,6 +194,7 @@ class InputFile:
     kind: Kind
     compression: Compression = None
     language: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,7 +314,13 @@ def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
             else:
                 yield _judge_name(entry, source, data_set=data_set, max_bytes=max_bytes)
     else:
-        entry = _Entry(path=source.path, relative=_display(source.path.name))
+        folder = source.path.resolve().parent
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        entry = _Entry(
+            path=source.path,
+            relative=_display(source.path.name),
+            licence=_licence_of(folder, names) or _licence_above(folder),
+        )
         data_set = record_kind(entry.name) is not None
         yield _judge_name(entry, source, data_set=data_set, max_bytes=max_bytes)
 
@@ -310,13 +329,35 @@ def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
 class _Entry:
     path: Path
     relative: str
+    licence: str | None = None
 
     @property
     def name(self) -> str:
         return self.relative.rpartition("/")[2]
 
 
-_Ignores = tuple[tuple[str, pathspec.GitIgnoreSpec], ...]  # (folder with its /, its .gitignore)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What a folder's git files say about what lies below it.
+
+    Attributes:
+        below: the folder within the source, with its /; "" for the source or a folder above it.
+        above: the source within the folder, with its /; "" for the source or a folder below it.
+        ignore: of its .gitignore.
+        marks: of its .gitattributes, in order: a pattern, the reason it sets or takes away.
+    """
+
+    below: str
+    above: str
+    ignore: pathspec.GitIgnoreSpec | None = None
+    marks: tuple[tuple[pathspec.GitIgnoreSpec, Reason, bool], ...] = ()
+
+    def path(self, relative: str) -> str:
+        """A path within the source as the folder sees it."""
+        return self.above + relative[len(self.below) :]
+
+
+_ATTRIBUTES = {"linguist-vendored": Reason.VENDORED, "linguist-generated": Reason.GENERATED}
 
 
 def _entries(source: Source, folder: Path) -> Iterator[_Entry | Skip]:
@@ -326,12 +367,98 @@ def _entries(source: Source, folder: Path) -> Iterator[_Entry | Skip]:
         root, output = folder.resolve(), source.without.resolve()
         if root in output.parents:
             prefix = _display(f"{output.relative_to(root).as_posix()}/")
-    for entry in _walk(folder, source.name, "", ()):
+    for entry in _walk(folder, source.name, "", _rules_above(folder), _licence_above(folder)):
         if prefix is None or not f"{entry.relative}/".startswith(prefix):
             yield entry
 
 
-def _walk(folder: Path, source: str, prefix: str, ignores: _Ignores) -> Iterator[_Entry | Skip]:
+def _git_folders(folder: Path) -> list[Path]:
+    """The folders of a git work tree above one that lies in it, from its root down."""
+    above = [folder.resolve(), *folder.resolve().parents]
+    root = next((i for i, parent in enumerate(above) if (parent / ".git").exists()), 0)
+    return above[root:0:-1]
+
+
+def _rules_above(folder: Path) -> tuple[_Rules, ...]:
+    """What git's files above a folder say about it, the repository's own excludes among them."""
+    here = folder.resolve()
+    parents = _git_folders(folder)
+    rules = []
+    for parent in [*parents, here]:
+        above = "" if parent == here else f"{here.relative_to(parent).as_posix()}/"
+        if (exclude := parent / ".git" / "info" / "exclude").is_file():
+            rules.append(_Rules(below="", above=above, ignore=_read_gitignore(exclude)))
+        if parent != here:
+            names = {path.name for path in parent.glob(".git*")}
+            rules.append(_read_rules(parent, names, below="", above=above))
+    return tuple(rules)
+
+
+def _read_rules(folder: Path, names: Collection[str], *, below: str, above: str) -> _Rules:
+    """What the git files in a folder say."""
+    ignore = _read_gitignore(folder / ".gitignore") if ".gitignore" in names else None
+    marks = _read_attributes(folder / ".gitattributes") if ".gitattributes" in names else ()
+    return _Rules(below=below, above=above, ignore=ignore, marks=marks)
+
+
+def _read_attributes(path: Path) -> tuple[tuple[pathspec.GitIgnoreSpec, Reason, bool], ...]:
+    """The marks that linguist reads in a .gitattributes."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    marks = []
+    for line in lines:
+        pattern, *attributes = line.split() or [""]
+        for attribute in attributes:
+            name, _, value = attribute.lstrip("-!").partition("=")
+            if name in _ATTRIBUTES and _is_pattern(pattern):
+                on = not attribute.startswith(("-", "!")) and value.lower() != "false"
+                spec = pathspec.GitIgnoreSpec.from_lines([pattern])
+                marks.append((spec, _ATTRIBUTES[name], on))
+    return tuple(marks)
+
+
+def _marked(relative: str, rules: Sequence[_Rules]) -> Reason | None:
+    """What .gitattributes marks a file as; of several lines about it the last counts."""
+    found: dict[Reason, bool] = {}
+    for rule in rules:
+        for spec, reason, on in rule.marks:
+            if spec.match_file(rule.path(relative)):
+                found[reason] = on
+    return next((reason for reason, on in found.items() if on), None)
+
+
+def _licence_above(folder: Path) -> str | None:
+    """The licence of the git work tree that a folder lies in, if it is not its root."""
+    for parent in reversed(_git_folders(folder)):
+        try:
+            names = sorted(path.name for path in parent.iterdir())
+        except OSError:
+            return None
+        if licence := _licence_of(parent, names):
+            return licence
+    return None
+
+
+def _licence_of(folder: Path, names: Iterable[str]) -> str | None:
+    """The licence that a folder's own licence files tell, the first that tells one."""
+    for name in names:
+        if not licences.is_licence_file(name):
+            continue
+        try:
+            with (folder / name).open("rb") as file:
+                text = file.read(LICENCE_BYTES).decode("utf-8", "replace")
+        except OSError:  # a folder, or not ours to read
+            continue
+        if licence := licences.of_text(text):
+            return licence
+    return None
+
+
+def _walk(
+    folder: Path, source: str, prefix: str, rules: tuple[_Rules, ...], licence: str | None
+) -> Iterator[_Entry | Skip]:
     """Files below a folder in order, pruned folders as skips; `prefix` ends in / unless empty."""
     try:
         with os.scandir(folder) as listing:
@@ -343,23 +470,26 @@ def _walk(folder: Path, source: str, prefix: str, ignores: _Ignores) -> Iterator
     if prefix and "pyvenv.cfg" in names:  # a virtual environment, whatever it is called
         yield Skip(source=source, relative=prefix, reason=Reason.VENDORED, folder=True)
         return
-    if ".gitignore" in names and (spec := _read_gitignore(folder / ".gitignore")) is not None:
-        ignores = (*ignores, (prefix, spec))
+    if not names.isdisjoint((".gitignore", ".gitattributes")):
+        rules = (*rules, _read_rules(folder, names, below=prefix, above=""))
+    licence = _licence_of(folder, (entry.name for entry in entries if entry.is_file())) or licence
     for entry in entries:
         relative = prefix + _display(entry.name)
         is_folder = entry.is_dir(follow_symlinks=True)
         reason: Reason | None = None
         if is_folder:
             reason = _pruned(entry)
-        if reason is None and _ignored(relative + "/" * is_folder, ignores):
+        if reason is None and _ignored(relative + "/" * is_folder, rules):
             reason = Reason.IGNORED
+        if reason is None and not is_folder:
+            reason = _marked(relative, rules)
         if is_folder and reason is None:
-            yield from _walk(Path(entry.path), source, relative + "/", ignores)
+            yield from _walk(Path(entry.path), source, relative + "/", rules, licence)
         elif reason is not None:
             shown = relative + "/" * is_folder
             yield Skip(source=source, relative=shown, reason=reason, folder=is_folder)
         else:
-            yield _Entry(path=Path(entry.path), relative=relative)
+            yield _Entry(path=Path(entry.path), relative=relative, licence=licence)
 
 
 def _pruned(entry: os.DirEntry[str]) -> Reason | None:
@@ -392,10 +522,10 @@ def _is_pattern(line: str) -> bool:
     return True
 
 
-def _ignored(relative: str, ignores: _Ignores) -> bool:
+def _ignored(relative: str, rules: Sequence[_Rules]) -> bool:
     """Whether the innermost `.gitignore` that speaks about a path ignores it."""
-    for prefix, spec in reversed(ignores):
-        verdict = spec.check_file(relative[len(prefix) :]).include
+    for rule in reversed(rules):
+        verdict = rule.ignore.check_file(rule.path(relative)).include if rule.ignore else None
         if verdict is not None:
             return verdict
     return False
@@ -462,6 +592,7 @@ def _judge_name(
         kind=kind,
         compression=records[1] if records else None,
         language=language,
+        licence=None if records else entry.licence,  # a data set's own is not its records'
     )
 
 

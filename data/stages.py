@@ -9,22 +9,25 @@ A killed run leaves its workers behind for a while. Each job therefore holds a s
 runs, and checks that its run is still the one in charge: a new run waits for the jobs under way,
 takes charge, and jobs of the old one no longer start. So no late worker overwrites newer files.
 
-The only place that starts processes: another runner (a cluster) is another joblib backend.
+The only place that starts processes. What maps the jobs is a `Mapper`: joblib's pool on this
+machine, or a Ray or Dask cluster over a folder that all its machines see.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .errors import UserError
@@ -33,6 +36,7 @@ from .files import atomic_write_json, read_json, write_error
 IDLE_S = 15  # workers outlive a killed run, and end by themselves after so long without work
 
 Payload = TypeVar("Payload")
+Runner = Literal["processes", "ray", "dask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +107,18 @@ def take_charge(folder: Path) -> Charge:
     return charge
 
 
+Run = Callable[[int, Job[Any]], tuple[int, Any]]
+Results = Generator[tuple[int, Any], None, None]  # (number, result), as they are done
+Mapper = Callable[[Run, Sequence[Job[Any]], Sequence[int]], Results]
+
+
 def run_stage(
     name: str,
     function: Callable[[Path, Payload], Any],
     jobs: Sequence[Job[Payload]],
     *,
     charge: Charge,
-    workers: int,
+    mapper: Mapper,
     report: Callable[[Progress], None],
     check: Callable[[Any], None] = lambda _: None,
 ) -> list[Any]:
@@ -120,7 +129,7 @@ def run_stage(
         function: called with a job's output path and payload; importable, as processes call it.
         jobs: independent of each other.
         charge: this run's, over the folder the jobs write to.
-        workers: processes; 1 computes in this one.
+        mapper: from `connect`.
         report: called at the start and after each job.
         check: called with each result as it comes, also an old one; may raise to stop.
 
@@ -138,9 +147,8 @@ def run_stage(
             check(found[0])
     resumed = done = len(jobs) - len(waiting)
     report(Progress(stage=name, done=done, total=len(jobs), resumed=resumed))
-    with contextlib.closing(
-        _map(partial(_run, function, charge), jobs, waiting, workers)
-    ) as coming:
+    run = partial(_run, function, charge)
+    with contextlib.closing(mapper(run, jobs, waiting)) as coming:
         for i, result in coming:
             check(result)
             results[i] = result
@@ -157,13 +165,41 @@ def _finished(job: Job[Any]) -> tuple[Any] | None:
     return (marker["result"],) if marker["inputs"] == job.inputs else None
 
 
-def _map(
-    run: Callable[[int, Job[Payload]], tuple[int, Any]],
-    jobs: Sequence[Job[Payload]],
-    waiting: Sequence[int],
-    workers: int,
-) -> Generator[tuple[int, Any], None, None]:
-    """(number, result) of the waiting jobs, as they are done."""
+@contextlib.contextmanager
+def connect(runner: Runner, *, workers: int, address: str | None = None) -> Iterator[Mapper]:
+    """What maps jobs: processes here, or a Ray or Dask cluster, let go of at the end.
+
+    Args:
+        runner: which.
+        workers: processes on this machine; a cluster elsewhere has its own.
+        address: of a running cluster; None starts one on this machine.
+
+    Raises:
+        UserError: the library is not installed, or the cluster does not answer.
+    """
+    if runner == "processes":
+        yield partial(_map_processes, workers)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            mapper = (_ray if runner == "ray" else _dask)(stack, address, workers)
+        except ImportError as error:
+            package = "ray" if runner == "ray" else "distributed"
+            raise UserError(
+                f"--runner {runner}: {error}", hint=f"install it: pip install {package}"
+            ) from error
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise UserError(
+                f"no {runner} cluster at {address or 'this machine'}: {error}",
+                hint="check the address of its scheduler",
+            ) from error
+        yield mapper
+
+
+def _map_processes(
+    workers: int, run: Run, jobs: Sequence[Job[Any]], waiting: Sequence[int]
+) -> Results:
+    """In a pool of processes, or in this one if that is as well."""
     if workers == 1 or len(waiting) < 2:
         for i in waiting:
             yield run(i, jobs[i])
@@ -185,6 +221,87 @@ def _map(
             "a worker process was killed, most likely for want of memory",
             hint="run it again, it resumes; fewer --workers or smaller --partition-mb need less",
         ) from error
+
+
+def end_processes() -> None:
+    """End the pool's processes, so that the next stage starts without what the last one holds.
+
+    The pool stays from stage to stage, since starting it takes a second; but a tokenizer's caches
+    and the allocator's free lists stay with it.
+    """
+    get_reusable_executor().shutdown(wait=True)
+
+
+# Ray and Dask are spoken to directly: through joblib's backends results come only when all are
+# there (Ray), so that a damaged record stops nothing and no progress is seen.
+
+
+def _ray(stack: contextlib.ExitStack, address: str | None, workers: int) -> Mapper:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+    stack.callback(ray.shutdown)
+    remote = ray.remote(max_retries=2)(_call)
+
+    def mapped(run: Run, jobs: Sequence[Job[Any]], waiting: Sequence[int]) -> Results:
+        shared = ray.put(run)
+        pending = [remote.remote(shared, i, jobs[i]) for i in waiting]
+        try:
+            while pending:
+                done, pending = ray.wait(pending)
+                try:
+                    yield from ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    raise UserError(
+                        f"a worker of the Ray cluster failed: {error}",
+                        hint="run it again, it resumes",
+                    ) from error
+        finally:
+            for task in pending:
+                ray.cancel(task)
+
+    return mapped
+
+
+def _dask(stack: contextlib.ExitStack, address: str | None, workers: int) -> Mapper:
+    from distributed import Client, KilledWorker, LocalCluster, as_completed
+
+    if address is None:
+        local = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            host="127.0.0.1",
+            silence_logs=logging.ERROR,
+        )
+        stack.enter_context(local)
+        address = local.scheduler_address
+    client = stack.enter_context(Client(address, timeout="30s"))
+
+    def mapped(run: Run, jobs: Sequence[Job[Any]], waiting: Sequence[int]) -> Results:
+        # Each job writes files: the same call made twice is not the same result.
+        futures = [client.submit(_call, run, i, jobs[i], pure=False) for i in waiting]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except KilledWorker as error:
+            raise UserError(
+                f"a worker of the Dask cluster was killed: {error}", hint="run it again, it resumes"
+            ) from error
+        finally:
+            client.cancel(futures)
+
+    return mapped
+
+
+def _call(run: Run, number: int, job: Job[Any]) -> tuple[int, Any]:
+    return run(number, job)
 
 
 def _run(

@@ -104,6 +104,7 @@ class Tokenizer:
         self._encoder = cache(self._make_encoder)
         self._continuation = cache(self._make_continuation)
         self._surfaces = cache(self._make_surfaces)
+        self._piece_bytes = cache(self._make_piece_bytes)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -206,6 +207,34 @@ class Tokenizer:
             UserError: an id is outside the vocabulary.
         """
         return self._decode(self._continuation(), ids)
+
+    def survives(self, text: str, ids: Ids) -> bool:
+        """Whether `decode` gives the text back from its ids, those of BOS and EOS not among them.
+
+        Where the pieces' own bytes, end to end, are the text's, they decode to it; only what
+        differs (a literal U+2581, another form of normalisation) is decoded to see.
+        """
+        table = self._piece_bytes()
+        if table is not None:
+            plain = b"".join(map(table.__getitem__, ids.tolist()))
+            implied = b" " if self._model.normalizer_spec.add_dummy_prefix else b""
+            if plain == implied + text.encode():
+                return True
+        return self.decode(ids.tolist()) == text
+
+    def _make_piece_bytes(self) -> list[bytes] | None:
+        """What each piece adds to a text, or None for models whose decoding looks at neighbours."""
+        spec = self._model.normalizer_spec
+        if (
+            self._model.denormalizer_spec.precompiled_charsmap
+            or self._model.trainer_spec.treat_whitespace_as_suffix
+            or spec.remove_extra_whitespaces
+        ):
+            return None
+        return [
+            bytes([surface]) if isinstance(surface, int) else surface.replace(SPACE, " ").encode()
+            for surface in self._surfaces()
+        ]
 
     def stream(self, *, continuation: bool = True) -> StreamDecoder:
         """A decoder for ids that come one at a time.

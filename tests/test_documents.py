@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -317,7 +319,7 @@ def test_parquet_rows_are_numbered_through_however_groups_are_split(tmp_path: Pa
     first = whole[0]
     assert isinstance(first, Document)
     assert first.metadata == documents.Metadata(
-        source="s", path="me/it/src/0.cpp", language="C++", licence="Apache-2.0, MIT"
+        source="s", path="me/it/src/0.cpp", language="C++", licence="Apache-2.0 AND MIT"
     )
 
 
@@ -439,3 +441,126 @@ def test_the_language_table_is_unambiguous() -> None:
         for alias in {name.casefold(), *map(str.casefold, entry.get("aliases", ()))}
     ]
     assert len(aliases) == len(set(aliases))
+
+
+def test_git_files_above_and_beside_a_source_are_honoured(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        {
+            ".git/info/exclude": "private.py\n",
+            ".gitignore": "*.log.py\n/lib/build/\n",
+            ".gitattributes": "lib/gen/* linguist-generated\n*.vend.py linguist-vendored=true\n",
+            "LICENSE": "Apache License\nVersion 2.0, January 2004\n",
+            "lib/a.py": "x = 1\n",
+            "lib/a.log.py": "x = 1\n",
+            "lib/private.py": "x = 1\n",
+            "lib/build/b.py": "x = 1\n",
+            "lib/gen/g.py": "x = 1\n",
+            "lib/gen/kept/.gitattributes": "*.py -linguist-vendored -linguist-generated\n",
+            "lib/gen/kept/k.vend.py": "x = 1\n",
+            "lib/v.vend.py": "x = 1\n",
+        },
+    )
+    good, bad = look(Source(name="src", path=tmp_path / "lib"))
+    assert sorted(good) == ["a.py", "gen/kept/k.vend.py"]
+    assert good["a.py"].metadata.licence == "Apache-2.0"
+    assert bad == {
+        "a.log.py": Reason.IGNORED,
+        "private.py": Reason.IGNORED,
+        "build/": Reason.IGNORED,
+        "gen/g.py": Reason.GENERATED,
+        "gen/kept/.gitattributes": Reason.LANGUAGE_UNKNOWN,
+        "v.vend.py": Reason.VENDORED,
+    } | {name: reason for name, reason in bad.items() if name.endswith(".gitattributes")}
+
+
+def test_the_nearest_licence_counts_unless_the_file_tells_its_own(tmp_path: Path) -> None:
+    source = plant(
+        tmp_path,
+        {
+            "COPYING": "GNU GENERAL PUBLIC LICENSE\nVersion 2, June 1991\n",
+            "a.c": "int a;\n",
+            "own.c": "/* SPDX-License-Identifier: MIT */\nint b;\n",
+            "lib/LICENSE.txt": "CC0 1.0 Universal\n",
+            "lib/b.c": "int c;\n",
+            "odd/LICENSE": "all mine\n",
+            "odd/c.c": "int d;\n",
+        },
+    )
+    good, _ = look(source)
+    found = {name: document.metadata.licence for name, document in good.items()}
+    assert {name: found[name] for name in ("a.c", "own.c", "lib/b.c", "odd/c.c")} == {
+        "a.c": "GPL-2.0-only",
+        "own.c": "MIT",
+        "lib/b.c": "CC0-1.0",
+        "odd/c.c": "GPL-2.0-only",
+    }
+
+
+COMPRESS = {"bz2": bz2.compress, "xz": lzma.compress, "gz": gzip.compress}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_records_are_read_from_every_compression_up_to_where_it_breaks(
+    tmp_path: Path, ending: str
+) -> None:
+    lines = "".join(
+        json.dumps({"text": f"x = {i} ** {i * 7919 % 1000}\n"}) + "\n" for i in range(9000)
+    )
+    whole = COMPRESS[ending](lines[: len(lines) // 2].encode()) + COMPRESS[ending](
+        lines[len(lines) // 2 :].encode()
+    )
+    path = tmp_path / f"rows.jsonl.{ending}"
+    path.write_bytes(whole)
+    assert len(read_units(path, 1)) == 9000, "several members are one file"
+    path.write_bytes(whole[: len(whole) * 9 // 10])
+    *good, last = read_units(path, 1)
+    assert all(isinstance(item, Document) for item in good)
+    assert isinstance(last, Rejected)
+    assert last.reason is Reason.TRUNCATED
+    path.write_bytes(b"this is no archive")
+    [bad] = read_units(path, 1)
+    assert isinstance(bad, Rejected)
+
+
+@pytest.mark.parametrize("ending", ["zst", "lz4"])
+def test_arrows_own_compressions_are_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.ndjson.{ending}"
+    with pa.CompressedOutputStream(str(path), {"zst": "zstd", "lz4": "lz4"}[ending]) as file:
+        file.write(b'{"text": "x = 1"}\n' * 5)
+    assert len(read_units(path, 1)) == 5
+
+
+def test_the_columns_of_public_data_sets_are_known(tmp_path: Path) -> None:
+    records: list[object] = [
+        {  # Dolma
+            "id": "7",
+            "text": "x = 1\n",
+            "source": "stack",
+            "metadata": {"path": "a/b.rs", "language": "Rust", "license": "mit"},
+        },
+        {  # starcoderdata
+            "id": 1,
+            "content": "int a;\n",
+            "max_stars_repo_path": "a.h",
+            "max_stars_repo_name": "me/it",
+            "max_stars_count": 3,
+        },
+        {  # The Stack v2, smol: text with detected licences
+            "content": "x\n",
+            "path": "/a.py",
+            "repo_name": "me/it",
+            "detected_licenses": ["MIT", "ISC"],
+            "license_type": "permissive",
+        },
+        {"blob_id": "9f", "path": "/a.py", "repo_name": "me/it"},  # The Stack v2: ids alone
+    ]
+    *good, ids = read_units(lines_file(tmp_path / "rows.jsonl", records), 1 << 20)
+    known = [item.metadata for item in good if isinstance(item, Document)]
+    assert [(m.path, m.language, m.licence) for m in known] == [
+        ("a/b.rs", "Rust", "MIT"),
+        ("me/it/a.h", "C", None),
+        ("me/it//a.py", "Python", "ISC AND MIT"),
+    ]
+    assert isinstance(ids, Rejected)
+    assert "The Stack v2 lists ids alone" in ids.detail

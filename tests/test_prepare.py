@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,13 +24,23 @@ from typer.testing import CliRunner
 from codecria.cli.app import app
 from codecria.data import dedup, tokenizer
 from codecria.data.errors import UsageError, UserError
+from codecria.data.explain import explain
 from codecria.data.files import locked, read_json
 from codecria.data.intake import PrepareRecipe, override
-from codecria.data.prepare import prepare
+from codecria.data.mixture import Mixture
+from codecria.data.prepare import Engine, prepare, recipe_of
 from codecria.data.report import totals
-from codecria.data.shards import ShardSet
+from codecria.data.shards import ShardSet, sets_in
 from codecria.data.sources import Source, parse_sources
-from codecria.data.stages import Job, Progress, Superseded, run_stage, take_charge
+from codecria.data.stages import (
+    Charge,
+    Job,
+    Progress,
+    Superseded,
+    connect,
+    run_stage,
+    take_charge,
+)
 
 HALVES = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
     # Few values, so that they repeat; the high half spreads them over the buckets.
@@ -49,27 +60,25 @@ def test_the_join_keeps_the_first_of_equals_and_names_it_to_the_others(
     first: dict[tuple[int, int], tuple[int, int]] = {}
     lost: dict[tuple[int, int], tuple[int, int]] = {}
     for p, digests in enumerate(partitions):
-        keys = dedup.Keys()
-        for digest in digests:
-            keys.add(digest, p, 1)
-        dedup.scatter(folder / f"{p}.arrow", keys, buckets=buckets)
+        halves = np.array(digests, dtype=np.uint64).reshape(-1, 2)
+        dedup.scatter(folder / f"{p}.arrow", halves[:, 0], halves[:, 1], buckets=buckets)
         for row, digest in enumerate(digests):
             if digest in first:
                 lost[p, row] = first[digest]
             else:
                 first[digest] = (p, row)
     files = [folder / f"{p}.arrow" for p in range(len(partitions))]
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    documents = 0
+    found: dict[tuple[int, int], str] = {}
     for bucket in range(buckets):
         path = folder / f"losers-{bucket}.arrow"
-        summary = dedup.join(path, files, bucket, remove=True)
-        documents += sum(counts["documents"] for counts in summary.values())
+        joined = dedup.join(files, bucket)
+        kept = zip(joined.kept_partition.tolist(), joined.kept_row.tolist(), strict=True)
+        dedup.write_lost(path, joined, [str(place) for place in kept])
         for p in range(len(partitions)):
-            for row, kept in dedup.losers_of(path, p).items():
-                found[p, row] = kept
-    assert found == lost
-    assert documents == len(first)
+            for row, winner in dedup.lost_of(path, p).items():
+                assert winner.jaccard == 1
+                found[p, row] = winner.id
+    assert found == {place: str(kept) for place, kept in lost.items()}
 
 
 def test_the_split_covers_every_source_and_never_takes_a_sources_only_document() -> None:
@@ -82,14 +91,15 @@ def test_the_split_covers_every_source_and_never_takes_a_sources_only_document()
         }
 
     half = dedup.TWO_64 // 2
-    split = dedup.plan_split(
-        [{"0": counts([half]), "1": counts([half + 1, half + 3])}, {"1": counts([half + 2])}],
-        share=0.01,
+    summary = dedup.merge_summaries(
+        [{"0": counts([half]), "1": counts([half + 1, half + 3])}, {"1": counts([half + 2])}]
     )
+    assert summary["1"]["documents"] == 3
+    split = dedup.plan_split(summary, share=0.01)
     chosen = [low for low in range(half, half + 4) if split.validates((0, low))]
     assert chosen == [half + 1], "source 1 gives its lowest, source 0 keeps its only one"
     assert split.validates((7, 5)), "what lies under the threshold validates by itself"
-    none = dedup.plan_split([{"1": counts([half + 1, half + 3])}], share=0)
+    none = dedup.plan_split({"1": counts([half + 1, half + 3])}, share=0)
     assert not any(none.validates((0, low)) for low in (0, half + 1, half + 3))
 
 
@@ -105,6 +115,9 @@ def program(i: int) -> str:
     return f"def function_{i}(value):\n    return value * {i} + {i * i}\n"
 
 
+LONG = "".join(f"step_{i} = compute(step_{i - 1}, {i})\n" for i in range(1, 40))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree, a record file and a parquet file with duplicates, damage and several languages."""
@@ -114,6 +127,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree |= {
         "copy/of_m1.py": program(1),
         "empty.py": "",
+        "long.py": LONG,
+        "longer.py": LONG + "print(1)\n",
         "latin.py": b"# caf\xe9 au lait, s'il vous pla\xeet\n",
         "marked.py": b"\xef\xbb\xbf" + program(2).encode(),
         "odd.py": "# a literal \u2581 does not survive decoding\n",
@@ -178,8 +193,7 @@ def test_workers_and_partition_sizes_change_no_byte(
         out,
         RECIPE,
         model=model,
-        workers=workers,
-        partition_bytes=partition_bytes,
+        engine=Engine(workers=workers, partition_bytes=partition_bytes),
     )
     assert digest(out) == digest(reference)
     expected = read_json(reference / "report.json")
@@ -192,8 +206,8 @@ def test_workers_and_partition_sizes_change_no_byte(
 
 def test_every_document_found_is_kept_or_dropped_for_a_reason(reference: Path) -> None:
     report = read_json(reference / "report.json")
-    found = report["funnel"][0]["documents"]
-    assert found == 40 + 10 + 6 + 27 + 30
+    found = report["funnel"]["found"]["documents"]
+    assert found == 40 + 10 + 8 + 27 + 30
     dropped = totals(report["dropped"])
     assert dropped == {
         "language-unknown": 1,
@@ -202,6 +216,7 @@ def test_every_document_found_is_kept_or_dropped_for_a_reason(reference: Path) -
         "undecodable": 1,
         "empty": 1,
         "exact-duplicate": 2 + 5 + 10,
+        "near-duplicate": 1,
     }
     kept = sum(split["documents"] for split in report["splits"].values())
     assert found == kept + sum(dropped.values())
@@ -255,7 +270,7 @@ import os, signal, sys
 from pathlib import Path
 from codecria.data.sources import parse_sources
 from codecria.data.intake import PrepareRecipe
-from codecria.data.prepare import prepare
+from codecria.data.prepare import Engine, prepare
 
 corpus, model, out, stage, done = sys.argv[1:]
 
@@ -265,8 +280,8 @@ def progress(seen):
 
 sources = [f"{corpus}/tree", f"{corpus}/rows.jsonl", f"pq={corpus}/rows.parquet"]
 recipe = PrepareRecipe(shard_bytes=1500, validation_share=0.1)
-prepare(parse_sources(sources), Path(out), recipe, model=Path(model), partition_bytes=1500,
-        progress=progress)
+prepare(parse_sources(sources), Path(out), recipe, model=Path(model),
+        engine=Engine(partition_bytes=1500, progress=progress))
 """
 
 
@@ -274,7 +289,15 @@ def test_killed_at_any_stage_and_resumed_the_shards_are_the_same(
     corpus: Path, model: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    for stage, done in (("read", 2), ("join", 1), ("tokens", 0), ("tokens", 3), ("shards", 1)):
+    for stage, done in (
+        ("read", 2),
+        ("exact", 1),
+        ("sketch", 3),
+        ("pairs", 1),
+        ("tokens", 0),
+        ("tokens", 3),
+        ("shards", 1),
+    ):
         command = [sys.executable, "-c", KILLED, corpus, model, out, stage, str(done)]
         killed = subprocess.run(command, capture_output=True, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -286,8 +309,7 @@ def test_killed_at_any_stage_and_resumed_the_shards_are_the_same(
         out,
         RECIPE,
         model=model,
-        partition_bytes=1500,
-        progress=seen.append,
+        engine=Engine(partition_bytes=1500, progress=seen.append),
     )
     resumed = {p.stage: (p.resumed, p.total) for p in seen}
     assert resumed["read"][0] == resumed["read"][1] > 2, "finished partitions are not done again"
@@ -315,7 +337,9 @@ def test_a_finished_run_does_nothing_and_other_settings_are_refused(
     sources = sources_of(corpus)
     prepare(sources, out, RECIPE, model=model)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
-    assert prepare(sources, out, RECIPE, model=model, workers=2, partition_bytes=9).unchanged
+    assert prepare(
+        sources, out, RECIPE, model=model, engine=Engine(workers=2, partition_bytes=9)
+    ).unchanged
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == before
 
     other = replace(RECIPE, seed=5)
@@ -339,7 +363,9 @@ def test_an_unfinished_run_of_another_recipe_is_refused(
             raise Stop
 
     with pytest.raises(Stop):
-        prepare(sources_of(corpus), tmp_path / "o", RECIPE, model=model, progress=stop)
+        prepare(
+            sources_of(corpus), tmp_path / "o", RECIPE, model=model, engine=Engine(progress=stop)
+        )
     other = replace(RECIPE, dedup="none", seed=9)
     with pytest.raises(UserError, match="unfinished run"):
         prepare(sources_of(corpus), tmp_path / "o", other, model=model)
@@ -360,11 +386,12 @@ def test_strict_refuses_damage_and_names_it(
             RECIPE,
             model=model,
             strict=True,
-            workers=workers,
-            partition_bytes=500,
+            engine=Engine(workers=workers, partition_bytes=500),
         )
     assert not (tmp_path / "out/manifest.json").exists()
-    assert prepare(sources, tmp_path / "out", RECIPE, model=model, partition_bytes=500).report
+    assert prepare(
+        sources, tmp_path / "out", RECIPE, model=model, engine=Engine(partition_bytes=500)
+    ).report
     with pytest.raises(UserError, match="bad-record"):
         prepare(sources, tmp_path / "out", RECIPE, model=model, strict=True)
 
@@ -396,8 +423,7 @@ def test_a_tokenizer_is_trained_on_what_trains(corpus: Path, tmp_path: Path) -> 
             tmp_path / name,
             recipe,
             model=None,
-            workers=workers,
-            partition_bytes=partition_bytes,
+            engine=Engine(workers=workers, partition_bytes=partition_bytes),
         )
         reports.append(outcome.report["splits"])
     assert reports[0] == reports[1]
@@ -474,7 +500,7 @@ def test_the_command_prints_json_alone_and_a_dry_run_writes_nothing(
         return json.loads(found.stdout)
 
     survey = run("--dry-run")
-    assert survey["sources"]["tree"]["files"] == 55
+    assert survey["sources"]["tree"]["files"] == 57
     assert survey["skipped"] == {"language-unknown": {"files": 1, "bytes": 5}}
     assert not (tmp_path / "out").exists()
     report = run("--tokenizer", str(model), "--languages", "c", "--workers", "1")
@@ -491,9 +517,14 @@ def test_a_late_worker_of_a_killed_run_writes_nothing(tmp_path: Path) -> None:
         pass
     job = Job(inputs="x", output=tmp_path / "000000", payload=7)
     with pytest.raises(Superseded):
-        run_stage("s", _square, [job], charge=old, workers=1, report=lambda _: None)
+        _run_square(job, old)
     assert not job.marker.exists()
-    assert run_stage("s", _square, [job], charge=new, workers=1, report=lambda _: None) == [49]
+    assert _run_square(job, new) == [49]
+
+
+def _run_square(job: Job[int], charge: Charge) -> list[int]:
+    with connect("processes", workers=1) as mapper:
+        return run_stage("s", _square, [job], charge=charge, mapper=mapper, report=lambda _: None)
 
 
 def _square(_: Path, number: int) -> int:
@@ -530,6 +561,217 @@ def test_a_run_that_failed_by_itself_binds_nobody_and_its_work_is_used(
         out,
         replace(RECIPE, vocab_size=300),
         model=None,
-        progress=seen.append,
+        engine=Engine(progress=seen.append),
     )
     assert [p.resumed for p in seen if p.stage == "read"] == [1]
+
+
+# -------------------------------------------------------------------- appending, groups, explaining
+
+
+def more(folder: Path) -> Path:
+    """Documents for an append: an old one, nearly an old one, a pair of twins, and a new one."""
+    return plant(
+        folder,
+        {
+            "same.py": program(7),
+            "near.py": LONG.replace("step_3 ", "step_three ") + "\n# the same again\n",
+            "twin_a.py": LONG.replace("step", "stage"),
+            "twin_b.py": LONG.replace("step", "stage") + "# twin\n",
+            "new.py": "class New:\n    def method(self):\n        return 'something else'\n",
+        },
+    )
+
+
+@pytest.mark.parametrize("engine", [Engine(), Engine(workers=2, partition_bytes=300)])
+def test_appending_adds_what_is_new_and_touches_nothing_old(
+    corpus: Path, model: Path, tmp_path: Path, engine: Engine
+) -> None:
+    out = tmp_path / "out"
+    prepare(sources_of(corpus), out, RECIPE, model=model)
+    before = {path.name: path.read_bytes() for path in out.glob("*-0*.tokens")}
+    old = texts_of(out, "train") | texts_of(out, "validation")
+    added = parse_sources([str(more(tmp_path / "more"))])
+    outcome = prepare(added, out, recipe_of(out), model=None, append=True, engine=engine)
+    now = texts_of(out, "train") | texts_of(out, "validation")
+    assert now.keys() - old.keys() == {"more/new.py", "more/twin_a.py"}
+    assert old.items() <= now.items()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    for split in ("train", "validation"):
+        assert ShardSet.open(out, split).verify() == []
+    report = outcome.report
+    assert report["sources"]["more"]["found"]["documents"] == 5
+    kept = sum(split["documents"] for split in report["splits"].values())
+    assert kept == len(now)
+    assert report["funnel"]["found"]["documents"] == kept + sum(totals(report["dropped"]).values())
+    assert explained(out, "more/near.py") == "~ tree/long.py"
+    assert explained(out, "more/same.py").startswith("= tree/")
+    assert explained(out, "more/twin_b.py") == "~ more/twin_a.py"
+    again = prepare(added, out, recipe_of(out), model=None, append=True)
+    assert again.unchanged
+    assert again.report == report
+
+
+def explained(out: Path, name: str) -> str:
+    [one] = explain(out, name)
+    return str(one.facts["detail"]).partition(" (Jaccard")[0]
+
+
+def test_what_cannot_be_appended_is_refused(corpus: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    added = parse_sources([str(more(tmp_path / "more"))])
+    with pytest.raises(UserError, match="not a finished shard set"):
+        recipe_of(out)
+    prepare(sources_of(corpus), out, replace(RECIPE, dedup="none"), model=model)
+    with pytest.raises(UserError, match="keeps no keys"):
+        prepare(added, out, recipe_of(out), model=None, append=True)
+    other = parse_sources([f"tree={tmp_path}/more"])
+    with pytest.raises(UserError, match="holds a source called 'tree' already"):
+        prepare(other, out, recipe_of(out), model=None, append=True)
+    plant(tmp_path / "nothing", {"same.py": program(7)})
+    prepare(sources_of(corpus), out, RECIPE, model=model, force=True)
+    nothing = parse_sources([str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="none of the 1 documents"):
+        prepare(nothing, out, recipe_of(out), model=None, append=True)
+    assert digest(out)
+
+
+def test_an_append_stopped_while_publishing_goes_on_from_what_was_there(
+    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    recipe = replace(RECIPE, group_by="source")
+    added = parse_sources([str(more(tmp_path / "more")), f"again={corpus}/rows.jsonl"])
+    digests = []
+    for name in ("whole", "torn"):
+        out = tmp_path / name
+        prepare(sources_of(corpus), out, recipe, model=model)
+        if name == "torn":
+
+            def killed(*_: object, **__: object) -> None:
+                raise Killed
+
+            # The new report is there, of the sets none.
+            with monkeypatch.context() as patch:
+                patch.setattr("codecria.data.shards.write_manifest", killed)
+                with pytest.raises(Killed):
+                    prepare(added, out, recipe_of(out), model=None, append=True)
+            assert read_json(out / "report.json")["sources"]["more"]
+        outcome = prepare(added, out, recipe_of(out), model=None, append=True)
+        assert outcome.report["sources"]["more"]["found"]["documents"] == 5
+        assert outcome.report["identity"]["appended"] == [["again", "more"]]
+        digests.append({group: ShardSet.open(path).digest for group, path in sets_in(out).items()})
+        assert not (out / ".work").exists()
+    assert digests[0] == digests[1]
+    assert sorted(digests[0]) == ["more", "pq", "rows.jsonl", "tree"]
+
+
+def test_groups_are_shard_sets_of_their_own_and_duplicates_are_removed_across_them(
+    corpus: Path, model: Path, reference: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    recipe = replace(RECIPE, group_by="source")
+    weights = {"tree": 8.0, "rows.jsonl": 1.0, "pq": 1.0}
+    with pytest.raises(UsageError, match="pq has no weight"):
+        prepare(sources_of(corpus), out, recipe, model=model, weights={"tree": 1, "rows.jsonl": 1})
+    report = prepare(sources_of(corpus), out, recipe, model=model, weights=weights).report
+    together: dict[str, str] = {}
+    for name, folder in sets_in(out).items():
+        for split in ("train", "validation"):
+            texts = texts_of(folder, split)
+            assert {identity.split("/")[0] for identity in texts} <= {name}
+            together |= texts
+    assert together == texts_of(reference, "train") | texts_of(reference, "validation")
+    assert sum(group["documents"] for group in report["groups"].values()) == len(together)
+    mixture = Mixture.parse([str(out)])
+    assert {Path(s.name).name: round(s.weight, 3) for s in mixture.sources} == {
+        "tree": 0.8,
+        "rows.jsonl": 0.1,
+        "pq": 0.1,
+    }
+    assert prepare(sources_of(corpus), out, recipe, model=model).unchanged
+    with pytest.raises(UserError, match="several shard sets"):
+        ShardSet.open(out)
+
+
+def test_kinds_part_prose_from_code(model: Path, tmp_path: Path) -> None:
+    tree = {f"m{i}.py": program(i) for i in range(5)}
+    tree |= {f"d{i}.md": f"# Title {i}\n\nProse about number {i}.\n" for i in range(5)}
+    source = parse_sources([str(plant(tmp_path / "src", tree))])
+    recipe = replace(RECIPE, group_by="kind")
+    prepare(source, tmp_path / "out", recipe, model=model)
+    assert sorted(sets_in(tmp_path / "out")) == ["code", "prose"]
+
+
+def test_secrets_are_replaced_and_appear_nowhere(model: Path, tmp_path: Path) -> None:
+    address = "jane.doe" + "@" + "corporation.com"
+    key = "AK" + "IA" + "Q3EGWTPL7RZ5XKVB"
+    tree = {f"m{i}.py": program(i) for i in range(5)}
+    tree["secret.py"] = f"AUTHOR = '{address}'\nAWS_KEY = '{key}'\n" + program(99)
+    source = parse_sources([str(plant(tmp_path / "src", tree))])
+    out = tmp_path / "out"
+    report = prepare(source, out, RECIPE, model=model, keep_work=True).report
+    assert sum(rule["findings"] for rule in report["redacted"].values()) == 2
+    texts = texts_of(out, "train") | texts_of(out, "validation")
+    assert "<EMAIL>" in texts["src/secret.py"]
+    for path in out.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert address.encode() not in content, path
+            assert key.encode() not in content, path
+
+
+def test_evaluation_problems_stay_out_also_of_what_is_appended(model: Path, tmp_path: Path) -> None:
+    told = (
+        "Return the words joined by blanks, in upper case, an exclamation mark after the last one."
+    )
+    prompt = f'def shout(words):\n    """{told}"""\n'
+    problem = {
+        "task_id": "Own/1",
+        "prompt": prompt,
+        "canonical_solution": "    return ' '.join(words).upper() + '!'\n",
+    }
+    (tmp_path / "own.jsonl").write_text(json.dumps(problem) + "\n")
+    leak = "import os\n\n" + prompt.replace("    ", "\t").replace("shout", "cry") + "\tpass\n"
+    tree = {f"m{i}.py": program(i) for i in range(5)}
+    out = tmp_path / "out"
+    first = parse_sources([str(plant(tmp_path / "src", tree | {"leak.py": leak}))])
+    outcome = prepare(first, out, RECIPE, model=model, benchmarks=[tmp_path / "own.jsonl"])
+    assert outcome.report["benchmarks"]["hits"] == {"Own/1": 1}
+    [one] = explain(out, "src/leak.py")
+    assert (one.kept, one.facts["reason"]) == (False, "holds-a-benchmark-problem")
+    second = parse_sources(
+        [str(plant(tmp_path / "new", {"leak.py": leak + "x = 1\n", "n.py": program(9)}))]
+    )
+    (tmp_path / "own.jsonl").unlink()
+    outcome = prepare(second, out, recipe_of(out), model=None, append=True)
+    assert outcome.report["benchmarks"]["hits"] == {"Own/1": 2}
+
+
+def test_every_candidate_can_be_explained(reference: Path) -> None:
+    [kept] = explain(reference, "tree/p1/m7.py")
+    assert kept.kept
+    assert len(kept.lines) == 5
+    assert "document" in kept.lines[0]
+    for name, reason in (
+        ("tree/empty.py", "empty"),
+        ("./tree/empty.py", "empty"),
+        ("/somewhere/else/tree/empty.py", "empty"),
+        ("tree/photo.png", "language-unknown"),
+        ("tree/latin.py", "undecodable"),
+        (".git/config", "version-control"),
+        ("tree/longer.py", "near-duplicate"),
+        ("rows.jsonl/rows.jsonl:1", "exact-duplicate"),
+        ("rows.jsonl/rows.jsonl:4", "bad-record"),
+    ):
+        [one] = explain(reference, name)
+        assert (one.kept, one.facts["reason"]) == (False, reason), name
+        assert 3 <= len(one.lines) <= 5
+    with pytest.raises(UserError, match="was not seen"):
+        explain(reference, "nowhere.py")
+    found = CliRunner().invoke(
+        app, ["prepare-data", "--out", str(reference), "--explain", "tree/longer.py"]
+    )
+    assert found.stdout.splitlines()[1].startswith("~ tree/long.py (Jaccard 0.")

@@ -43,7 +43,14 @@ GOOD = "def add(a, b):\n    return a + b\n"
 def test_each_predicate_drops_what_it_names(
     text: str, language: str, reason: Reason | None
 ) -> None:
-    assert judge(text, language) is reason
+    verdict = judge(text, language)
+    assert (verdict.reason if verdict else None) is reason
+
+
+def test_a_verdict_tells_what_was_measured_against_which_limit() -> None:
+    verdict = judge(GOOD + "x" * 1001, "Python")
+    assert verdict is not None
+    assert verdict.detail == "a line of 1,001 characters, at most 1,000"
 
 
 def test_thresholds_are_the_recipes() -> None:

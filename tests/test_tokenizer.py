@@ -281,6 +281,15 @@ def test_every_hard_text_has_sentencepieces_ids(tokenizer: Tokenizer) -> None:
         assert tokenizer.encode(text) == oracle(tokenizer.path, "text", True).encode(text)
 
 
+# Kills: a table of bytes where decoding looks at neighbours; an implied space forgotten.
+@relaxed
+@given(data=st.data())
+def test_surviving_is_what_decoding_says(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    for text in (data.draw(texts(tokenizer.path)), *HARD):
+        ids = tokenizer.encode_array(text)
+        assert tokenizer.survives(text, ids) == (tokenizer.decode(ids.tolist()) == text)
+
+
 # Kills: framing at the wrong end, or inside the cached chunks.
 @relaxed
 @given(data=st.data(), bos=st.booleans(), eos=st.booleans())
