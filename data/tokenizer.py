@@ -2,6 +2,7 @@
 
     load(path)   a tokenizer.model, given or trained
     train(...)   one trained here in the manner of Llama 2's
+    extend(out)  one with Code Llama's 16 infilling pieces appended
     encode       text -> ids; sentinels typed by a user stay text
     decode       ids -> text, whole or as a stream of complete characters
 
@@ -27,7 +28,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from .errors import UserError
 from .fast_encode import BYTE, CONTROL, SPACE, UNKNOWN, ChunkEncoder, Ids, obstacle, to_array
-from .files import atomic_write, digest_file
+from .files import atomic_write, digest_content
 
 # Generated at import from a descriptor, so type checkers do not see it.
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
@@ -38,6 +39,11 @@ Specials = Literal["text", "parse"]
 _SENTINEL = re.compile(rf"{SPACE}<(?:PRE|SUF|MID)>|(?:{SPACE}?<EOT>)+|<step>")
 _INFILL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 _STEP_PIECE = "<step>"
+# What Code Llama's tokenizer holds beyond Llama 2's, ids 32000-32015: parts of the sentinels, which
+# ordinary text may use, the sentinels, and the last one repeated (as the release lists them).
+_PARTS = tuple(f"{SPACE}<{part}" for part in ("SU", "SUF", "PRE", "M", "MID", "E", "EOT"))
+_REPEATED = tuple(SPACE + "<EOT>" * times for times in range(2, 7))
+INFILL_EXTENSION = (*_PARTS, *_INFILL_PIECES, *_REPEATED)
 
 _LINE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece drops > 4192 bytes
 _SAMPLE_LINES = 4_000_000  # more are sampled down to this, which bounds training's memory
@@ -74,9 +80,9 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
-        """Made by `load` and `train`."""
+        """Made by `load`, `train` and `extend`; `content` is what the file holds or will hold."""
         self.path = path
-        self.digest = digest_file(path)
+        self.digest = digest_content(content)
         self._model = ModelProto.FromString(content)
         self._shipped = _processor(self._model)
         self.vocab_size: int = self._shipped.get_piece_size()
@@ -127,6 +133,48 @@ class Tokenizer:
                 f"{file} is not a SentencePiece model, or it is damaged",
                 hint="copy it again; a tokenizer.json of Hugging Face is another format",
             ) from error
+
+    def extension(self) -> bytes:
+        """The model file of this tokenizer with the 16 infilling pieces appended.
+
+        They are ordinary pieces, as in Code Llama's own file, and get ids V .. V + 15 in its order:
+        the sentinels are V + 7 .. V + 10 (32007 .. 32010 for Llama 2). Their scores go on from the
+        lowest, so they join only what every other merge has left. A piece of that name that the
+        vocabulary has already gives way: a part of a sentinel stays what it is, and its new id is
+        never used; a sentinel, which encoding never gave, loses its name.
+
+        Raises:
+            UserError: the tokenizer has infilling pieces already.
+        """
+        if self.infill is not None:
+            raise UserError(
+                f"{self.path} has the infilling pieces already, from id {self.infill.prefix} on",
+                hint="use it as it is",
+            )
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        known = {piece.piece: piece for piece in model.pieces}
+        score = min(piece.score for piece in model.pieces if piece.score > _WHITE_SPACE_SCORE)
+        for number, name in enumerate(INFILL_EXTENSION, start=1):
+            old = known.get(name)
+            if old is not None and name not in _PARTS:
+                old.piece, old.type = f"<unused {name}>", CONTROL
+                old = None
+            if old is None:
+                model.pieces.add(piece=name, score=score - number)
+            else:
+                model.pieces.add(piece=f"<unused {name}>", score=score - number, type=CONTROL)
+        model.trainer_spec.vocab_size = len(model.pieces)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def extend(self, out: Path) -> Tokenizer:
+        """Write `extension` to a file and load it.
+
+        Raises:
+            UserError: the tokenizer has infilling pieces already, or it cannot be written.
+        """
+        atomic_write(out, self.extension())
+        return Tokenizer.load(out)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[Path, str]]:
         return _reload, (self.path, self.digest)
