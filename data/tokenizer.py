@@ -110,6 +110,7 @@ class Tokenizer:
         self._encoder = cache(self._make_encoder)
         self._continuation = cache(self._make_continuation)
         self._surfaces = cache(self._make_surfaces)
+        self._bytes = cache(self._make_bytes)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -255,6 +256,28 @@ class Tokenizer:
         """
         return self._decode(self._continuation(), ids)
 
+    def text_of(self, ids: Ids, *, continuation: bool = False) -> str | None:
+        """As `decode` and `decode_continuation`, many times faster.
+
+        Args:
+            ids: (tokens,), all within the vocabulary.
+            continuation: whether a leading space is a real one.
+
+        Returns:
+            the text, or None where it begins or ends within a character, or is no UTF-8 at all.
+        """
+        table = self._bytes()
+        if table is None:
+            text = self.decode_continuation(ids) if continuation else self.decode(ids)  # type: ignore[arg-type]
+            return None if "\ufffd" in text else text
+        found = b"".join([table[i] for i in ids.tolist()])
+        if not continuation and self._model.normalizer_spec.add_dummy_prefix:
+            found = found.removeprefix(b" ")
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return None
+
     def stream(self, *, continuation: bool = True) -> StreamDecoder:
         """A decoder for ids that come one at a time.
 
@@ -350,6 +373,15 @@ class Tokenizer:
 
     def _make_surfaces(self) -> tuple[str | int, ...]:
         return tuple(map(self._surface, self._model.pieces))
+
+    def _make_bytes(self) -> tuple[bytes, ...] | None:
+        """What each id adds to a text, in UTF-8; None for models where that is not so simple."""
+        if self._normalises or self._model.denormalizer_spec.precompiled_charsmap:
+            return None
+        return tuple(
+            bytes([found]) if isinstance(found, int) else found.replace(SPACE, " ").encode()
+            for found in self._surfaces()
+        )
 
     def _surface(self, piece: Any) -> str | int:
         """What a piece decodes to: text, or the number of a byte."""
