@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
@@ -167,6 +169,10 @@ class Tokenizer:
                 model.pieces.add(piece=f"<unused {name}>", score=score - number, type=CONTROL)
         model.trainer_spec.vocab_size = len(model.pieces)
         return bytes(model.SerializeToString(deterministic=True))
+
+    def extension_digest(self) -> str:
+        """The digest of the extended tokenizer's file."""
+        return digest_content(self.extension())
 
     def extend(self, out: Path) -> Tokenizer:
         """Write `extension` to a file and load it.
@@ -587,6 +593,26 @@ def _finished(content: bytes) -> bytes:
         if not piece.piece.strip(SPACE):
             piece.score = _WHITE_SPACE_SCORE
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def helped(
+    tokenizer: Tokenizer,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which ids of a tokenizer may stand for text that a part of a sentinel would take.
+
+    Every part has "<" and then E, M, P or S in it.
+
+    Returns:
+        (V,) each: ids that hold these two characters, that end with the first, and that begin with
+        the second. Text without such an id or pair of ids is encoded alike after the extension.
+    """
+    seconds = {name[2] for name in _PARTS}
+    surfaces = [chr(found) if isinstance(found, int) else found for found in tokenizer._surfaces()]
+    return (
+        np.array([any(f"<{c}" in text for c in seconds) for text in surfaces]),
+        np.array([text.endswith("<") for text in surfaces]),
+        np.array([text[:1] in seconds for text in surfaces]),
+    )
 
 
 def _reload(path: Path, digest: str) -> Tokenizer:
