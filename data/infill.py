@@ -105,31 +105,39 @@ class Infiller:
 
     def prompt(self, prefix: str, suffix: str, order: Order) -> Ids:
         """The ids after which the model writes the middle: (tokens,)."""
-        return np.concatenate(self._opening(prefix, suffix, order))
+        encode = self.tokenizer.encode_array
+        opening = self._opening(encode(prefix), encode(suffix, leading_space=False), order)
+        return np.concatenate(opening)
 
-    def example(self, parts: Parts, order: Order, *, eos: bool = True) -> Ids:
+    def example(
+        self, parts: Parts, order: Order, *, eos: bool = True, lines: KnownLines | None = None
+    ) -> Ids:
         """The ids of a training example, BOS to EOS: (tokens,).
 
         Args:
             parts: of the document.
             order: PSM or SPM.
             eos: whether EOS follows EOT.
+            lines: the document's own ids, which save most of the encoding.
         """
-        special, encode = self.special, self.tokenizer.encode_array
-        if order == Order.SPM:
-            # The prompt's own opening, with the prefix grown by the middle before it is encoded.
-            opening = self._opening(parts.prefix + parts.middle, parts.suffix, order)
-        else:
-            opening = self._opening(parts.prefix, parts.suffix, order)
-            opening.append(encode(parts.middle, leading_space=False))
-        opening.append(_ids(special.end, self.tokenizer.eos_id) if eos else _ids(special.end))
-        return np.concatenate(opening)
+        encode = self.tokenizer.encode_array
+        one = len(parts.prefix)
+        other = one + len(parts.middle)
+        # The prompt's own opening; in SPM with the prefix grown by the middle before it is encoded.
+        written = parts.prefix + parts.middle if order == Order.SPM else parts.prefix
+        before = lines.before(len(written)) if lines else encode(written)
+        behind = lines.behind(other) if lines else encode(parts.suffix, leading_space=False)
+        ids = self._opening(before, behind, order)
+        if order == Order.PSM:
+            middle = lines.between(one, other) if lines else None
+            ids.append(encode(parts.middle, leading_space=False) if middle is None else middle)
+        end = self.special.end
+        ids.append(_ids(end, self.tokenizer.eos_id) if eos else _ids(end))
+        return np.concatenate(ids)
 
-    def _opening(self, prefix: str, suffix: str, order: Order) -> list[Ids]:
-        """The prompt in pieces; the one place that knows the order of the sentinels."""
-        special, encode = self.special, self.tokenizer.encode_array
-        before, behind = encode(prefix), encode(suffix, leading_space=False)
-        bos = self.tokenizer.bos_id
+    def _opening(self, before: Ids, behind: Ids, order: Order) -> list[Ids]:
+        """The prompt of an encoded prefix and suffix; the one place that orders the sentinels."""
+        special, bos = self.special, self.tokenizer.bos_id
         if order == Order.PSM:
             head = _ids(bos, special.prefix)
             return [head, before, _ids(special.suffix), behind, _ids(special.middle)]
@@ -162,6 +170,79 @@ class Infiller:
             return tokenizer.decode(written) + suffix
         prefix = tokenizer.decode(found[2:suffix_at])
         return prefix + tokenizer.decode_continuation(written) + suffix
+
+
+class KnownLines:
+    """A text whose ids are known: encodes what lies before and behind a cut from lines that stay.
+
+    A line's end has an id of its own and is in no piece with a neighbour, so lines are encoded each
+    apart from the others, and only those that are cut need encoding again.
+
+    Args:
+        tokenizer: one with a `newline_id`.
+        text: a document, or a part of one.
+        ids: (tokens,) of the text.
+        starts, ends: whether the text's first and last line are whole; another line's ids there
+            need not be those of the text.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, text: str, ids: Ids, *, starts: bool = True, ends: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text = text
+        newline = tokenizer.newline_id
+        assert newline is not None, f"{tokenizer.path} does not encode lines apart"
+        if not (starts and ends):
+            ids = self._mended(ids, newline, starts=starts, ends=ends)
+        self._ids = ids
+        self._newlines = np.flatnonzero(ids == newline)  # where each line but the last ends
+
+    def before(self, cut: int) -> Ids:
+        """Enc of the text before a character."""
+        text = self._text
+        start = text.rfind("\n", 0, cut) + 1
+        if not start:
+            return self._tokenizer.encode_array(text[:cut])
+        line = text.count("\n", 0, start)
+        rest = self._tokenizer.encode_array(text[start:cut], leading_space=False)
+        return np.concatenate([self._ids[: self._newlines[line - 1] + 1], rest])
+
+    def behind(self, cut: int) -> Ids:
+        """Enc0 of the text from a character on."""
+        text = self._text
+        end = text.find("\n", cut)
+        if end < 0:
+            return self._tokenizer.encode_array(text[cut:], leading_space=False)
+        line = text.count("\n", 0, end)
+        rest = self._tokenizer.encode_array(text[cut:end], leading_space=False)
+        return np.concatenate([rest, self._ids[self._newlines[line] :]])
+
+    def between(self, one: int, other: int) -> Ids:
+        """Enc0 of the text between two characters."""
+        text, encode = self._text, self._tokenizer.encode_array
+        end = text.find("\n", one, other)
+        if end < 0:
+            return encode(text[one:other], leading_space=False)
+        start = text.rfind("\n", one, other) + 1
+        first, last = text.count("\n", 0, end), text.count("\n", 0, start) - 1
+        kept = self._ids[self._newlines[first] : self._newlines[last] + 1]
+        parts = (text[one:end], text[start:other])
+        head, tail = (encode(part, leading_space=False) for part in parts)
+        return np.concatenate([head, kept, tail])
+
+    def _mended(self, ids: Ids, newline: int, *, starts: bool, ends: bool) -> Ids:
+        """The ids with the lines at the text's ends encoded as they stand."""
+        text, encode = self._text, self._tokenizer.encode_array
+        first, last = text.find("\n"), text.rfind("\n")
+        if first < 0:
+            return encode(text)
+        newlines = np.flatnonzero(ids == newline)
+        begin, end = int(newlines[0]), int(newlines[-1]) + 1
+        # With its "\n": an empty first line still has the implied space.
+        head = ids[:begin] if starts else encode(text[: first + 1])[:-1]
+        tail = ids[end:] if ends else encode(text[last + 1 :], leading_space=False)
+        return np.concatenate([head, ids[begin:end], tail])
 
 
 @dataclass(frozen=True, slots=True)

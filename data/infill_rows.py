@@ -26,7 +26,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .infill import Draw, Infiller, InfillFormat, Order, Parts
+from .infill import Draw, Infiller, InfillFormat, KnownLines, Order, Parts
 from .rows import IGNORE, PADDING, Counts, Ids, Row, Windows, rows_key, segments_and_positions
 from .shards import ROUNDTRIP_LOSSY, ShardSet
 
@@ -234,15 +234,23 @@ class InfillRows:
         able = replace(plain, eligible=1, eligible_tokens=piece.length)
         if not draw.chosen and whole:
             return None, Order.PLAIN, able
-        text = self.infiller.tokenizer.text_of(piece.ids[first:last], continuation=not piece.starts)
+        # After BOS comes the implied space, which is no text; further on spaces are real ones.
+        opens = piece.at <= 1
+        text = self.infiller.tokenizer.text_of(piece.ids[first:last], continuation=not opens)
         if text is None:  # a row's border within a character: no text to cut
             return None, Order.PLAIN, replace(plain, split=1)
         if not draw.chosen:
             return None, Order.PLAIN, able
+        tokenizer = self.infiller.tokenizer
+        lines = None
+        if tokenizer.newline_id is not None:
+            lines = KnownLines(
+                tokenizer, text, piece.ids[first:last], starts=opens, ends=piece.ends
+            )
         redrawn = 0
         for redrawn, (one, other) in enumerate(draw.cuts(len(text))):
             made = self.infiller.example(
-                Parts.cut(text, one, other), draw.order, eos=self.format.eos
+                Parts.cut(text, one, other), draw.order, eos=self.format.eos, lines=lines
             )
             if len(made) <= most:
                 return (

@@ -193,6 +193,13 @@ class Tokenizer:
             return f"off: {self._obstacle}"
         return "normalised, then chunks" if self._normalises else "chunks"
 
+    @property
+    def newline_id(self) -> int | None:
+        """The id of a line's end, if lines are encoded each apart from the others; else None."""
+        if self._obstacle is not None or self._normalises:
+            return None
+        return self._encoder("text" if self._sentinels else "parse").newline
+
     def encode(
         self,
         text: str,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data.errors import UserError
-from codecria.data.infill import TRIES, Draw, Infiller, InfillFormat, Order, Parts
+from codecria.data.infill import TRIES, Draw, Infiller, InfillFormat, KnownLines, Order, Parts
 from codecria.data.tokenizer import Tokenizer
 
 # PEERS section 4: the ids that Meta's own code gives, by which others were corrected.
@@ -108,6 +108,41 @@ def test_a_training_example_begins_as_the_prompt_does(
     at = spm.index(special.middle) + 1
     assert spm[:at] == code_llama.prompt("", parts.suffix, Order.SPM).tolist()
     assert spm[at:] == [*joined, special.end, 2]
+
+
+@settings(max_examples=150)
+@given(
+    lines=st.lists(texts, max_size=5),
+    cuts=st.tuples(st.integers(0, 300), st.integers(0, 300)),
+    span=st.tuples(st.integers(0, 300), st.integers(0, 300)),
+    starts=st.booleans(),
+    ends=st.booleans(),
+)
+def test_known_lines_give_the_ids_that_encoding_all_of_it_gives(
+    lines: list[str],
+    cuts: tuple[int, int],
+    span: tuple[int, int],
+    starts: bool,
+    ends: bool,
+    infiller: Infiller,
+    code_llama: Infiller,
+) -> None:
+    # Kills: a line counted twice, the first line's implied space, another line's ids at an end.
+    document = "\n".join(lines)
+    for each in (infiller, code_llama):
+        tokenizer = each.tokenizer
+        ids = tokenizer.encode_array(document)
+        a, b = sorted(n % (len(ids) + 1) for n in span)
+        a, b = 0 if starts else a, len(ids) if ends else b
+        text = tokenizer.text_of(ids[a:b], continuation=not starts)
+        if text is None:
+            continue
+        known = KnownLines(tokenizer, text, ids[a:b], starts=starts, ends=ends)
+        parts = Parts.cut(text, *(n % (len(text) + 1) for n in cuts))
+        for order in ORDERS:
+            assert each.example(parts, order, lines=known).tolist() == (
+                each.example(parts, order).tolist()
+            )
 
 
 def test_spm_never_cuts_a_token_between_prefix_and_middle(code_llama: Infiller) -> None:
