@@ -36,6 +36,9 @@ RESERVE = 8  # places after a document: four sentinels, and tokens that cutting 
 FRONT, BACK = 4, RESERVE
 
 
+_DOCUMENTS = 1 << 20  # looked at together
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How a source's documents lie on the line, and how wide its windows are.
@@ -174,6 +177,37 @@ class InfillRows:
         segments, positions = segments_and_positions(np.array([*borders, T], dtype=np.int64))
         counts = replace(counts, padding=T - filled)
         return Row(ids, targets, positions, segments, kinds, counts)
+
+    def expect(self) -> Counts:
+        """What the first epoch holds, before any document is read: pieces, and the eligible ones.
+
+        Documents that do not survive decoding, or are empty, are counted with the others here.
+        """
+        g, width, size = self.layout.reserve, self.windows.width, self.windows.size
+        turn = self.windows.rotation(0)
+        total = Counts()
+        for first in range(0, self.shards.n_documents, _DOCUMENTS):
+            last = min(first + _DOCUMENTS, self.shards.n_documents)
+            offsets = self.shards.offsets(first, last)
+            lengths = np.diff(offsets)
+            begin = (offsets[:-1] + g * np.arange(first, last) - turn) % size
+            end = begin + lengths - 1  # beyond the line's end, it goes on in the first window
+            around = end >= size
+            parts = end % size // width - begin // width + 1 + around * self.windows.count
+            whole = parts == 1
+            pieces, tokens = int(parts.sum()), int(lengths.sum())
+            if self.format.scope == "context":
+                total += Counts(
+                    pieces=pieces, tokens=tokens, eligible=pieces, eligible_tokens=tokens
+                )
+            else:
+                total += Counts(
+                    pieces=pieces,
+                    tokens=tokens,
+                    eligible=int(whole.sum()),
+                    eligible_tokens=int(lengths[whole].sum()),
+                )
+        return total
 
     def _pieces(self, start: int, count: int) -> list[Piece]:
         """The documents' parts in a window, in order; those of free places alone have length 0."""
