@@ -203,9 +203,9 @@ class KnownLines:
         text = self._text
         start = text.rfind("\n", 0, cut) + 1
         if not start:
-            return self._tokenizer.encode_array(text[:cut])
+            return self._tokenizer.encode_fragment(text[:cut])
         line = text.count("\n", 0, start)
-        rest = self._tokenizer.encode_array(text[start:cut], leading_space=False)
+        rest = self._tokenizer.encode_fragment(text[start:cut], leading_space=False)
         return np.concatenate([self._ids[: self._newlines[line - 1] + 1], rest])
 
     def behind(self, cut: int) -> Ids:
@@ -213,14 +213,14 @@ class KnownLines:
         text = self._text
         end = text.find("\n", cut)
         if end < 0:
-            return self._tokenizer.encode_array(text[cut:], leading_space=False)
+            return self._tokenizer.encode_fragment(text[cut:], leading_space=False)
         line = text.count("\n", 0, end)
-        rest = self._tokenizer.encode_array(text[cut:end], leading_space=False)
+        rest = self._tokenizer.encode_fragment(text[cut:end], leading_space=False)
         return np.concatenate([rest, self._ids[self._newlines[line] :]])
 
     def between(self, one: int, other: int) -> Ids:
         """Enc0 of the text between two characters."""
-        text, encode = self._text, self._tokenizer.encode_array
+        text, encode = self._text, self._tokenizer.encode_fragment
         end = text.find("\n", one, other)
         if end < 0:
             return encode(text[one:other], leading_space=False)
@@ -233,7 +233,7 @@ class KnownLines:
 
     def _mended(self, ids: Ids, newline: int, *, starts: bool, ends: bool) -> Ids:
         """The ids with the lines at the text's ends encoded as they stand."""
-        text, encode = self._text, self._tokenizer.encode_array
+        text, encode = self._text, self._tokenizer.encode_fragment
         first, last = text.find("\n"), text.rfind("\n")
         if first < 0:
             return encode(text)

@@ -149,7 +149,7 @@ class InfillRows:
         ids = np.full(T, PADDING, dtype=np.int32)
         targets = np.full(T, IGNORE, dtype=np.int32)
         kinds = np.zeros(T, dtype=np.uint8)
-        counts = Counts()
+        counted: list[Counts] = []
         borders: list[int] = []
         filled = 0
         pieces = self._pieces(start, count)
@@ -158,8 +158,8 @@ class InfillRows:
             room = piece.room
             if self.layout.margin and number == len(pieces) - 1:
                 room += BACK
-            made, order, counted = self._arrange(epoch, piece, piece.length + room + spare)
-            counts += counted
+            made, order, became = self._arrange(epoch, piece, piece.length + room + spare)
+            counted.append(became)
             n = piece.length if made is None else len(made)
             spare += piece.length + room - n
             if not n:
@@ -175,7 +175,7 @@ class InfillRows:
         if filled < T:
             borders.append(filled)
         segments, positions = segments_and_positions(np.array([*borders, T], dtype=np.int64))
-        counts = replace(counts, padding=T - filled)
+        counts = sum(counted, start=Counts(padding=T - filled))
         return Row(ids, targets, positions, segments, kinds, counts)
 
     def expect(self) -> Counts:
