@@ -232,6 +232,7 @@ def _show_examples(request: StageRequest, count: int, *, as_json: bool) -> None:
     from codecria.core.examples import examples
     from codecria.core.stage import resolve
 
+    number = 0
     for number, example in enumerate(examples(resolve(request, out=None), count), start=1):
         if as_json:
             render.emit_json_line(example.as_json())
@@ -240,6 +241,8 @@ def _show_examples(request: StageRequest, count: int, *, as_json: bool) -> None:
         render.output(f"--- {number}: {example.order}, row {example.row}, {size}")
         render.output(example.marked)
         render.output("ids " + " ".join(map(str, example.ids)) + "\n")
+    if number < count:
+        render.note(f"the run holds {number} examples; --dry-run tells what is eligible")
 
 
 def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
