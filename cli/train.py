@@ -292,5 +292,11 @@ def _announce(stage: Stage, out: Path) -> None:
         f"{stage.device}, {run.dtype}, {'compiled' if run.compiled else 'eager'},"
         f" {run.micro_rows} rows a pass; attention {run.attention}: {stage.why_attention}"
     )
+    if (infill := run.recipe.infill) is not None:
+        render.note(
+            f"infilling {infill.rate:.0%} of eligible documents, scope {infill.scope};"
+            f" vocabulary {run.model.vocab_size:,}, of it"
+            f" {run.model.vocab_size - stage.vocabulary.known_rows} new"
+        )
     if problem := compiler_problem():
         render.note(f"{problem}: a long run is somewhat slower without torch.compile")

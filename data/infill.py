@@ -91,7 +91,7 @@ class Infiller:
         tokenizer: with the infilling pieces.
 
     Raises:
-        UserError: the tokenizer lacks them.
+        UserError: the tokenizer lacks them, or normalises text: parts would not make up a document.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -99,6 +99,11 @@ class Infiller:
             raise UserError(
                 f"{tokenizer.path} has no infilling pieces: this model cannot fill in the middle",
                 hint="`codecria fim` trains one that can; of Code Llama 7b, 13b and 70b can",
+            )
+        if not tokenizer.keeps_text:
+            raise UserError(
+                f"{tokenizer.path} normalises text: the parts of a document would not make it up",
+                hint="use a tokenizer with identity normalisation, as Llama 2's is",
             )
         self.tokenizer = tokenizer
         self.special: InfillIds = tokenizer.infill

@@ -195,6 +195,11 @@ class Tokenizer:
         return "normalised, then chunks" if self._normalises else "chunks"
 
     @property
+    def keeps_text(self) -> bool:
+        """Whether texts are encoded as they are, but for the implied leading space."""
+        return not self._normalises
+
+    @property
     def newline_id(self) -> int | None:
         """The id of a line's end, if lines are encoded each apart from the others; else None."""
         if self._obstacle is not None or self._normalises:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from codecria.data.errors import UserError
 from codecria.data.infill import TRIES, Draw, Infiller, InfillFormat, KnownLines, Order, Parts
-from codecria.data.tokenizer import Tokenizer
+from codecria.data.tokenizer import ModelProto, Tokenizer
 
 # PEERS section 4: the ids that Meta's own code gives, by which others were corrected.
 GOLDEN_PREFIX = 'def remove_non_ascii(s: str) -> str:\n    """ '
@@ -166,6 +166,15 @@ def test_what_is_no_example_is_refused(infiller: Infiller, tokenizer: Tokenizer)
             infiller.recompose(ids, Order.PSM)
     with pytest.raises(UserError, match="has no infilling pieces"):
         Infiller(tokenizer)
+
+
+def test_a_tokenizer_that_changes_spaces_is_refused(infiller: Infiller, tmp_path: Path) -> None:
+    model = ModelProto.FromString(infiller.tokenizer.path.read_bytes())
+    model.normalizer_spec.remove_extra_whitespaces = True  # "a " and "b" would become "ab"
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="normalises text"):
+        Infiller(Tokenizer.load(path))
 
 
 def test_text_of_is_decode(infiller: Infiller, code_llama: Infiller, corpus: list[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codecria.data.infill import Infiller, InfillFormat, Order, Scope
+from codecria.data import infill_rows
+from codecria.data.infill import TRIES, Infiller, InfillFormat, Order, Scope
 from codecria.data.infill_rows import RESERVE, InfillRows, Layout
 from codecria.data.rows import IGNORE, Counts, Row
 from codecria.data.shards import ROUNDTRIP_LOSSY, ShardSet
@@ -185,6 +186,30 @@ def test_the_stream_keeps_to_the_recipes_shares(
         assert total.eligible_tokens > 0.98 * total.tokens
     else:
         assert total.eligible_tokens < 0.95 * total.tokens
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_does_not_fit_is_drawn_again_and_then_stays_plain(
+    scope: Scope, infiller: Infiller, split: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kills: a sequence cut to fit, a fallback that is not counted, a draw that is always the same.
+    for name, places in [("RESERVE", 4), ("FRONT", 2), ("BACK", 4)]:
+        monkeypatch.setattr(infill_rows, name, places)
+    source = rows_of(split, infiller, 256, scope)
+    total = Counts()
+    for k in range(source.rows):
+        row = source.row(k)
+        assert row.counts is not None
+        total += row.counts
+        for ids, _, order in segments(row):
+            assert not order or ids[-1] == infiller.tokenizer.eos_id
+    assert total.tokens == split.n_tokens
+    assert total.unfit > 0
+    assert total.redrawn >= total.unfit * (TRIES - 1)
+    assert total.redrawn > total.unfit * (TRIES - 1), "some fitted only after another draw"
+    # Whether and in which order is decided before the cuts: falling back favours neither.
+    drawn = (total.infilled + total.unfit) / total.eligible
+    assert drawn == pytest.approx(0.9, abs=4 * (0.09 / total.eligible) ** 0.5)
 
 
 def test_rates_of_none_and_all(infiller: Infiller, split: ShardSet) -> None:
