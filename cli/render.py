@@ -44,6 +44,11 @@ def warn(message: str) -> None:
     note(f"warning: {message}")
 
 
+def output(text: str) -> None:
+    """Write text to stdout, with a line's end."""
+    print(text, flush=True)
+
+
 def emit_json(value: Any) -> None:
     """Write one readable JSON document to stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
@@ -108,7 +113,11 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         eta = left / state["tokens_per_s"] if state.get("tokens_per_s") else None
         parts = [
             f"loss {state['loss']:.4f}" if "loss" in state else "",
+            f"infill {state['infill_loss']:.4f}" if "infill_loss" in state else "",
             f"validation {state['validation_loss']:.4f}" if "validation_loss" in state else "",
+            f"infill {state['validation_infill_loss']:.4f}"
+            if "validation_infill_loss" in state
+            else "",
             f"lr {state['lr']:.2e}" if "lr" in state else "",
             f"{state['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in state else "",
             f"MFU {state['mfu']:.0%}" if "mfu" in state else "",

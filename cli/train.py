@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +24,35 @@ Started again with the same options, it goes on where it stopped; Ctrl-C saves f
 Example: codecria pretrain --data shards --size 15m --tokens 20000000 --out run
 """
 
+FIM_HELP = """Train a model on code with the infilling objective, from a checkpoint.
+
+The tokenizer and the embeddings grow by the infilling pieces; shards of the checkpoint's own
+tokenizer serve as they are. Started again with the same options, it goes on where it stopped.
+
+Example: codecria fim --init run --data shards --tokens 20000000 --out infill
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Add the training verbs to the command line."""
-    app.command("pretrain", help=PRETRAIN_HELP)(pretrain)
+    app.command("pretrain", help=PRETRAIN_HELP)(train)
+    app.command("fim", help=FIM_HELP)(_for_recipe("fim"))
 
 
-def pretrain(
+def _for_recipe(name: str) -> Callable[..., None]:
+    """The training function for one recipe, without the option that names it."""
+
+    def command(**given: Any) -> None:
+        train(**given, recipe=name)
+
+    signature = inspect.signature(train, eval_str=True)
+    parameters = [p for p in signature.parameters.values() if p.name != "recipe"]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder: checkpoints, metrics, the model.")
     ] = None,
@@ -40,6 +64,9 @@ def pretrain(
         str | None, typer.Option(help="Model size for fresh weights, such as 15m or 7b.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    any_init: Annotated[
+        bool, typer.Option("--any-init", help="Start from a checkpoint of any stage, or from none.")
+    ] = False,
     recipe: Annotated[str, typer.Option(help="Whose numbers to use: pretrain or python.")] = (
         "pretrain"
     ),
@@ -70,9 +97,13 @@ def pretrain(
     ] = None,
     eval_rows: Annotated[int, typer.Option(help="Validation rows of each source.")] = 64,
     keep: Annotated[int, typer.Option(help="Checkpoints kept.")] = 2,
+    show: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Print N training examples, text and ids, and stop."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the plan, or the metrics as JSON lines.")
+        bool, typer.Option("--json", help="Plan, examples or metrics as JSON.")
     ] = False,
 ) -> None:
     """Parse, resolve, and train or plan."""
@@ -87,6 +118,7 @@ def pretrain(
         data=data or [],
         size=size,
         init=init,
+        any_init=any_init,
         tokens=tokens,
         steps=steps,
         changes=_pairs(changes or []),
@@ -101,6 +133,9 @@ def pretrain(
         eval_rows=eval_rows,
         keep=keep,
     )
+    if show is not None:
+        _show_examples(request, show, as_json=as_json)
+        return
     if dry_run:
         _show_plan(request, out, as_json=as_json)
         return
@@ -146,6 +181,8 @@ def _render_plan(plan: Plan) -> None:
         ("FLOPs", f"{told['flops']:.3g}"),
         ("time here", "unknown" if seconds is None else render.duration(seconds)),
     ]
+    if told["infill"] is not None:
+        facts += _infill_facts(told["infill"])
     render.table("plan", ["", ""], facts, to_stdout=True)
     render.table(
         "data",
@@ -168,6 +205,44 @@ def _render_plan(plan: Plan) -> None:
         [(part, f"{size / 1e9:.2f}") for part, size in told["memory_bytes"].items()],
         to_stdout=True,
     )
+
+
+def _infill_facts(told: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        (
+            "infilling",
+            f"{told['rate']:.0%} of eligible documents, {told['spm_share']:.0%} of them SPM;"
+            f" scope {told['scope']}",
+        )
+    ]
+    if told["effective_rate"] is not None:
+        facts += [
+            (
+                "eligible",
+                f"{told['eligible_pieces']:,} of {told['pieces']:,} document parts,"
+                f" {told['eligible_tokens']:,} of {told['tokens']:,} tokens",
+            ),
+            ("effective rate", f"{told['effective_rate']:.1%} of tokens"),
+        ]
+    return facts
+
+
+def _show_examples(request: StageRequest, count: int, *, as_json: bool) -> None:
+    """Print examples of the run's own rows; the payload is stdout's."""
+    from codecria.core.examples import examples
+    from codecria.core.stage import resolve
+
+    number = 0
+    for number, example in enumerate(examples(resolve(request, out=None), count), start=1):
+        if as_json:
+            render.emit_json_line(example.as_json())
+            continue
+        size = f"{len(example.ids):,} tokens"
+        render.output(f"--- {number}: {example.order}, row {example.row}, {size}")
+        render.output(example.marked)
+        render.output("ids " + " ".join(map(str, example.ids)) + "\n")
+    if number < count:
+        render.note(f"the run holds {number} examples; --dry-run tells what is eligible")
 
 
 def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
@@ -217,5 +292,11 @@ def _announce(stage: Stage, out: Path) -> None:
         f"{stage.device}, {run.dtype}, {'compiled' if run.compiled else 'eager'},"
         f" {run.micro_rows} rows a pass; attention {run.attention}: {stage.why_attention}"
     )
+    if (infill := run.recipe.infill) is not None:
+        render.note(
+            f"infilling {infill.rate:.0%} of eligible documents, scope {infill.scope};"
+            f" vocabulary {run.model.vocab_size:,}, of it"
+            f" {run.model.vocab_size - stage.vocabulary.known_rows} new"
+        )
     if problem := compiler_problem():
         render.note(f"{problem}: a long run is somewhat slower without torch.compile")

@@ -14,7 +14,7 @@ def warmup_cosine(step: int, recipe: Recipe) -> float:
     """The learning rate of step `step`, counted from 0.
 
     Rises linearly over the warm-up, reaches the peak at its last step, and falls along half a
-    cosine to peak x final_lr_ratio at the run's last step (Code Llama, section 2.3).
+    cosine to peak x final_lr_ratio at the run's last step (Code Llama, section 2.6).
     """
     if step < recipe.warmup_steps:
         return recipe.peak_lr * (step + 1) / recipe.warmup_steps

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from codecria.data.infill import InfillFormat
+from codecria.data.rows import Counts
+
 from .config import ModelConfig
 from .loss import CHUNK_BYTES
 from .recipes import Recipe, Share
@@ -39,6 +42,45 @@ class SourcePlan:
     def epochs(self) -> float:
         """How often the run goes through the source."""
         return self.drawn / self.unique if self.unique else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfillPlan:
+    """What of the data is infilled, in an epoch of each source.
+
+    Attributes:
+        format: how.
+        sources: (share of the tokens drawn, what an epoch of the source holds); none before the
+            data is at hand.
+    """
+
+    format: InfillFormat
+    sources: Sequence[tuple[float, Counts]]
+
+    @property
+    def effective_rate(self) -> float | None:
+        """The share of all drawn tokens that is in infilled documents."""
+        if not self.sources:
+            return None
+        eligible = sum(
+            share * counts.eligible_tokens / max(1, counts.tokens) for share, counts in self.sources
+        )
+        return self.format.rate * eligible
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        total = sum((counts for _, counts in self.sources), start=Counts())
+        known = bool(self.sources)
+        return {
+            "rate": self.format.rate,
+            "spm_share": self.format.spm_share,
+            "scope": self.format.scope,
+            "pieces": total.pieces if known else None,
+            "eligible_pieces": total.eligible if known else None,
+            "tokens": total.tokens if known else None,
+            "eligible_tokens": total.eligible_tokens if known else None,
+            "effective_rate": self.effective_rate,
+        }
 
 
 def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
@@ -96,6 +138,7 @@ class Plan:
         memory: bytes on one device, by part.
         flops: of the whole run.
         peak_flops: of the device, FLOP/s; 0 if unknown.
+        infill: what of the data is infilled, in a stage that does.
     """
 
     recipe: Recipe
@@ -104,6 +147,7 @@ class Plan:
     memory: Mapping[str, int]
     flops: float
     peak_flops: float
+    infill: InfillPlan | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -134,6 +178,7 @@ class Plan:
                 for s in self.sources
             ],
             "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
+            "infill": None if self.infill is None else self.infill.as_json(),
             "flops": self.flops,
             "peak_flops": self.peak_flops or None,
             "seconds": self.seconds,
@@ -153,6 +198,7 @@ def make_plan(
     micro_rows: int,
     dtype: str,
     peak_flops: float,
+    infill: InfillPlan | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -162,6 +208,7 @@ def make_plan(
         micro_rows: rows of one forward pass.
         dtype: compute type.
         peak_flops: of the device's matrix products, FLOP/s; 0 if unknown.
+        infill: what of the data is infilled, in a stage that does.
     """
     return Plan(
         recipe=recipe,
@@ -170,4 +217,5 @@ def make_plan(
         memory=memory_bytes(model, recipe.context, micro_rows, dtype),
         flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
         peak_flops=peak_flops,
+        infill=infill,
     )

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from codecria.data.errors import UsageError
+from codecria.data.infill import InfillFormat, Scope
 
 from .config import PAPER_MODELS, SMALL_MODELS
 
@@ -55,6 +56,12 @@ class Recipe:
         on_nonfinite: a loss or gradient that is not finite stops the run before the optimiser
             step, or that step is left out and counted.
         seed: of fresh weights and of the order of the data.
+        follows: stages whose checkpoints it may start from; "scratch" stands for fresh weights. A
+            checkpoint made elsewhere tells no stage and is taken for the right one, as Llama 2 is.
+        infill_rate: probability that an eligible document is infilled; 0 for a stage without.
+        infill_spm_share, infill_scope, infill_eos: see `InfillFormat`.
+        new_row_noise: embedding rows of new tokens are the mean of the others plus normal noise of
+            this many of their standard deviations.
         mixture: the paper's data mixture, for plans; the data trained on is named at run time.
     """
 
@@ -68,15 +75,21 @@ class Recipe:
     context: int
     batch_tokens: int
     peak_lr: float
-    final_lr_ratio: float = 1 / 30  # Code Llama, section 2.3
-    warmup_steps: int = 1_000  # Code Llama, section 2.3
-    betas: tuple[float, float] = (0.9, 0.95)  # Code Llama, section 2.3
+    final_lr_ratio: float = 1 / 30  # Code Llama, section 2.6
+    warmup_steps: int = 1_000  # Code Llama, section 2.6
+    betas: tuple[float, float] = (0.9, 0.95)  # Code Llama, section 2.6
     eps: float = 1e-5  # Llama 2, section 2.2; Code Llama does not say
     weight_decay: float = 0.1  # Llama 2, section 2.2; Code Llama does not say
     clip_norm: float = 1.0  # Llama 2, section 2.2; Code Llama does not say
     document_mask: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     seed: int = 0
+    follows: tuple[str, ...] = ("scratch", "pretrain")
+    infill_rate: float = 0.0
+    infill_spm_share: float = 0.5  # Code Llama, section 2.3
+    infill_scope: Scope = "document"  # Code Llama, section 2.3
+    infill_eos: bool = True  # Code Llama does not say; every document ends with EOS
+    new_row_noise: float = 0.1  # Code Llama does not say
     mixture: tuple[Share, ...] = field(default=())
 
     @property
@@ -88,6 +101,18 @@ class Recipe:
     def rows(self) -> int:
         """Rows of one optimiser step."""
         return self.batch_tokens // self.context
+
+    @property
+    def infill(self) -> InfillFormat | None:
+        """How documents are infilled, or None in a stage without."""
+        if not self.infill_rate:
+            return None
+        return InfillFormat(
+            rate=self.infill_rate,
+            spm_share=self.infill_spm_share,
+            scope=self.infill_scope,
+            eos=self.infill_eos,
+        )
 
     def problems(self) -> list[str]:
         """What does not hold between the numbers, one line each."""
@@ -108,6 +133,16 @@ class Recipe:
             (self.eps > 0, f"eps {self.eps} must be positive"),
             (self.weight_decay >= 0, f"weight_decay {self.weight_decay} is negative"),
             (self.clip_norm > 0, f"clip_norm {self.clip_norm} must be positive"),
+            (0 <= self.infill_rate <= 1, f"infill_rate {self.infill_rate} not in [0, 1]"),
+            (
+                0 <= self.infill_spm_share <= 1,
+                f"infill_spm_share {self.infill_spm_share} not in [0, 1]",
+            ),
+            (
+                not self.infill_rate or self.context >= INFILL_CONTEXT,
+                f"context {self.context} has no room for infilling: at least {INFILL_CONTEXT}",
+            ),
+            (self.new_row_noise >= 0, f"new_row_noise {self.new_row_noise} is negative"),
             (0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1"),
         ]
         return [message for holds, message in rules if not holds]
@@ -127,14 +162,15 @@ PYTHON_MIXTURE = (
     Share(name="natural language", share=0.05, unique_tokens=35e9 / 0.01),
 )
 
-PAPER_CONTEXT = 4_096  # Code Llama, section 2.3
+INFILL_CONTEXT = 32  # ours: a row that sentinels and reserved places leave most of
+PAPER_CONTEXT = 4_096  # Code Llama, section 2.6
 PAPER_BATCH_TOKENS = 1_024 * PAPER_CONTEXT  # "4M tokens" (DECISIONS)
 
 PRETRAIN = Recipe(
     name="pretrain",
     size="7b",
     summary="Train on code, from a base model or from scratch.",
-    source="Code Llama, sections 2.2 and 2.3, table 1",
+    source="Code Llama, sections 2.2 and 2.6, table 1",
     tokens=500_000_000_000,
     context=PAPER_CONTEXT,
     batch_tokens=PAPER_BATCH_TOKENS,
@@ -145,13 +181,25 @@ PYTHON = replace(
     PRETRAIN,
     name="python",
     summary="Specialise a code model on Python.",
-    source="Code Llama, sections 2.2 and 2.3, table 1; warm-up and floor as in code training",
+    source="Code Llama, sections 2.2 and 2.6, table 1; warm-up and floor as in code training",
     tokens=100_000_000_000,
     peak_lr=1e-4,
+    follows=("pretrain",),
     mixture=PYTHON_MIXTURE,
 )
+# Takes the place of code pretraining, on Llama 2; in a chain of our own, it follows a short
+# pretraining that plays Llama 2.
+FIM = replace(
+    PRETRAIN,
+    name="fim",
+    summary="Train on code with the infilling objective, from a base model.",
+    source="Code Llama, sections 2.2, 2.3 and 2.6, table 1",
+    follows=("pretrain",),
+    infill_rate=0.9,  # Code Llama, section 2.3
+)
+_WITHOUT_INFILLING = "34b"  # Code Llama, section 2.3: of the base models, this one alone
 
-_PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.3
+_PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.6
 
 # Ours: (peak learning rate, context, batch tokens). The peak falls with width as is customary; a
 # batch is small enough for thousands of steps on the 20 tokens a parameter that a run defaults to.
@@ -166,10 +214,13 @@ _SMALL: dict[str, tuple[float, int, int]] = {
 
 
 def _paper(base: Recipe, size: str) -> Recipe:
-    rate = _PAPER_PEAK_LR[size] if base is PRETRAIN else base.peak_lr
-    # The 70B models saw twice the tokens in code training (Code Llama, section 2.2).
-    tokens = base.tokens * (2 if size == "70b" and base is PRETRAIN else 1)
-    return replace(base, size=size, peak_lr=rate, tokens=tokens)
+    code_training = base is not PYTHON
+    rate = _PAPER_PEAK_LR[size] if code_training else base.peak_lr
+    # The 70B models saw twice the tokens in code training (Code Llama, section 2.2), and Python 70B
+    # came after the one with infilling.
+    tokens = base.tokens * (2 if size == "70b" and code_training else 1)
+    follows = ("fim",) if size == "70b" and base is PYTHON else base.follows
+    return replace(base, size=size, peak_lr=rate, tokens=tokens, follows=follows)
 
 
 def _small(base: Recipe, size: str) -> Recipe:
@@ -183,9 +234,11 @@ def _small(base: Recipe, size: str) -> Recipe:
         context=context,
         batch_tokens=batch,
         # A specialisation starts from a trained model: a third of the rate, as in the paper.
-        peak_lr=rate if base is PRETRAIN else rate / 3,
+        peak_lr=rate / 3 if base is PYTHON else rate,
         warmup_steps=warmup_for(math.ceil(tokens / batch)),
         document_mask=True,
+        follows=("pretrain", "fim") if base is PYTHON else base.follows,
+        infill_scope="context",  # few documents are whole in a small window
     )
 
 
@@ -196,8 +249,9 @@ def warmup_for(steps: int) -> int:
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     (base.name, size): (_paper if size in PAPER_MODELS else _small)(base, size)
-    for base in (PRETRAIN, PYTHON)
+    for base in (PRETRAIN, FIM, PYTHON)
     for size in (*PAPER_MODELS, *SMALL_MODELS)
+    if not (base is FIM and size == _WITHOUT_INFILLING)
 }
 
 
@@ -209,12 +263,15 @@ def recipe_for(name: str, size: str) -> Recipe:
     """
     if (name, size) not in RECIPES:
         names = sorted({known for known, _ in RECIPES})
-        sizes = list(dict.fromkeys(known for _, known in RECIPES))
+        sizes = list(dict.fromkeys(s for known, s in RECIPES if known == name or name not in names))
         raise UsageError(
             f"there is no recipe {name!r} for size {size!r}",
             hint=f"recipes: {', '.join(names)}; sizes: {', '.join(sizes)}",
         )
     return RECIPES[name, size]
+
+
+_FIXED = {"name", "size", "summary", "source", "follows", "mixture"}
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -226,7 +283,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: naming every unknown field, wrong type and violated condition.
     """
-    known = {f.name for f in fields(recipe)} - {"name", "size", "summary", "source", "mixture"}
+    known = {f.name for f in fields(recipe)} - _FIXED
     unknown = sorted(changes.keys() - known)
     if unknown:
         raise UsageError(

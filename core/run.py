@@ -10,6 +10,7 @@ new one.
         optimizer.safetensors         the moments and
         state.json                    the step, to go on from
     RUN/model/                        the finished model, published
+    RUN/tokenizer.model               where the stage extended it by the infilling pieces
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class RunConfig:
         recipe: the stage's numbers.
         model: the shape.
         sources: the data.
-        tokenizer_digest: of the tokenizer the data was encoded with.
+        tokenizer_digest: of the model's tokenizer; with infilling, extended.
         init: digest of the checkpoint it starts from, "" from fresh weights.
         micro_rows: rows of one forward pass; the batch is gone through in such parts.
         dtype: what matrix products are computed in; weights are float32 always.
@@ -84,7 +85,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The flat facts that decide the weights: changing one makes it another run."""
         recipe = asdict(self.recipe)
-        for prose in ("summary", "source", "mixture"):
+        for prose in ("summary", "source", "follows", "mixture"):
             del recipe[prose]
         flat = {f"recipe.{key}": value for key, value in recipe.items()}
         flat |= {f"model.{key}": value for key, value in asdict(self.model).items()}

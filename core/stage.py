@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from codecria.data.errors import UsageError, UserError
-from codecria.data.files import digest_file, locked
+from codecria.data.files import atomic_write, digest_file, locked
+from codecria.data.infill_rows import InfillRows
 from codecria.data.mixture import Mixture
 from codecria.data.shards import ShardSet
 
@@ -23,10 +24,11 @@ from .attention import choose_backend
 from .checkpoint import DTYPES, Checkpoint, load_model
 from .config import MODELS, ModelConfig, preset
 from .model import Transformer
-from .plan import Plan, SourcePlan, make_plan, plan_sources, training_seconds
+from .plan import InfillPlan, Plan, SourcePlan, make_plan, plan_sources, training_seconds
 from .recipes import Recipe, override, recipe_for
 from .run import RunConfig, SourceSpec, check_same_run, record, recorded
 from .trainer import Outcome, Report, Trainer
+from .vocabulary import MATRICES, Vocabulary, check_follows, grown
 
 # Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
 CPU_MICRO_TOKENS = 8_192
@@ -47,6 +49,7 @@ class StageRequest:
         data: shard folders, each "DIR" or "DIR=WEIGHT".
         size: a model size, for fresh weights.
         init: a checkpoint to start from, instead of a size.
+        any_init: start from it whatever stage it comes from.
         tokens, steps: length of the run, one or the other.
         changes: recipe fields to override, by name.
         micro_rows: rows of one forward pass.
@@ -61,6 +64,7 @@ class StageRequest:
     data: Sequence[str]
     size: str | None = None
     init: Path | None = None
+    any_init: bool = False
     tokens: int | None = None
     steps: int | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +88,7 @@ class Stage:
         run: what will be done.
         mixture: the training data.
         validation: (source path, validation split) where there is one.
-        tokenizer: the tokenizer.model of the data.
+        vocabulary: what it encodes with, and which embedding rows are new.
         init: the opened checkpoint it starts from.
         device: where it runs.
         why_attention: why this attention backend.
@@ -94,7 +98,7 @@ class Stage:
     run: RunConfig
     mixture: Mixture
     validation: tuple[tuple[str, ShardSet], ...]
-    tokenizer: Path
+    vocabulary: Vocabulary
     init: Checkpoint | None
     device: torch.device
     why_attention: str
@@ -104,7 +108,10 @@ class Stage:
         """What the run will take."""
         recipe = self.run.recipe
         ledger = self.mixture.ledger(
-            recipe.rows * recipe.steps, context=recipe.context, seed=recipe.seed
+            recipe.rows * recipe.steps,
+            context=recipe.context,
+            seed=recipe.seed,
+            infill=recipe.infill,
         )
         sources = [
             SourcePlan(
@@ -122,7 +129,24 @@ class Stage:
             micro_rows=self.run.micro_rows,
             dtype=self.run.dtype,
             peak_flops=self.peak_flops,
+            infill=self._infill_plan(),
         )
+
+    def _infill_plan(self) -> InfillPlan | None:
+        infilling = self.vocabulary.infilling
+        if infilling is None:
+            return None
+        recipe, told = self.run.recipe, []
+        for source in self.mixture.sources:
+            rows = InfillRows(
+                source.shards,
+                context=recipe.context,
+                seed=recipe.seed,
+                infiller=infilling.infiller,
+                format=infilling.format,
+            )
+            told.append((source.weight, rows.expect()))
+        return InfillPlan(format=infilling.format, sources=told)
 
 
 def choose_device(requested: str) -> torch.device:
@@ -178,6 +202,7 @@ def paper_plan(request: StageRequest) -> Plan:
         micro_rows=request.micro_rows or 1,
         dtype=dtype,
         peak_flops=machine.matmul_flops(DTYPES[dtype], device),
+        infill=None if recipe.infill is None else InfillPlan(format=recipe.infill, sources=()),
     )
 
 
@@ -210,7 +235,11 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
     init = Checkpoint.open(request.init) if request.init is not None else None
     size = request.size or _size_of(init)
     recipe = resolve_recipe(request.recipe, size, request)
-    model = _model_config(request.size, init, recipe, shards)
+    if out is not None and not request.any_init:
+        check_follows(recipe, init)
+    vocabulary = Vocabulary.choose(recipe, init, shards, out)
+    mixture = vocabulary.see(mixture)
+    model = _model_config(request.size, init, recipe, shards, vocabulary)
     device = choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
     peak = machine.matmul_flops(DTYPES[dtype], device)
@@ -223,7 +252,7 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         recipe=recipe,
         model=model,
         sources=sources,
-        tokenizer_digest=shards.tokenizer_digest,
+        tokenizer_digest=vocabulary.digest,
         init="" if init is None else init.digest(),
         micro_rows=_micro_rows(request.micro_rows, recipe, device),
         dtype=dtype,
@@ -236,7 +265,7 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         keep=max(1, request.keep),
     )
     validation = tuple(
-        (source.name, ShardSet.open(source.shards.folder, "validation"))
+        (source.name, vocabulary.see_split(ShardSet.open(source.shards.folder, "validation")))
         for source in mixture.sources
         if "validation" in source.shards.manifest.splits
     )
@@ -244,7 +273,7 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         run=run,
         mixture=mixture,
         validation=validation,
-        tokenizer=shards.folder / "tokenizer.model",
+        vocabulary=vocabulary,
         init=init,
         device=device,
         why_attention=why,
@@ -277,15 +306,19 @@ def run_stage(
             warn(f"resuming on another environment, the last bits may differ: {difference}")
         if recorded(out) is None:
             record(out, stage.run)
+        vocabulary = stage.vocabulary
+        if vocabulary.content is not None:
+            atomic_write(vocabulary.path, vocabulary.content)
         trainer = Trainer(
             stage.run,
             _weights(stage),
             stage.mixture,
             validation=stage.validation,
             folder=out,
-            tokenizer=stage.tokenizer,
+            tokenizer=vocabulary.path,
             peak_flops=stage.peak_flops,
             report=report,
+            infilling=vocabulary.infilling,
         )
         started(trainer)
         return trainer.fit()
@@ -299,9 +332,13 @@ def _weights(stage: Stage) -> Transformer:
         model.initialise(stage.run.recipe.seed)
         return model
     loaded = dict(load_model(stage.init, device=stage.device).named_parameters())
+    known = stage.vocabulary.known_rows
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(loaded[name])
+            old = loaded[name].detach()
+            if name in MATRICES:
+                old = grown(name, old, known, len(weight), stage.run.recipe)
+            weight.copy_(old)
     return model
 
 
@@ -316,7 +353,11 @@ def _check_one_tokenizer(mixture: Mixture) -> None:
 
 
 def _model_config(
-    size: str | None, init: Checkpoint | None, recipe: Recipe, shards: ShardSet
+    size: str | None,
+    init: Checkpoint | None,
+    recipe: Recipe,
+    shards: ShardSet,
+    vocabulary: Vocabulary,
 ) -> ModelConfig:
     """The shape to train: a preset for this tokenizer, or the checkpoint's own."""
     told = shards.manifest.tokenizer
@@ -324,11 +365,14 @@ def _model_config(
         assert size is not None, "checked by resolve"
         return replace(
             preset(size),
-            vocab_size=told.vocab_size,
+            vocab_size=vocabulary.size,
             max_context=recipe.context,
             bos_id=told.bos_id,
             eos_id=told.eos_id,
         )
+    shape = replace(init.config, max_context=max(init.config.max_context, recipe.context))
+    if vocabulary.tokenizer is not None:  # seen to fit by `Vocabulary.see`
+        return replace(shape, vocab_size=max(shape.vocab_size, vocabulary.size))
     if init.config.vocab_size < told.vocab_size:
         raise UserError(
             f"the data has a vocabulary of {told.vocab_size}, {init.folder} one of"
@@ -342,7 +386,7 @@ def _model_config(
             f"{init.folder} was trained with another tokenizer than the data was encoded with",
             hint=f"prepare the data again with --tokenizer {init.folder}",
         )
-    return replace(init.config, max_context=max(init.config.max_context, recipe.context))
+    return shape
 
 
 def _size_of(init: Checkpoint | None) -> str:

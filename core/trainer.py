@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from torch import Tensor
 
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, remove_leftovers
-from codecria.data.loader import Batch, Loader, validation_batches
+from codecria.data.infill import Order
+from codecria.data.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.mixture import Mixture
+from codecria.data.rows import IGNORE, Counts
 from codecria.data.shards import ShardSet
 
 from . import resume
@@ -57,6 +59,25 @@ class Outcome:
     trained: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one optimiser step showed.
+
+    Attributes:
+        loss: mean over the step's targets, in nats.
+        norm: of the gradient before clipping.
+        rate: the learning rate.
+        apart: (3,2) for plain, PSM and SPM text: the losses' sum, and how many targets.
+        counts: of the step's documents, where infilling is on.
+    """
+
+    loss: Tensor
+    norm: float
+    rate: float
+    apart: Tensor
+    counts: Counts | None
+
+
 def make_deterministic() -> None:
     """Forbid every algorithm whose result may differ between two equal runs."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
@@ -81,6 +102,7 @@ class Trainer:
         tokenizer: the tokenizer.model published with the model.
         peak_flops: measured matrix-product peak in FLOP/s, for MFU; 0 if unknown.
         report: called with each metrics record.
+        infilling: how documents are infilled, if the recipe says so.
     """
 
     def __init__(
@@ -94,7 +116,9 @@ class Trainer:
         tokenizer: Path,
         peak_flops: float,
         report: Report,
+        infilling: Infilling | None = None,
     ) -> None:
+        assert (infilling is None) == (run.recipe.infill is None), f"{run.recipe.name}: {infilling}"
         make_deterministic()
         keep_freed_memory()
         self.run = run
@@ -107,6 +131,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.peak_flops = peak_flops
         self.report = report
+        self.infilling = infilling
         self.optimizer = build_optimizer(model, self.recipe)
         self.hidden = torch.compile(self._hidden) if run.compiled else self._hidden
         self.skipped: list[int] = []
@@ -132,6 +157,7 @@ class Trainer:
             batch_rows=self.recipe.rows,
             start=first,
             stop=self.recipe.steps,
+            infilling=self.infilling,
         ) as batches:
             for step, batch in enumerate(batches, start=first):
                 meter.add(self.step(step, batch))
@@ -150,62 +176,76 @@ class Trainer:
         self._publish()
         return Outcome(self.recipe.steps, finished=True, trained=self.recipe.steps - first)
 
-    def step(self, step: int, batch: Batch) -> tuple[Tensor, float, float]:
+    def step(self, step: int, batch: Batch) -> Stepped:
         """One optimiser step.
 
         Args:
             step: counted from 0.
             batch: all rows of the step.
 
-        Returns:
-            the mean loss in nats, the gradient's norm before clipping, and the learning rate.
-
         Raises:
             UserError: the loss or the norm is not finite and the recipe says to stop.
         """
         total = torch.zeros((), device=self.device)
+        apart = torch.zeros(len(Order), 2, dtype=torch.float64, device=self.device)
         for part in batch.split(self.run.micro_rows):
-            loss, _ = self._loss(part, count=batch.n_targets)
+            loss, each = self._loss(part, count=batch.n_targets)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+            if self.infilling is not None:
+                apart += losses_apart(each, part)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         rate = warmup_cosine(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()
             self._not_finite(step, total.item(), norm.item())
-            return total, norm.item(), rate
+            return Stepped(total, norm.item(), rate, apart, batch.counts)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total, norm.item(), rate
+        return Stepped(total, norm.item(), rate, apart, batch.counts)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
         """Validation loss in nats a token, of all sources together and of each.
 
-        The overall figure is the sources' mean under the mixture's weights.
+        The overall figure is the sources' mean under the mixture's weights. Where the recipe
+        infills, the loss of infilled documents stands beside that of plain ones: every eligible
+        document is infilled then, with cuts that are always the same.
         """
         self.model.eval()
+        told = self._validation("validation", None)
+        if self.infilling is not None:
+            always = replace(self.infilling.format, rate=1.0)
+            told |= self._validation(
+                "validation_infill", Infilling(self.infilling.infiller, always)
+            )
+        self.model.train()
+        return told
+
+    def _validation(self, name: str, infilling: Infilling | None) -> dict[str, Any]:
+        """Losses of the validation splits, plain, or with infilling of the infilled text alone."""
+        kinds = slice(0, 1) if infilling is None else slice(1, None)
         losses: dict[str, float] = {}
-        for name, split in self.validation:
-            total = count = 0.0
+        for source, split in self.validation:
+            total = torch.zeros(len(Order), 2, dtype=torch.float64, device=self.device)
             for batch in validation_batches(
                 split,
                 context=self.recipe.context,
                 rows=self.run.eval_rows,
                 batch_rows=self.run.micro_rows,
+                infilling=infilling,
             ):
                 _, each = self._loss(batch, count=1, forward=self._hidden)
-                total += each.double().sum().item()
-                count += batch.n_targets
+                total += losses_apart(each, batch)
+            loss, count = total[kinds].sum(0).tolist()
             if count:
-                losses[name] = total / count
-        self.model.train()
+                losses[source] = loss / count
         weights = {s.path: s.weight for s in self.run.sources}
-        share = sum(weights[name] for name in losses)
-        mean = sum(weights[name] * loss for name, loss in losses.items()) / share if share else None
-        return {"validation_loss": mean, "validation": losses}
+        share = sum(weights[source] for source in losses)
+        mean = sum(weights[s] * loss for s, loss in losses.items()) / share if share else None
+        return {f"{name}_loss": mean, name: losses}
 
     def _hidden(self, ids: Tensor, positions: Tensor, offsets: Tensor | None) -> Tensor:
         """(B,T) ids and positions -> (B,T,C) hidden states; what torch.compile compiles."""
@@ -318,6 +358,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def losses_apart(each: Tensor, batch: Batch) -> Tensor:
+    """The sum of losses and the count of targets, of plain, PSM and SPM text: (3,2).
+
+    Args:
+        each: (N,) losses in nats, zero where a target has none.
+        batch: of N tokens.
+    """
+    kinds = torch.from_numpy(batch.kinds).flatten().to(each.device)
+    counted = torch.from_numpy(batch.targets != IGNORE).flatten().to(each.device)
+    told = []
+    for order in Order:
+        here = kinds == order
+        told.append(torch.stack([(each * here).double().sum(), (counted & here).double().sum()]))
+    return torch.stack(told)
+
+
 class Meter:
     """Speed and means between two log lines.
 
@@ -333,17 +389,22 @@ class Meter:
         self.device = device
         self.recipe = run.recipe
         self.losses: list[float] = []
+        self.apart = torch.zeros(len(Order), 2, dtype=torch.float64)
+        self.counts = Counts()
         self.norm = self.rate = 0.0
         self.busy_s = 0.0
         self.since = time.perf_counter()
 
-    def add(self, result: tuple[Tensor, float, float]) -> None:
+    def add(self, result: Stepped) -> None:
         """Count one step's result."""
         now = time.perf_counter()
         self.busy_s += now - self.since
         self.since = now
-        loss, self.norm, self.rate = result
-        self.losses.append(loss.item())
+        self.norm, self.rate = result.norm, result.rate
+        self.losses.append(result.loss.item())
+        if result.counts is not None:
+            self.apart += result.apart.cpu()
+            self.counts += result.counts
 
     def pause(self) -> None:
         """Leave out the time since the last step: it went into saving or evaluating."""
@@ -353,7 +414,9 @@ class Meter:
         """The record of the steps since the last call."""
         speed = tokens_per_second(len(self.losses) * self.recipe.batch_tokens, self.busy_s)
         recipe = self.recipe
-        ledger = mixture.ledger(done * recipe.rows, context=recipe.context, seed=recipe.seed)
+        ledger = mixture.ledger(
+            done * recipe.rows, context=recipe.context, seed=recipe.seed, infill=recipe.infill
+        )
         record = {
             "step": done,
             "tokens": done * self.recipe.batch_tokens,
@@ -366,8 +429,33 @@ class Meter:
             "shares": {entry.name: round(entry.achieved, 6) for entry in ledger},
             "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
         }
+        if recipe.infill is not None:
+            record |= infilling_record(self.apart, self.counts)
         self.losses, self.busy_s = [], 0.0
+        self.apart, self.counts = torch.zeros_like(self.apart), Counts()
         return record
+
+
+def infilling_record(apart: Tensor, counts: Counts) -> dict[str, Any]:
+    """Losses apart and what became of the documents, for a metrics record.
+
+    Args:
+        apart: (3,2) of plain, PSM and SPM text: the losses' sum, the count of targets.
+        counts: of the same steps.
+    """
+
+    def mean(kinds: slice) -> float | None:
+        total, count = apart[kinds].sum(0).tolist()
+        return total / count if count else None
+
+    return {
+        "plain_loss": mean(slice(0, 1)),
+        "infill_loss": mean(slice(1, None)),
+        "psm_loss": mean(slice(Order.PSM, Order.PSM + 1)),
+        "spm_loss": mean(slice(Order.SPM, Order.SPM + 1)),
+        "infill": asdict(counts)
+        | {"effective_rate": round(counts.infilled_tokens / max(1, counts.tokens), 6)},
+    }
 
 
 def tokens_per_second(tokens: int, seconds: float) -> float:

@@ -221,6 +221,11 @@ class ChunkEncoder:
         self._separator = self._own_id(model, SEPARATOR)
 
     @property
+    def newline(self) -> int | None:
+        """The id of "\\n" if lines are encoded each apart: it is in no piece with a neighbour."""
+        return self._newline
+
+    @property
     def held_bytes(self) -> int:
         """What the caches hold, about."""
         return self._lines.held_bytes + self._words.held_bytes

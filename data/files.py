@@ -188,6 +188,11 @@ def digest_file(path: Path) -> str:
     return state.hexdigest()
 
 
+def digest_content(content: bytes) -> str:
+    """What `digest_file` gives for a file that holds this."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`.
 

@@ -14,11 +14,21 @@ from typing import Self
 
 import numpy as np
 
+from .infill import Infiller, InfillFormat
+from .infill_rows import InfillRows
 from .mixture import Mixture
-from .rows import IGNORE, Ids, Row, RunRows, SourceRows
+from .rows import IGNORE, Counts, Ids, Kinds, Row, SourceRows
 from .shards import ShardSet
 
 POLL_S = 0.1  # how long the thread and its reader wait before they look whether the other is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Infilling:
+    """That documents are infilled: with what, and how."""
+
+    infiller: Infiller
+    format: InfillFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,8 @@ class Batch:
         ids, targets, positions: (B,T), as in `Row`.
         segments: the pieces' lengths of each row.
         n_targets: targets with loss.
+        kinds: (B,T) how each token's piece is arranged, an `infill.Order`.
+        counts: of its documents, where infilling is on.
     """
 
     ids: Ids
@@ -36,6 +48,8 @@ class Batch:
     positions: Ids
     segments: tuple[tuple[int, ...], ...]
     n_targets: int
+    kinds: Kinds
+    counts: Counts | None = None
 
     def split(self, rows: int) -> list[Batch]:
         """The batch in parts of at most `rows` rows, for gradient accumulation."""
@@ -45,23 +59,75 @@ class Batch:
                 self.targets[a : a + rows],
                 self.positions[a : a + rows],
                 self.segments[a : a + rows],
+                self.kinds[a : a + rows],
             )
             for a in range(0, len(self.ids), rows)
         ]
 
 
-def _batch(ids: Ids, targets: Ids, positions: Ids, segments: tuple[tuple[int, ...], ...]) -> Batch:
-    return Batch(ids, targets, positions, segments, int((targets != IGNORE).sum()))
+def _batch(
+    ids: Ids,
+    targets: Ids,
+    positions: Ids,
+    segments: tuple[tuple[int, ...], ...],
+    kinds: Kinds,
+    counts: Counts | None = None,
+) -> Batch:
+    n_targets = int((targets != IGNORE).sum())
+    return Batch(ids, targets, positions, segments, n_targets, kinds, counts)
 
 
 def stack(rows: Sequence[Row]) -> Batch:
     """A batch of rows of equal length."""
+    counted = [row.counts for row in rows if row.counts is not None]
     return _batch(
         np.stack([row.ids for row in rows]),
         np.stack([row.targets for row in rows]),
         np.stack([row.positions for row in rows]),
         tuple(row.segments for row in rows),
+        np.stack([row.kinds for row in rows]),
+        sum(counted, start=Counts()) if counted else None,
     )
+
+
+def source_rows(
+    shards: ShardSet, *, context: int, seed: int, infilling: Infilling | None
+) -> SourceRows | InfillRows:
+    """The rows of one source, as the stage wants them."""
+    if infilling is None:
+        return SourceRows(shards, context=context, seed=seed)
+    return InfillRows(
+        shards,
+        context=context,
+        seed=seed,
+        infiller=infilling.infiller,
+        format=infilling.format,
+    )
+
+
+class RunRows:
+    """The rows of a run: the mixture says which source, the source gives the row.
+
+    Args:
+        mixture: the sources and their shares.
+        context: T.
+        seed: of the run.
+        infilling: how documents are infilled, if at all.
+    """
+
+    def __init__(
+        self, mixture: Mixture, *, context: int, seed: int, infilling: Infilling | None = None
+    ) -> None:
+        self.dealer = mixture.dealer(seed)
+        self.sources = [
+            source_rows(source.shards, context=context, seed=seed, infilling=infilling)
+            for source in mixture.sources
+        ]
+
+    def row(self, i: int) -> Row:
+        """Row i of the run."""
+        source, k = self.dealer.locate(i)
+        return self.sources[source].row(k)
 
 
 class Loader:
@@ -76,6 +142,7 @@ class Loader:
         seed: of the run.
         batch_rows: B.
         start, stop: the steps.
+        infilling: how documents are infilled, if at all.
         ahead: batches made ahead.
     """
 
@@ -88,9 +155,10 @@ class Loader:
         batch_rows: int,
         start: int,
         stop: int,
+        infilling: Infilling | None = None,
         ahead: int = 4,
     ) -> None:
-        self._rows = RunRows(mixture, context=context, seed=seed)
+        self._rows = RunRows(mixture, context=context, seed=seed, infilling=infilling)
         self._batch_rows = batch_rows
         self._steps = range(start, stop)
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, ahead))
@@ -148,7 +216,12 @@ class Loader:
 
 
 def validation_batches(
-    shards: ShardSet, *, context: int, rows: int, batch_rows: int
+    shards: ShardSet,
+    *,
+    context: int,
+    rows: int,
+    batch_rows: int,
+    infilling: Infilling | None = None,
 ) -> Iterator[Batch]:
     """The same batches every time: at most `rows` rows, spread evenly over a validation split.
 
@@ -157,14 +230,10 @@ def validation_batches(
         context: T.
         rows: how many at most; no token comes twice.
         batch_rows: rows of a batch; the last may have fewer.
+        infilling: infill them, with cuts that are the same every time.
     """
-    source = SourceRows(shards, context=context, seed=0)
+    source = source_rows(shards, context=context, seed=0, infilling=infilling)
     count = min(rows, source.rows)
     places = [n * source.rows // count for n in range(count)]
     for a in range(0, count, batch_rows):
-        yield stack(
-            [
-                source.span(w * context, min(context, source.size - w * context))
-                for w in places[a : a + batch_rows]
-            ]
-        )
+        yield stack([source.nth(w) for w in places[a : a + batch_rows]])

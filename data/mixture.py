@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
+from .infill import InfillFormat
+from .infill_rows import Layout
+from .reencode import under
 from .shards import ShardSet, set_weights, sets_in
+from .tokenizer import Tokenizer
 
 BLOCK_ROWS = 1_024
 PAGE_BLOCKS = 1_024
@@ -213,32 +217,43 @@ class Mixture:
             )
         )
 
+    def under(self, tokenizer: Tokenizer) -> Mixture:
+        """The mixture as training with this tokenizer sees it, with the same shares.
+
+        Raises:
+            UserError: a source was encoded with neither it nor the one that it extends.
+        """
+        sources = [replace(s, shards=under(s.shards, tokenizer)) for s in self.sources]
+        return Mixture(tuple(sources))
+
     def dealer(self, seed: int) -> Dealer:
         """Who gives which row."""
         return Dealer([source.weight for source in self.sources], seed)
 
-    def ledger(self, rows: int, *, context: int, seed: int) -> list[LedgerEntry]:
+    def ledger(
+        self, rows: int, *, context: int, seed: int, infill: InfillFormat | None = None
+    ) -> list[LedgerEntry]:
         """What the first `rows` rows of a run draw from each source.
 
         Args:
             rows: of the run.
             context: tokens of a row.
             seed: of the run.
+            infill: how its rows are infilled, if at all.
         """
         entries = []
+        layout = Layout.of(context, infill)
         weights = tuple(source.weight for source in self.sources)
         given = _counting_dealer(weights, seed).rows_of(rows)
         for source, count in zip(self.sources, given, strict=True):
-            held = source.shards.n_tokens
-            epochs, rest = divmod(count, -(-held // context))
             entries.append(
                 LedgerEntry(
                     name=source.name,
                     requested=source.weight,
                     achieved=count / rows if rows else 0.0,
                     rows=count,
-                    drawn_tokens=epochs * held + min(rest * context, held),
-                    unique_tokens=held,
+                    drawn_tokens=layout.drawn(source.shards, count),
+                    unique_tokens=source.shards.n_tokens,
                 )
             )
         return entries

@@ -24,13 +24,49 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from .mixture import Mixture
 from .shards import ShardSet
 
 IGNORE = -100  # a target without loss; the value torch's cross-entropy ignores as well
 PADDING = 0  # the id that fills an unfinished row; never a target
 
 Ids = npt.NDArray[np.int32]
+Kinds = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What became of the documents in some rows, in pieces: a document's part within a row.
+
+    Attributes:
+        pieces, tokens: all of them, as stored.
+        eligible, eligible_tokens: those that may be infilled, as stored.
+        infilled, infilled_tokens: those that were, as stored; the rest is plain.
+        psm, spm: infilled in either order.
+        lossy: not eligible, for the document does not survive decoding.
+        split: not eligible, for the row's border is within a character.
+        unfit: eligible and drawn, but no cut left it short enough, so plain.
+        redrawn: cuts drawn again before one fitted, or none did.
+        padding: places of the rows without a token.
+    """
+
+    pieces: int = 0
+    tokens: int = 0
+    eligible: int = 0
+    eligible_tokens: int = 0
+    infilled: int = 0
+    infilled_tokens: int = 0
+    psm: int = 0
+    spm: int = 0
+    lossy: int = 0
+    split: int = 0
+    unfit: int = 0
+    redrawn: int = 0
+    padding: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        names = self.__slots__
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +78,16 @@ class Row:
         targets: (T,) the token to predict at each place, or IGNORE.
         positions: (T,) place of each token in its piece of a document, from 0.
         segments: lengths of the pieces, in order, summing to T; padding is the last.
+        kinds: (T,) how the piece is arranged, an `infill.Order`; 0, plain, for padding too.
+        counts: of its documents, where infilling is on.
     """
 
     ids: Ids
     targets: Ids
     positions: Ids
     segments: tuple[int, ...]
+    kinds: Kinds
+    counts: Counts | None = None
 
 
 def keyed(*parts: str | int) -> int:
@@ -81,6 +121,67 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+class Windows:
+    """A line of S places, gone through in epochs of R = ceil(S / W) windows of W places.
+
+    Each epoch has another order of the windows, and another rotation of the line.
+
+    Args:
+        size: S.
+        width: W.
+        key: what the orders and rotations are drawn from.
+    """
+
+    def __init__(self, *, size: int, width: int, key: tuple[str | int, ...]) -> None:
+        self.size = size
+        self.width = width
+        self.count = -(-size // width)
+        self._key = key
+        self._epoch = lru_cache(maxsize=8)(self._derive_epoch)
+
+    def locate(self, k: int) -> tuple[int, int, int]:
+        """Window number k, counted through the epochs: its epoch, its first place, its length."""
+        epoch, place = divmod(k, self.count)
+        order, turn = self._epoch(epoch)
+        w = permute(place, self.count, order)
+        length = min(self.width, self.size - w * self.width)
+        return epoch, (w * self.width + turn) % self.size, length
+
+    def rotation(self, epoch: int) -> int:
+        """By how many places the line is rotated in an epoch."""
+        return self._epoch(epoch)[1]
+
+    def spans(self, start: int, length: int) -> list[tuple[int, int]]:
+        """A window's places as [start, stop) stretches: two of them around the line's end."""
+        stop = start + length
+        assert stop <= 2 * self.size, f"a window of {length} on a line of {self.size}"
+        if stop <= self.size:
+            return [(start, stop)]
+        return [(start, self.size), (0, stop - self.size)]
+
+    def _derive_epoch(self, epoch: int) -> tuple[int, int]:
+        """The key of an epoch's order, and by how many places its line is rotated."""
+        order = keyed(*self._key, "order", epoch)
+        return order, keyed(*self._key, "rotation", epoch) % self.size
+
+
+def rows_key(shards: ShardSet, seed: int) -> tuple[str | int, ...]:
+    """What the order of a source's rows is drawn from."""
+    return ("rows", shards.digest, shards.split, seed)
+
+
+def segments_and_positions(borders: npt.NDArray[np.int64]) -> tuple[tuple[int, ...], Ids]:
+    """Lengths of a row's pieces, and each token's place in its own.
+
+    Args:
+        borders: where each piece begins, ascending, and T.
+    """
+    lengths = np.diff(borders)
+    positions = np.arange(borders[-1], dtype=np.int32)
+    positions -= np.repeat(borders[:-1], lengths).astype(np.int32)
+    return tuple(lengths.tolist()), positions
+
+
 class SourceRows:
     """The rows of one source, numbered through its epochs.
 
@@ -94,23 +195,18 @@ class SourceRows:
         self.shards = shards
         self.context = context
         self.size = shards.n_tokens
-        self.rows = -(-self.size // context)
-        self._key = ("rows", shards.digest, shards.split, seed)
-        self._epoch = lru_cache(maxsize=8)(self._derive_epoch)
+        self.windows = Windows(size=self.size, width=context, key=rows_key(shards, seed))
+        self.rows = self.windows.count
 
     def row(self, k: int) -> Row:
         """Row number k: of epoch k // rows, in that epoch's order and rotation."""
-        epoch, place = divmod(k, self.rows)
-        order, turn = self._epoch(epoch)
-        w = permute(place, self.rows, order)
-        count = min(self.context, self.size - w * self.context)
-        start = (w * self.context + turn) % self.size
+        _, start, count = self.windows.locate(k)
         return self.span(start, count)
 
-    def _derive_epoch(self, epoch: int) -> tuple[int, int]:
-        """The key of an epoch's order, and by how many tokens its line is rotated."""
-        order = keyed(*self._key, "order", epoch)
-        return order, keyed(*self._key, "rotation", epoch) % self.size
+    def nth(self, w: int) -> Row:
+        """Window w of the line as it is stored, neither rotated nor in another order."""
+        start = w * self.context
+        return self.span(start, min(self.context, self.size - start))
 
     def span(self, start: int, count: int) -> Row:
         """The row of `count` tokens from token `start` on, around the end, and then padding."""
@@ -119,19 +215,13 @@ class SourceRows:
         targets = np.full(T, IGNORE, dtype=np.int32)
         starts: list[npt.NDArray[np.int64]] = []
         filled = 0
-        while filled < count:
-            stop = min(start + count - filled, self.size)
-            taken = stop - start
-            starts.append(self._fill(start, stop, ids[filled:], targets[filled:]) + filled)
-            filled += taken
-            start = 0
+        for begin, end in self.windows.spans(start, count):
+            starts.append(self._fill(begin, end, ids[filled:], targets[filled:]) + filled)
+            filled += end - begin
         if count < T:
             starts.append(np.array([count]))
-        borders = np.concatenate([*starts, [T]])
-        lengths = np.diff(borders)
-        positions = np.arange(T, dtype=np.int32)
-        positions -= np.repeat(borders[:-1], lengths).astype(np.int32)
-        return Row(ids, targets, positions, tuple(lengths.tolist()))
+        segments, positions = segments_and_positions(np.concatenate([*starts, [T]]))
+        return Row(ids, targets, positions, segments, np.zeros(T, dtype=np.uint8))
 
     def _fill(self, start: int, stop: int, ids: Ids, targets: Ids) -> npt.NDArray[np.int64]:
         """Write tokens start .. stop - 1 and their targets; where each document's piece begins."""
@@ -146,24 +236,3 @@ class SourceRows:
         targets[ends[ends < count]] = IGNORE
         begins: npt.NDArray[np.int64] = np.maximum(offsets[:-1] - start, 0)
         return begins
-
-
-class RunRows:
-    """The rows of a run: the mixture says which source, the source gives the row.
-
-    Args:
-        mixture: the sources and their shares.
-        context: T.
-        seed: of the run.
-    """
-
-    def __init__(self, mixture: Mixture, *, context: int, seed: int) -> None:
-        self.dealer = mixture.dealer(seed)
-        self.sources = [
-            SourceRows(source.shards, context=context, seed=seed) for source in mixture.sources
-        ]
-
-    def row(self, i: int) -> Row:
-        """Row i of the run."""
-        source, k = self.dealer.locate(i)
-        return self.sources[source].row(k)

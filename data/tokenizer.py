@@ -2,6 +2,7 @@
 
     load(path)   a tokenizer.model, given or trained
     train(...)   one trained here in the manner of Llama 2's
+    extend(out)  one with Code Llama's 16 infilling pieces appended
     encode       text -> ids; sentinels typed by a user stay text
     decode       ids -> text, whole or as a stream of complete characters
 
@@ -21,13 +22,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from .errors import UserError
 from .fast_encode import BYTE, CONTROL, SPACE, UNKNOWN, ChunkEncoder, Ids, obstacle, to_array
-from .files import atomic_write, digest_file
+from .files import atomic_write, digest_content
 
 # Generated at import from a descriptor, so type checkers do not see it.
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
@@ -38,7 +41,13 @@ Specials = Literal["text", "parse"]
 _SENTINEL = re.compile(rf"{SPACE}<(?:PRE|SUF|MID)>|(?:{SPACE}?<EOT>)+|<step>")
 _INFILL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 _STEP_PIECE = "<step>"
+# What Code Llama's tokenizer holds beyond Llama 2's, ids 32000-32015: parts of the sentinels, which
+# ordinary text may use, the sentinels, and the last one repeated (as the release lists them).
+_PARTS = tuple(f"{SPACE}<{part}" for part in ("SU", "SUF", "PRE", "M", "MID", "E", "EOT"))
+_REPEATED = tuple(SPACE + "<EOT>" * times for times in range(2, 7))
+INFILL_EXTENSION = (*_PARTS, *_INFILL_PIECES, *_REPEATED)
 
+_FRAGMENT = 200  # characters up to which chunks that are not cached cost more than they save
 _LINE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece drops > 4192 bytes
 _SAMPLE_LINES = 4_000_000  # more are sampled down to this, which bounds training's memory
 _WHITE_SPACE_SCORE = -1e9  # as in Llama 2's model: see `_finished`
@@ -74,9 +83,9 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
-        """Made by `load` and `train`."""
+        """Made by `load`, `train` and `extend`; `content` is what the file holds or will hold."""
         self.path = path
-        self.digest = digest_file(path)
+        self.digest = digest_content(content)
         self._model = ModelProto.FromString(content)
         self._shipped = _processor(self._model)
         self.vocab_size: int = self._shipped.get_piece_size()
@@ -104,7 +113,7 @@ class Tokenizer:
         self._encoder = cache(self._make_encoder)
         self._continuation = cache(self._make_continuation)
         self._surfaces = cache(self._make_surfaces)
-        self._piece_bytes = cache(self._make_piece_bytes)
+        self._bytes = cache(self._make_bytes)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -129,6 +138,52 @@ class Tokenizer:
                 hint="copy it again; a tokenizer.json of Hugging Face is another format",
             ) from error
 
+    def extension(self) -> bytes:
+        """The model file of this tokenizer with the 16 infilling pieces appended.
+
+        They are ordinary pieces, as in Code Llama's own file, and get ids V .. V + 15 in its order:
+        the sentinels are V + 7 .. V + 10 (32007 .. 32010 for Llama 2). Their scores go on from the
+        lowest, so they join only what every other merge has left. A piece of that name that the
+        vocabulary has already gives way: a part of a sentinel stays what it is, and its new id is
+        never used; a sentinel, which encoding never gave, loses its name.
+
+        Raises:
+            UserError: the tokenizer has infilling pieces already.
+        """
+        if self.infill is not None:
+            raise UserError(
+                f"{self.path} has the infilling pieces already, from id {self.infill.prefix} on",
+                hint="use it as it is",
+            )
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        known = {piece.piece: piece for piece in model.pieces}
+        score = min(piece.score for piece in model.pieces if piece.score > _WHITE_SPACE_SCORE)
+        for number, name in enumerate(INFILL_EXTENSION, start=1):
+            old = known.get(name)
+            if old is not None and name not in _PARTS:
+                old.piece, old.type = f"<unused {name}>", CONTROL
+                old = None
+            if old is None:
+                model.pieces.add(piece=name, score=score - number)
+            else:
+                model.pieces.add(piece=f"<unused {name}>", score=score - number, type=CONTROL)
+        model.trainer_spec.vocab_size = len(model.pieces)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def extension_digest(self) -> str:
+        """The digest of the extended tokenizer's file."""
+        return digest_content(self.extension())
+
+    def extend(self, out: Path) -> Tokenizer:
+        """Write `extension` to a file and load it.
+
+        Raises:
+            UserError: the tokenizer has infilling pieces already, or it cannot be written.
+        """
+        atomic_write(out, self.extension())
+        return Tokenizer.load(out)
+
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[Path, str]]:
         return _reload, (self.path, self.digest)
 
@@ -138,6 +193,18 @@ class Tokenizer:
         if self._obstacle is not None:
             return f"off: {self._obstacle}"
         return "normalised, then chunks" if self._normalises else "chunks"
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether texts are encoded as they are, but for the implied leading space."""
+        return not self._normalises
+
+    @property
+    def newline_id(self) -> int | None:
+        """The id of a line's end, if lines are encoded each apart from the others; else None."""
+        if self._obstacle is not None or self._normalises:
+            return None
+        return self._encoder("text" if self._sentinels else "parse").newline
 
     def encode(
         self,
@@ -190,6 +257,19 @@ class Tokenizer:
         after = self._frame("EOS", self.eos_id) if eos else b""
         return to_array((before, ids, after))
 
+    def encode_fragment(self, text: str, *, leading_space: bool = True) -> Ids:
+        """As `encode_array`, for a piece of text that will hardly come again.
+
+        SentencePiece itself when the text is short, past the caches: looking for chunks that are
+        not there takes four to ten times as long.
+        """
+        if len(text) > _FRAGMENT:
+            return self.encode_array(text, leading_space=leading_space)
+        if not text:
+            return np.empty(0, dtype=np.int32)
+        specials: Specials = "text" if self._sentinels else "parse"
+        return np.array(self._variant(specials, leading_space).encode(text), dtype=np.int32)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids as SentencePiece gives it, the implied leading space dropped.
 
@@ -214,7 +294,7 @@ class Tokenizer:
         Where the pieces' own bytes, end to end, are the text's, they decode to it; only what
         differs (a literal U+2581, another form of normalisation) is decoded to see.
         """
-        table = self._piece_bytes()
+        table = self._bytes()
         if table is not None:
             plain = b"".join(map(table.__getitem__, ids.tolist()))
             implied = b" " if self._model.normalizer_spec.add_dummy_prefix else b""
@@ -222,19 +302,27 @@ class Tokenizer:
                 return True
         return self.decode(ids.tolist()) == text
 
-    def _make_piece_bytes(self) -> list[bytes] | None:
-        """What each piece adds to a text, or None for models whose decoding looks at neighbours."""
-        spec = self._model.normalizer_spec
-        if (
-            self._model.denormalizer_spec.precompiled_charsmap
-            or self._model.trainer_spec.treat_whitespace_as_suffix
-            or spec.remove_extra_whitespaces
-        ):
+    def text_of(self, ids: Ids, *, continuation: bool = False) -> str | None:
+        """As `decode` and `decode_continuation`, many times faster.
+
+        Args:
+            ids: (tokens,), all within the vocabulary.
+            continuation: whether a leading space is a real one.
+
+        Returns:
+            the text, or None where it begins or ends within a character, or is no UTF-8 at all.
+        """
+        table = self._bytes()
+        if table is None:
+            text = self.decode_continuation(ids) if continuation else self.decode(ids)  # type: ignore[arg-type]
+            return None if "\ufffd" in text else text
+        found = b"".join([table[i] for i in ids.tolist()])
+        if not continuation and self._model.normalizer_spec.add_dummy_prefix:
+            found = found.removeprefix(b" ")
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
             return None
-        return [
-            bytes([surface]) if isinstance(surface, int) else surface.replace(SPACE, " ").encode()
-            for surface in self._surfaces()
-        ]
 
     def stream(self, *, continuation: bool = True) -> StreamDecoder:
         """A decoder for ids that come one at a time.
@@ -331,6 +419,24 @@ class Tokenizer:
 
     def _make_surfaces(self) -> tuple[str | int, ...]:
         return tuple(map(self._surface, self._model.pieces))
+
+    def piece_bytes(self) -> tuple[bytes, ...]:
+        """What each id adds to a text, in UTF-8; nothing for control pieces."""
+        return tuple(
+            bytes([found]) if isinstance(found, int) else found.replace(SPACE, " ").encode()
+            for found in self._surfaces()
+        )
+
+    def _make_bytes(self) -> tuple[bytes, ...] | None:
+        """What each id adds to a text, in UTF-8; None for models where that is not so simple."""
+        if (
+            self._normalises
+            or self._model.denormalizer_spec.precompiled_charsmap
+            or self._model.trainer_spec.treat_whitespace_as_suffix
+            or self._model.normalizer_spec.remove_extra_whitespaces
+        ):
+            return None
+        return self.piece_bytes()
 
     def _surface(self, piece: Any) -> str | int:
         """What a piece decodes to: text, or the number of a byte."""
@@ -536,6 +642,26 @@ def _finished(content: bytes) -> bytes:
         if not piece.piece.strip(SPACE):
             piece.score = _WHITE_SPACE_SCORE
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def helped(
+    tokenizer: Tokenizer,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which ids of a tokenizer may stand for text that a part of a sentinel would take.
+
+    Every part has "<" and then E, M, P or S in it.
+
+    Returns:
+        (V,) each: ids that hold these two characters, that end with the first, and that begin with
+        the second. Text without such an id or pair of ids is encoded alike after the extension.
+    """
+    seconds = {name[2] for name in _PARTS}
+    surfaces = [chr(found) if isinstance(found, int) else found for found in tokenizer._surfaces()]
+    return (
+        np.array([any(f"<{c}" in text for c in seconds) for text in surfaces]),
+        np.array([text.endswith("<") for text in surfaces]),
+        np.array([text[:1] in seconds for text in surfaces]),
+    )
 
 
 def _reload(path: Path, digest: str) -> Tokenizer:

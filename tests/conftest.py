@@ -1,6 +1,7 @@
 """Small real things that many tests need: a corpus, a tokenizer trained on it, a shard set."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,12 @@ def write_shards(folder: Path, documents: list[list[int]], tokenizer: Tokenizer)
         licences={},
         recipe={},
     )
+
+
+@pytest.fixture(scope="session")
+def shard_writer() -> Callable[[Path, list[list[int]], Tokenizer], None]:
+    """For tests that need documents of their own in a shard set."""
+    return write_shards
 
 
 @pytest.fixture(scope="session")

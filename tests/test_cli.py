@@ -18,6 +18,7 @@ import typer
 
 from codecria.cli import app as cli
 from codecria.data.errors import ExitStatus, Interrupted, UserError
+from codecria.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "help.txt"
@@ -686,3 +687,43 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
     assert "stopped and saved at step" in told
     assert "Traceback" not in told
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+# --- infilling -------------------------------------------------------------------------------
+
+
+def test_examples_of_infilling_are_shown_as_text_and_ids(
+    codecria: Call, shards: Path, tokenizer: Tokenizer
+) -> None:
+    call = ["fim", "--size", "1m", "--data", shards, "--show", 2]
+    told = codecria(*call)
+    assert (told.status, told.err) == (0, "")
+    text = told.out.decode()
+    assert re.match(r"--- 1: (PSM|SPM), row 0, \d+ tokens\n\[BOS\]\[PRE\]", text)
+    assert text.count("[EOT][EOS]\nids 1 ") == 2
+    shown = codecria(*call, "--json")
+    first, second = (json.loads(line) for line in shown.out.splitlines())
+    assert " ".join(map(str, first["ids"])) in text
+    assert second["ids"][1] == tokenizer.vocab_size + 7
+    few = codecria(*call[:-1], 1, "--steps", 1, "--set", "infill_rate=0.000001")
+    assert (few.status, few.out) == (0, b"")
+    assert "the run holds 0 examples" in few.err
+
+
+def test_a_plan_of_infilling_tells_the_effective_rate(codecria: Call, shards: Path) -> None:
+    call = ["fim", "--size", "1m", "--data", shards, "--dry-run"]
+    assert "effective rate   90.0% of tokens" in codecria(*call).out.decode()
+    told = json.loads(codecria(*call, "--json").out)["infill"]
+    assert told["effective_rate"] == pytest.approx(0.9)
+    paper = json.loads(codecria("fim", "--size", "7b", "--dry-run", "--json").out)["infill"]
+    assert (paper["rate"], paper["scope"], paper["effective_rate"]) == (0.9, "document", None)
+
+
+def test_infilling_fresh_weights_is_refused_unless_meant(
+    codecria: Call, shards: Path, tmp_path: Path
+) -> None:
+    told = codecria("fim", "--size", "1m", "--data", shards, "--out", tmp_path / "run")
+    assert told.status == ExitStatus.FAILED
+    assert "starts from a checkpoint of pretrain, not from fresh weights" in told.err
+    assert "--any-init" in told.err
+    assert not (tmp_path / "run").exists()

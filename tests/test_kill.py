@@ -21,7 +21,7 @@ from pathlib import Path
 from codecria.core import resume, stage, trainer
 from codecria.core.stage import StageRequest, resolve, run_stage
 
-shards, out, compiled, where, when = sys.argv[1:]
+shards, out, compiled, where, when, init = sys.argv[1:]
 when = int(when)
 
 def die(*_, **__):
@@ -46,7 +46,8 @@ tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, 
 stage.MODELS["1m"] = tiny
 stage.machine.matmul_flops = lambda *_: 1e11
 request = StageRequest(
-    recipe="pretrain", data=[shards], size="1m", steps=9, device="cpu", dtype="float32",
+    recipe="fim" if init else "pretrain", data=[shards], steps=9,
+    size=None if init else "1m", init=Path(init) if init else None, device="cpu", dtype="float32",
     changes={"context": 32, "batch_tokens": 128, "peak_lr": 5e-3},
     save_every=2, eval_every=100, eval_rows=2, log_every=1, compiled=compiled,
 )
@@ -55,9 +56,24 @@ run_stage(stage, Path(out), report=lambda _: None, warn=sys.exit, started=lambda
 """
 
 
-def run(shards: Path, out: Path, *, compiled: str, where: str = "", when: int = 0) -> int:
-    """Train in a process of its own; its return code, negative after a signal."""
-    arguments = [str(shards), str(out), compiled, where, str(when)]
+def run(
+    shards: Path,
+    out: Path,
+    *,
+    compiled: str,
+    where: str = "",
+    when: int = 0,
+    init: Path | None = None,
+) -> int:
+    """Train in a process of its own; its return code, negative after a signal.
+
+    Args:
+        shards, out: the data and the run.
+        compiled: "on" or "off".
+        where, when: the moment of death, as the child reads it.
+        init: train with infilling from this checkpoint, instead of `pretrain`.
+    """
+    arguments = [str(shards), str(out), compiled, where, str(when), str(init or "")]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
     )
@@ -93,6 +109,21 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
         code = run(shards, killed, compiled="off", where=where, when=when)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
     assert run(shards, killed, compiled="off") == 0
+    assert_same_end(whole, killed)
+
+
+@pytest.mark.slow
+def test_an_infilling_run_killed_again_and_again_ends_like_an_unbroken_one(
+    shards: Path, tmp_path: Path
+) -> None:
+    # Kills: new embedding rows drawn anew on resume, cuts that depend on what came before.
+    base, whole, killed = (tmp_path / name for name in ("base", "whole", "killed"))
+    assert run(shards, base, compiled="off") == 0
+    assert run(shards, whole, compiled="off", init=base) == 0
+    for where, when in [("step", 1), ("step", 5), ("moments", 1), ("publish", 0)]:
+        code = run(shards, killed, compiled="off", where=where, when=when, init=base)
+        assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
+    assert run(shards, killed, compiled="off", init=base) == 0
     assert_same_end(whole, killed)
 
 

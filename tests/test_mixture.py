@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data.errors import UsageError, UserError
+from codecria.data.infill import InfillFormat
+from codecria.data.infill_rows import Layout
 from codecria.data.mixture import BLOCK_ROWS, PAGE_BLOCKS, Dealer, Mixture
+from codecria.data.tokenizer import Tokenizer
 
 weight_lists = st.lists(
     st.one_of(st.integers(1, 1000), st.sampled_from([1e-3, 1e-6])), min_size=1, max_size=6
@@ -93,6 +96,33 @@ def test_the_ledger_counts_rows_tokens_and_epochs(shards: Path) -> None:
     assert (entry.requested, entry.achieved, entry.rows) == (1.0, 1.0, 3 * rows)
     assert entry.drawn_tokens == 3 * held
     assert entry.epochs == 3.0
+
+
+def test_the_ledger_knows_that_infilling_takes_more_rows(shards: Path) -> None:
+    mixture = Mixture.parse([str(shards)])
+    split = mixture.sources[0].shards
+    infill = InfillFormat(scope="context")
+    rows = Layout.of(64, infill).rows(split)
+    assert rows > -(-split.n_tokens // 64)
+    [entry] = mixture.ledger(2 * rows, context=64, seed=0, infill=infill)
+    assert entry.drawn_tokens == 2 * split.n_tokens
+    assert entry.epochs == 2.0
+    [part] = mixture.ledger(rows // 2, context=64, seed=0, infill=infill)
+    assert part.epochs == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_mixture_under_another_tokenizer_keeps_its_shares(
+    shards: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    twin.symlink_to(shards)
+    mixture = Mixture.parse([f"{shards}=3", f"{twin}=1"])
+    extended = tokenizer.extend(tmp_path / "tokenizer.model")
+    seen = mixture.under(extended)
+    assert [(s.name, s.weight) for s in seen.sources] == [
+        (s.name, s.weight) for s in mixture.sources
+    ]
+    assert {s.shards.tokenizer_digest for s in seen.sources} == {extended.digest}
 
 
 def test_sources_that_cannot_be_mixed_are_refused(shards: Path, tmp_path: Path) -> None:

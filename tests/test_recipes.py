@@ -13,6 +13,7 @@ from codecria.core.recipes import (
     recipe_for,
 )
 from codecria.data.errors import UsageError
+from codecria.data.infill import InfillFormat
 
 
 @pytest.mark.parametrize("key", RECIPES, ids=" ".join)
@@ -37,6 +38,33 @@ def test_code_training_has_the_papers_numbers() -> None:
     assert (python.peak_lr, python.tokens, python.steps) == (1e-4, 10**11, 23_842)
     assert not recipe_for("pretrain", "7b").document_mask
     assert recipe_for("pretrain", "15m").document_mask
+
+
+def test_infilling_training_has_the_papers_numbers() -> None:
+    sizes = [size for name, size in RECIPES if name == "fim" and size in PAPER_MODELS]
+    assert sizes == ["7b", "13b", "70b"], "the 34b models were trained without infilling"
+    for size in sizes:
+        fim, pretrain = recipe_for("fim", size), recipe_for("pretrain", size)
+        assert fim.infill == InfillFormat(rate=0.9, spm_share=0.5, scope="document", eos=True)
+        assert pretrain.infill is None
+        # Otherwise it is the code training it takes the place of.
+        for name in ("tokens", "peak_lr", "context", "batch_tokens", "mixture", "warmup_steps"):
+            assert getattr(fim, name) == getattr(pretrain, name)
+    assert recipe_for("fim", "70b").tokens == 10**12
+    with pytest.raises(UsageError, match="no recipe 'fim' for size '34b'") as caught:
+        recipe_for("fim", "34b")
+    assert "sizes: 7b, 13b, 70b, " in caught.value.hint
+    small = recipe_for("fim", "15m")
+    assert small.infill == InfillFormat(scope="context")
+    assert small.peak_lr == recipe_for("pretrain", "15m").peak_lr
+
+
+def test_the_family_is_a_graph() -> None:
+    assert recipe_for("fim", "7b").follows == ("pretrain",)
+    assert recipe_for("python", "7b").follows == ("pretrain",)
+    assert recipe_for("python", "70b").follows == ("fim",), "Python 70b came after infilling"
+    for recipe in RECIPES.values():
+        assert {*recipe.follows} <= {"scratch", *(name for name, _ in RECIPES)}
 
 
 def test_the_plan_reproduces_the_papers_table_1() -> None:
@@ -105,6 +133,13 @@ def test_overrides_are_parsed_checked_and_collected() -> None:
         ({"peak_lr": "fast"}, "peak_lr = 'fast'"),
         ({"context": 100}, "not a multiple of context 100"),
         ({"peak_lr": -1, "clip_norm": 0}, "peak_lr -1.0 must be positive; clip_norm 0.0"),
+        ({"infill_rate": 1.5}, r"infill_rate 1.5 not in \[0, 1\]"),
+        ({"infill_scope": "file"}, "infill_scope = 'file'"),
+        ({"follows": "fim"}, "no field 'follows'"),
+        (
+            {"infill_rate": 0.9, "context": 16, "batch_tokens": 16},
+            "context 16 has no room for infilling",
+        ),
         ({"on_nonfinite": "pray"}, "on_nonfinite = 'pray'"),
     ],
 )
