@@ -19,6 +19,7 @@ from torch import Tensor
 from codecria.data.errors import UsageError, UserError
 
 from .cache import ChunkAttention, KeyValueCache, TokenAttention
+from .healing import Opening
 from .model import Transformer
 from .sampling import Sampling, draw
 
@@ -182,6 +183,8 @@ class _Sample:
     shown: int = 0
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    left: bytes = b""  # of the opening, that is still to come
+    hidden: int = 0  # characters of it that have not come yet
 
     def take(self, token: int, ends: frozenset[int], stops: Sequence[str], limit: int) -> str:
         """Add a drawn token and return the text that is now certain to be shown."""
@@ -189,7 +192,7 @@ class _Sample:
             return self._end("stop")
         self.ids.append(token)
         searched = len(self.text)
-        self.text += self.stream.push(token)
+        self.text += self._beyond_opening(self.stream.push(token))
         cut = stop_at(self.text, stops, searched)
         if cut is not None:
             self.text = self.text[:cut]
@@ -199,8 +202,13 @@ class _Sample:
             return self._end("length")
         return self._show(len(self.text) - held_back(self.text, stops))
 
+    def _beyond_opening(self, text: str) -> str:
+        known = min(self.hidden, len(text))
+        self.hidden -= known
+        return text[known:]
+
     def _end(self, reason: FinishReason) -> str:
-        self.text += self.stream.finish()
+        self.text += self._beyond_opening(self.stream.finish())
         self.finish_reason = reason
         return self._show(len(self.text))
 
@@ -208,6 +216,19 @@ class _Sample:
         fresh = self.text[self.shown : upto]
         self.shown = max(self.shown, upto)
         return fresh
+
+
+def _held_to(opening: Opening, live: Sequence[_Sample], scores: Tensor) -> Tensor:
+    """The scores, without tokens that contradict what is left of each sample's opening."""
+    if not any(sample.left for sample in live):
+        return scores
+    scores = scores.clone()
+    for row, sample in enumerate(live):
+        if sample.left:
+            allowed = opening.allowed(sample.left).to(scores.device)
+            scores[row, : len(allowed)].masked_fill_(~allowed, -torch.inf)
+            scores[row, len(allowed) :] = -torch.inf  # rows of the model that no piece has
+    return scores
 
 
 def complete(
@@ -218,6 +239,7 @@ def complete(
     sampling: Sampling,
     limits: Limits,
     ends: frozenset[int],
+    opening: Opening | None = None,
 ) -> Iterator[tuple[int, str | Completion]]:
     """Generate completions of one prompt; the samples share its prefill.
 
@@ -228,6 +250,7 @@ def complete(
         sampling: how tokens are drawn.
         limits: how many, how long, and where they end.
         ends: ids that end a completion and are not part of it.
+        opening: text the completion must begin with, and that is not shown (`healing.py`).
 
     Yields:
         (sample number, text) as text becomes certain, then (sample number, Completion) once each.
@@ -261,14 +284,23 @@ def complete(
     )
     scores = prefill(model, cache, [prompt])
     first_at = time.perf_counter()
-    live = [_Sample(n, sampling.generator(n), new_stream()) for n in range(limits.samples)]
+    left = opening.text if opening is not None else b""
+    live = [
+        _Sample(n, sampling.generator(n), new_stream(), left=left, hidden=len(left.decode()))
+        for n in range(limits.samples)
+    ]
     if limits.samples > 1:
         cache = cache.repeated(limits.samples)
         scores = scores.expand(limits.samples, -1)
     while live:
+        if opening is not None:
+            scores = _held_to(opening, live, scores)
         tokens = [
             draw(row, sampling, sample.generator) for sample, row in zip(live, scores, strict=True)
         ]
+        if opening is not None:
+            for sample, token in zip(live, tokens, strict=True):
+                sample.left = opening.after(sample.left, token)
         for sample, token in zip(live, tokens, strict=True):
             text = sample.take(token, ends, limits.stops, limit)
             if text:

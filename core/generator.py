@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from codecria.data.errors import UsageError, UserError
-from codecria.data.tokenizer import Specials, Tokenizer
+from codecria.data.tokenizer import Tokenizer
 
 from . import machine
 from .checkpoint import DTYPES, Checkpoint, load_model
 from .generate import Completion, Limits, complete
+from .healing import Opening
 from .model import Transformer
 from .sampling import Sampling
 from .stage import choose_device
@@ -45,12 +46,7 @@ class Generator:
             UserError: it is no checkpoint, or has no tokenizer, or another model's.
         """
         checkpoint = Checkpoint.open(path)
-        if checkpoint.tokenizer_path is None:
-            raise UserError(
-                f"{checkpoint.folder} has no tokenizer.model",
-                hint="copy the one the model was trained with into that folder",
-            )
-        tokenizer = Tokenizer.load(checkpoint.tokenizer_path)
+        tokenizer = _tokenizer_of(checkpoint)
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
             raise UserError(
                 f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model"
@@ -61,24 +57,20 @@ class Generator:
         model = load_model(checkpoint, device=chosen, dtype=_choose_dtype(dtype, chosen))
         return cls(model.eval(), tokenizer)
 
-    def prompt_ids(
-        self, text: str, limits: Limits, *, truncate: str | None, specials: Specials
-    ) -> list[int]:
-        """The prompt's ids: BOS and the text.
+    def fit(self, ids: list[int], limits: Limits, *, truncate: str | None) -> list[int]:
+        """A prompt's ids, cut to the context if that is asked for.
 
         Args:
-            text: may be empty: then the model starts a document of its own.
+            ids: BOS first.
             limits: gives the context, of which one token must remain for the completion.
             truncate: "left" cuts the start of a prompt that is too long; None refuses it.
-            specials: "parse" lets the text name control pieces.
 
         Raises:
-            UsageError: `truncate` is neither, or the text holds what cannot be encoded.
+            UsageError: `truncate` is neither.
             UserError: the prompt does not fit.
         """
         if truncate not in (None, "left"):
             raise UsageError(f"--truncate is {truncate!r}", hint="only 'left' is offered")
-        ids = self.tokenizer.encode(text, bos=True, specials=specials)
         context = limits.context or self.model.config.max_context
         if len(ids) < context:
             return ids
@@ -92,17 +84,48 @@ class Generator:
         return [ids[0], *ids[len(ids) - (keep - 1) :]]
 
     def complete(
-        self, ids: list[int], sampling: Sampling, limits: Limits
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        limits: Limits,
+        *,
+        ends: Collection[int] = (),
+        opening: Opening | None = None,
     ) -> Iterator[tuple[int, str | Completion]]:
-        """Completions of a prompt as they are produced, see `core.generate.complete`."""
+        """Completions of a prompt as they are produced, see `core.generate.complete`.
+
+        Args:
+            ids: the prompt.
+            sampling, limits, opening: see there.
+            ends: ids that end it, besides EOS.
+        """
         return complete(
             self.model,
             ids,
             new_stream=self.tokenizer.stream,
             sampling=sampling,
             limits=limits,
-            ends=frozenset({self.model.config.eos_id, self.tokenizer.eos_id}),
+            ends=frozenset({self.model.config.eos_id, self.tokenizer.eos_id, *ends}),
+            opening=opening,
         )
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint or run folder, without its weights.
+
+    Raises:
+        UserError: it is no checkpoint, or has no tokenizer.
+    """
+    return _tokenizer_of(Checkpoint.open(path))
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer_path is None:
+        raise UserError(
+            f"{checkpoint.folder} has no tokenizer.model",
+            hint="copy the one the model was trained with into that folder",
+        )
+    return Tokenizer.load(checkpoint.tokenizer_path)
 
 
 def _choose_dtype(requested: str, device: torch.device) -> torch.dtype | None:
