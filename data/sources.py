@@ -367,7 +367,11 @@ def _entries(source: Source, folder: Path) -> Iterator[_Entry | Skip]:
         root, output = folder.resolve(), source.without.resolve()
         if root in output.parents:
             prefix = _display(f"{output.relative_to(root).as_posix()}/")
-    for entry in _walk(folder, source.name, "", _rules_above(folder), _licence_above(folder)):
+    rules: tuple[_Rules, ...] = ()
+    licence = None
+    if not _is_foreign(folder):
+        rules, licence = _rules_above(folder), _licence_above(folder)
+    for entry in _walk(folder, source.name, "", rules, licence):
         if prefix is None or not f"{entry.relative}/".startswith(prefix):
             yield entry
 
@@ -392,6 +396,22 @@ def _rules_above(folder: Path) -> tuple[_Rules, ...]:
             names = {path.name for path in parent.glob(".git*")}
             rules.append(_read_rules(parent, names, below="", above=above))
     return tuple(rules)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether the git work tree around a folder ignores it: then it is no part of that tree.
+
+    Who names such a folder as a source wants it: an environment, a Python installed below a
+    repository of its own, a build.
+    """
+    here = folder.resolve()
+    for parent in _git_folders(folder):
+        rule = _read_rules(parent, {path.name for path in parent.glob(".git*")}, below="", above="")
+        relative = here.relative_to(parent)
+        above = [*reversed(relative.parents[:-1]), relative]
+        if any(_ignored(f"{part.as_posix()}/", (rule,)) for part in above):
+            return True
+    return False
 
 
 def _read_rules(folder: Path, names: Collection[str], *, below: str, above: str) -> _Rules:

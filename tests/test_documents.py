@@ -564,3 +564,18 @@ def test_the_columns_of_public_data_sets_are_known(tmp_path: Path) -> None:
     ]
     assert isinstance(ids, Rejected)
     assert "The Stack v2 lists ids alone" in ids.detail
+
+
+def test_a_source_that_the_work_tree_around_it_ignores_is_read_all_the_same(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        {
+            ".git/config": "",
+            ".gitignore": "/versions/*\n",
+            "LICENSE": "Apache License\nVersion 2.0, January 2004\n",
+            "versions/3.11/lib/json/a.py": "x = 1\n",
+        },
+    )
+    good, bad = look(Source(name="src", path=tmp_path / "versions/3.11/lib"))
+    assert (sorted(good), bad) == (["json/a.py"], {})
+    assert good["json/a.py"].metadata.licence is None
