@@ -130,7 +130,7 @@ def group_of(source: str, language: str, group_by: str) -> str:
     """The shard set a document goes to, "" where all go to one.
 
     By kind, prose and text of no known language are apart from code, as the paper's mixture has
-    natural language apart (section 2.1).
+    natural language apart (section 2.2).
 
     >>> group_of("src", "Markdown", "kind")
     'prose'
