@@ -178,8 +178,8 @@ def generate(
     generator = Generator.load(model, device=device, dtype=dtype)
     ids = generator.fit(task.ids, limits, truncate=truncate)
     opening = None
-    if heal and (gap is None or form == "spm"):
-        ids, opening = healed(ids, tokenizer.piece_bytes())
+    if heal:
+        ids, opening = healed(ids, tokenizer.typed_bytes())
     events = generator.complete(ids, sampling, limits, ends=task.ends, opening=opening)
     if task.strip:
         events = stripped(events)
@@ -331,7 +331,7 @@ def _apply(
         UserError: the middle has no end, so the file stays as it is.
     """
     from codecria.data.errors import UserError
-    from codecria.data.files import atomic_write
+    from codecria.data.files import atomic_writer
 
     assert task.gap is not None, "nothing is filled"
     [completion] = [event for _, event in events if not isinstance(event, str)]
@@ -345,7 +345,10 @@ def _apply(
                 f"the middle did not end within {len(completion.ids)} tokens: {task.file} stays",
                 hint="allow more with --max-tokens, or end it with --stop",
             )
-        atomic_write(task.file.resolve(), task.gap.filled(middle).encode())
+        path = task.file.resolve()  # a link stays one
+        with atomic_writer(path) as written:
+            os.fchmod(written.fileno(), path.stat().st_mode)  # a script stays executable
+            written.write(task.gap.filled(middle).encode())
 
 
 def _show_tokens(tokenizer: Tokenizer, ids: list[int], *, as_json: bool) -> None:

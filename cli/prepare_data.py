@@ -156,6 +156,8 @@ def prepare_data(
     from codecria.data.prepare import Engine, prepare, recipe_of
     from codecria.data.sources import parse_sources
 
+    if address is not None and runner == "processes":
+        raise UsageError("--address is that of a cluster", hint="add --runner ray or dask")
     wanted = parse_sources(sources or [])
     if append:
         _refuse_own_recipe(context)

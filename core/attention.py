@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
 
 from codecria.data.errors import UserError
@@ -152,7 +152,7 @@ def _segments(offsets: Tensor) -> list[tuple[int, int]]:
     return [(a, b) for a, b in itertools.pairwise(borders) if b > a]
 
 
-@torch.library.custom_op("codecria::segment_attention", mutates_args=())
+@library.custom_op("codecria::segment_attention", mutates_args=())
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Causal attention within each span of a packed sequence, on a CPU.
 
@@ -174,7 +174,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple
     return out, lse
 
 
-@torch.library.custom_op("codecria::segment_attention_backward", mutates_args=())
+@library.custom_op("codecria::segment_attention_backward", mutates_args=())
 def _segment_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,6 +42,18 @@ class OldShard:
     name: str
     digests: dict[str, str]
 
+    def check_keys(self) -> None:
+        """Check that new documents can be compared with those of this shard.
+
+        Raises:
+            UserError: it keeps no keys of them.
+        """
+        if KEYS_PART not in self.digests or not (self.folder / f"{self.name}.{KEYS_PART}").exists():
+            raise UserError(
+                f"{self.folder} keeps no keys of its documents: nothing can be appended to it",
+                hint="make it again; only sets made with --dedup near or exact keep them",
+            )
+
     def documents(self, rows: Sequence[int]) -> Iterator[tuple[str, str]]:
         """(id, text) of some of its documents."""
         held = ShardSet.open(self.folder, self.split)
@@ -61,23 +73,12 @@ class OldShard:
 
 
 def old_shards(folder: Path, manifest: Manifest) -> list[OldShard]:
-    """The shards of a set in order.
-
-    Raises:
-        UserError: they keep no keys, so nothing can be compared with them.
-    """
-    found = [
+    """The shards of a set in order."""
+    return [
         OldShard(folder=folder, split=split, number=i, name=entry.name, digests=entry.digests)
         for split, held in manifest.splits.items()
         for i, entry in enumerate(held.shards)
     ]
-    for shard in found:
-        if KEYS_PART not in shard.digests or not (folder / f"{shard.name}.{KEYS_PART}").exists():
-            raise UserError(
-                f"{folder} keeps no keys of its documents: nothing can be appended to it",
-                hint="make it again; only sets made with --dedup near or exact keep them",
-            )
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

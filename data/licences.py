@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from .errors import UsageError
 
 UNKNOWN = "unknown"
+OPERATORS = ("AND", "OR", "WITH")
 HEAD_CHARACTERS = 6_000  # of a source file, where a header stands
 
 # What asks for no more than its own text and a notice to be kept: the licences that the Blue Oak
@@ -389,12 +390,9 @@ def normalise(value: str) -> str | None:
     if known := _one(value):
         return known
     parts = _TOKEN.findall(value)
-    if not any(part.upper() in ("AND", "OR", "WITH") for part in parts):
+    if not any(part.upper() in OPERATORS for part in parts):
         return value
-    shown = [
-        part.upper() if part.upper() in ("AND", "OR", "WITH") else _one(part) or part
-        for part in parts
-    ]
+    shown = [part.upper() if part.upper() in OPERATORS else _one(part) or part for part in parts]
     return " ".join(shown).replace("( ", "(").replace(" )", ")")
 
 
@@ -430,7 +428,10 @@ class Wanted:
         if expression is None:
             return UNKNOWN in self.names
         wanted = frozenset(name.casefold() for name in self.names)
-        tokens = _TOKEN.findall(expression)
+        tokens = [
+            token.upper() if token.upper() in OPERATORS else token
+            for token in _TOKEN.findall(expression)
+        ]
         try:
             place, verdict = _or(tokens, 0, wanted)
         except IndexError:
@@ -439,8 +440,9 @@ class Wanted:
 
 
 def _or(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, bool]:
+    """The place after an expression, and whether it is allowed."""
     place, verdict = _and(tokens, place, wanted)
-    while place < len(tokens) and tokens[place].upper() == "OR":
+    while tokens[place : place + 1] == ["OR"]:
         place, other = _and(tokens, place + 1, wanted)
         verdict = verdict or other
     return place, verdict
@@ -448,7 +450,7 @@ def _or(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, boo
 
 def _and(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, bool]:
     place, verdict = _simple(tokens, place, wanted)
-    while place < len(tokens) and tokens[place].upper() == "AND":
+    while tokens[place : place + 1] == ["AND"]:
         place, other = _simple(tokens, place + 1, wanted)
         verdict = verdict and other
     return place, verdict
@@ -464,7 +466,7 @@ def _simple(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int,
         raise IndexError
     name = _one(tokens[place]) or tokens[place]
     place += 1
-    if place < len(tokens) and tokens[place].upper() == "WITH":
+    if tokens[place : place + 1] == ["WITH"]:
         if tokens[place + 1] in "()":
             raise IndexError
         place += 2

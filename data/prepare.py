@@ -281,7 +281,8 @@ class _Base:
                 f"{self.folder} holds a source called {same[0]!r} already, and this one differs",
                 hint=f"give what is new a name of its own: {same[0]}-2=PATH",
             )
-        assert self.shards, "a finished set without shards"
+        for shard in self.shards:
+            shard.check_keys()
         return None
 
     def keep(self, folder: Path) -> None:

@@ -77,10 +77,6 @@ class Tally:
         by_reason = self.reasons.setdefault(step, {})
         return by_reason.setdefault(reason, {"documents": 0, "bytes": 0, "examples": []})
 
-    def wants_example(self, step: str, reason: Reason) -> bool:
-        """Whether another example would be kept; some cost work to make."""
-        return len(self._drops(step, reason.value)["examples"]) < EXAMPLES
-
     def folder(self, reason: Reason) -> None:
         """A folder was not entered."""
         self.folders[reason.value] = self.folders.get(reason.value, 0) + 1
@@ -258,7 +254,7 @@ def kept_tables(counts: Sequence[dict[str, Any]], only: str | None = None) -> Ke
     )
 
 
-ALSO_ONCE = ("format", "version", "identity", "files")  # of two reports, the older one's
+OF_THE_OLDER = ("format", "version", "identity", "files")  # are not added up
 
 
 def merge_reports(old: Any, new: Any) -> Any:
@@ -271,7 +267,7 @@ def merge_reports(old: Any, new: Any) -> Any:
         return old | {
             key: merge_reports(old[key], value) if key in old else value
             for key, value in new.items()
-            if key not in ALSO_ONCE or key not in old
+            if key not in OF_THE_OLDER or key not in old
         }
     if isinstance(old, list):
         return (old + new)[:EXAMPLES]

@@ -285,7 +285,7 @@ def record_kind(name: str) -> tuple[Kind, Compression] | None:
 
 
 def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
-    """Everything in a source, sorted by path component, without opening a file.
+    """Everything in a source, sorted by path component; of files, git's and licences are read.
 
     A folder that holds record files and no program is a data set: its record files are read.
     In any other folder record files are somebody's fixtures, and are skipped with that reason.
@@ -314,12 +314,10 @@ def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
             else:
                 yield _judge_name(entry, source, data_set=data_set, max_bytes=max_bytes)
     else:
-        folder = source.path.resolve().parent
-        names = sorted(path.name for path in folder.iterdir() if path.is_file())
         entry = _Entry(
             path=source.path,
             relative=_display(source.path.name),
-            licence=_licence_of(folder, names) or _licence_above(folder),
+            licence=_licence_around(source.path.resolve().parent),
         )
         data_set = record_kind(entry.name) is not None
         yield _judge_name(entry, source, data_set=data_set, max_bytes=max_bytes)
@@ -449,16 +447,26 @@ def _marked(relative: str, rules: Sequence[_Rules]) -> Reason | None:
     return next((reason for reason, on in found.items() if on), None)
 
 
+def _licence_around(folder: Path) -> str | None:
+    """The licence of a folder by itself, or else by the git work tree that it lies in."""
+    own = _licence_of(folder, _names(folder))
+    return own if own or _is_foreign(folder) else _licence_above(folder)
+
+
 def _licence_above(folder: Path) -> str | None:
     """The licence of the git work tree that a folder lies in, if it is not its root."""
     for parent in reversed(_git_folders(folder)):
-        try:
-            names = sorted(path.name for path in parent.iterdir())
-        except OSError:
-            return None
-        if licence := _licence_of(parent, names):
+        if licence := _licence_of(parent, _names(parent)):
             return licence
     return None
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, sorted; nothing where that cannot be seen."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
 
 
 def _licence_of(folder: Path, names: Iterable[str]) -> str | None:

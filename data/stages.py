@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import socket
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from .errors import UserError
 from .files import atomic_write_json, read_json, write_error
 
+CONNECT_S = 10  # a cluster's scheduler answers within it
 IDLE_S = 15  # workers outlive a killed run, and end by themselves after so long without work
 
 Payload = TypeVar("Payload")
@@ -188,7 +190,7 @@ def connect(runner: Runner, *, workers: int, address: str | None = None) -> Iter
             raise UserError(
                 f"--runner {runner}: {error}", hint=f"install it: pip install {package}"
             ) from error
-        except (OSError, RuntimeError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no {runner} cluster at {address or 'this machine'}: {error}",
                 hint="check the address of its scheduler",
@@ -243,6 +245,10 @@ def _ray(stack: contextlib.ExitStack, address: str | None, workers: int) -> Mapp
     if address is None:
         ray.init(num_cpus=workers, include_dashboard=False, **quiet)
     else:
+        host, _, port = address.rpartition(":")
+        if host and "/" not in host:
+            # Ray itself tries for minutes, and then ends the process without a word.
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(address=address, **quiet)
     stack.callback(ray.shutdown)
     remote = ray.remote(max_retries=2)(_call)
@@ -282,7 +288,7 @@ def _dask(stack: contextlib.ExitStack, address: str | None, workers: int) -> Map
         )
         stack.enter_context(local)
         address = local.scheduler_address
-    client = stack.enter_context(Client(address, timeout="30s"))
+    client = stack.enter_context(Client(address, timeout=CONNECT_S))
 
     def mapped(run: Run, jobs: Sequence[Job[Any]], waiting: Sequence[int]) -> Results:
         # Each job writes files: the same call made twice is not the same result.

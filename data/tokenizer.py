@@ -289,18 +289,9 @@ class Tokenizer:
         return self._decode(self._continuation(), ids)
 
     def survives(self, text: str, ids: Ids) -> bool:
-        """Whether `decode` gives the text back from its ids, those of BOS and EOS not among them.
-
-        Where the pieces' own bytes, end to end, are the text's, they decode to it; only what
-        differs (a literal U+2581, another form of normalisation) is decoded to see.
-        """
-        table = self._bytes()
-        if table is not None:
-            plain = b"".join(map(table.__getitem__, ids.tolist()))
-            implied = b" " if self._model.normalizer_spec.add_dummy_prefix else b""
-            if plain == implied + text.encode():
-                return True
-        return self.decode(ids.tolist()) == text
+        """Whether `decode` gives the text back from its ids, which are without BOS and EOS."""
+        found = self.text_of(ids)
+        return (self.decode(ids.tolist()) if found is None else found) == text
 
     def text_of(self, ids: Ids, *, continuation: bool = False) -> str | None:
         """As `decode` and `decode_continuation`, many times faster.
@@ -420,12 +411,19 @@ class Tokenizer:
     def _make_surfaces(self) -> tuple[str | int, ...]:
         return tuple(map(self._surface, self._model.pieces))
 
-    def piece_bytes(self) -> tuple[bytes, ...]:
-        """What each id adds to a text, in UTF-8; nothing for control pieces."""
+    def _piece_bytes(self) -> tuple[bytes, ...]:
         return tuple(
             bytes([found]) if isinstance(found, int) else found.replace(SPACE, " ").encode()
             for found in self._surfaces()
         )
+
+    def typed_bytes(self) -> tuple[bytes, ...]:
+        """(V,) what each id adds to a text that a user types, in UTF-8.
+
+        Nothing for control pieces and for sentinels, which no text yields.
+        """
+        pieces = self._piece_bytes()
+        return tuple(b"" if i in self._sentinels else piece for i, piece in enumerate(pieces))
 
     def _make_bytes(self) -> tuple[bytes, ...] | None:
         """What each id adds to a text, in UTF-8; None for models where that is not so simple."""
@@ -436,7 +434,7 @@ class Tokenizer:
             or self._model.normalizer_spec.remove_extra_whitespaces
         ):
             return None
-        return self.piece_bytes()
+        return self._piece_bytes()
 
     def _surface(self, piece: Any) -> str | int:
         """What a piece decodes to: text, or the number of a byte."""

@@ -1,7 +1,8 @@
 """Small real things that many tests need: a corpus, a tokenizer trained on it, a shard set."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,27 +109,49 @@ def shards(
 
 
 @pytest.fixture(scope="session")
-def small_model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published checkpoint with random weights, large enough to say different things."""
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Publishes a checkpoint with random weights, large enough to say different things."""
     import torch
 
     from codecria.core.checkpoint import publish
     from codecria.core.config import ModelConfig
     from codecria.core.model import Transformer
 
-    folder = tmp_path_factory.mktemp("model") / "small"
-    torch.manual_seed(0)
-    config = ModelConfig(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        hidden_dim=64,
-        vocab_size=tokenizer.vocab_size,
-        max_context=64,
-    )
-    model = Transformer(config)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.2)
-    publish(folder, model, dtype=torch.float32, tokenizer=tokenizer.path, lineage={"step": 7})
-    return folder
+    def make(tokenizer: Tokenizer, *, max_context: int, unsaid: Collection[int] = ()) -> Path:
+        """Greedy completions never hold the ids `unsaid`."""
+        folder = tmp_path_factory.mktemp("model") / "small"
+        torch.manual_seed(0)
+        config = ModelConfig(
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=2,
+            hidden_dim=64,
+            vocab_size=tokenizer.vocab_size,
+            max_context=max_context,
+        )
+        model = Transformer(config)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+        with torch.no_grad():  # of many random scores some are positive
+            model.output.weight[list(unsaid)] = 0
+        publish(folder, model, dtype=torch.float32, tokenizer=tokenizer.path, lineage={"step": 7})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tokenizer: Tokenizer, random_model: Callable[..., Path]) -> Path:
+    """A published checkpoint with random weights."""
+    return random_model(tokenizer, max_context=64)
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset "1m", smaller still, and no measuring of the machine."""
+    from codecria.core import stage
+
+    tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
+    monkeypatch.setitem(stage.MODELS, "1m", tiny)
+    monkeypatch.setattr(stage.machine, "matmul_flops", lambda *_: 1e11)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 
 from codecria.core.attention import (
     PackedAttention,
@@ -94,7 +94,7 @@ def test_plain_rows_attend_causally_over_the_whole_window(n_kv_heads: int) -> No
 def test_the_segment_operator_is_sound_for_autograd_and_compilation() -> None:
     q, k, v = draw(12, 2, 8), draw(12, 2, 8), draw(12, 2, 8)
     offsets = pack_offsets([[5, 7]], size=13)
-    torch.library.opcheck(
+    library.opcheck(
         torch.ops.codecria.segment_attention.default,
         (q, k, v, offsets),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),

@@ -14,7 +14,7 @@ from codecria.data.intake import PrepareRecipe
 from codecria.data.prepare import Engine, prepare
 from codecria.data.shards import ShardSet
 from codecria.data.sources import Source
-from codecria.data.stages import Runner
+from codecria.data.stages import Runner, connect
 
 NEEDS: dict[Runner, str] = {"ray": "ray", "dask": "distributed"}
 
@@ -66,3 +66,14 @@ def test_a_missing_library_is_one_clear_error(
             [source], tmp_path / "out", PrepareRecipe(), model=model, engine=Engine(runner=runner)
         )
     assert "pip install" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("runner", NEEDS)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_a_cluster_that_does_not_answer_is_one_clear_error(runner: Runner, address: str) -> None:
+    pytest.importorskip(NEEDS[runner])
+    with (
+        pytest.raises(UserError, match=f"no {runner} cluster at {address}"),
+        connect(runner, workers=1, address=address),
+    ):
+        pytest.fail("it answered")

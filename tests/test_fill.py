@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codecria.cli.generate import stripped
-from codecria.core.checkpoint import publish
 from codecria.core.config import ModelConfig
 from codecria.core.generate import Completion, Limits, complete
 from codecria.core.healing import heal
@@ -35,24 +34,11 @@ def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def filler(extended: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with infilling ids and random weights that ends soon: EOT is likely."""
-    folder = tmp_path_factory.mktemp("filler") / "model"
-    torch.manual_seed(1)
-    config = ModelConfig(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        hidden_dim=64,
-        vocab_size=extended.vocab_size,
-        max_context=512,
-    )
-    model = Transformer(config)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.2)
-    publish(folder, model, dtype=torch.float32, tokenizer=extended.path, lineage={})
-    return folder
+def filler(extended: Tokenizer, random_model: Callable[..., Path]) -> Path:
+    """A model that can be asked to fill, and ends by length or by a stop string alone."""
+    assert extended.infill is not None
+    unsaid = [extended.infill.end, extended.eos_id]
+    return random_model(extended, max_context=512, unsaid=unsaid)
 
 
 @pytest.fixture
@@ -135,13 +121,13 @@ def test_a_file_is_filled_in_place_only_when_the_middle_ends(run: Run, tmp_path:
     text = b"x = 1\r\ny = \r\n"
     path.write_bytes(text)
     place = ["--file", path, "--at", "2:5"]
-    middle = run(*place, "--json")
-    told = json.loads(middle.stdout)
-    changed = run(*place, "--in-place", "--diff")
-    if told["finish_reason"] == "length":
-        assert changed.returncode == 1
-        assert "did not end" in changed.stderr
-        assert path.read_bytes() == text
+    path.chmod(0o755)
+    told = json.loads(run(*place, "--json").stdout)
+    assert told["finish_reason"] == "length"
+    unended = run(*place, "--in-place", "--diff")
+    assert unended.returncode == 1
+    assert "did not end" in unended.stderr
+    assert path.read_bytes() == text
     ended = run(*place, "--in-place", "--diff", "--stop", told["text"][-1])
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("--- a/a.py\n+++ b/a.py\n")
@@ -149,6 +135,7 @@ def test_a_file_is_filled_in_place_only_when_the_middle_ends(run: Run, tmp_path:
     assert after.startswith(b"x = 1\r\ny = ")
     assert after.endswith(b"\r\n")
     assert after.count(b"\n") == after.count(b"\r\n")
+    assert path.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_model_without_infilling_ids_gets_one_clear_line(run: Run, small_model: Path) -> None:
@@ -216,7 +203,7 @@ def test_a_conversation_in_a_terminal(filler: Path) -> None:
 
 
 def test_healing_takes_back_what_a_longer_piece_begins_with(tokenizer: Tokenizer) -> None:
-    pieces = tokenizer.piece_bytes()
+    pieces = tokenizer.typed_bytes()
     ids = tokenizer.encode("    retur", bos=True)
     kept, opening = heal(ids, pieces)
     assert opening is not None
@@ -242,7 +229,7 @@ def test_a_healed_completion_begins_with_what_was_taken_back(
     model = Transformer(config).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    pieces = tokenizer.piece_bytes()
+    pieces = tokenizer.typed_bytes()
     ids, opening = heal(tokenizer.encode(text, bos=True), pieces)
     assert opening is not None
     events = complete(

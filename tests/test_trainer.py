@@ -1,7 +1,6 @@
 """The training loop: exact resume, equal micro-batches, guards, and what it leaves on disk."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,7 @@ def request(shards: Path, **options: Any) -> StageRequest:
     return StageRequest(**settings | options)
 
 
-@pytest.fixture(autouse=True)
-def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset "1m", smaller still, and no measuring of the machine."""
-    tiny = replace(stages.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
-    monkeypatch.setitem(stages.MODELS, "1m", tiny)
-    monkeypatch.setattr(stages.machine, "matmul_flops", lambda *_: 1e11)
+pytestmark = pytest.mark.usefixtures("tiny_preset")
 
 
 def train(

@@ -28,12 +28,7 @@ CPU = torch.device("cpu")
 CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
 
 
-@pytest.fixture(autouse=True)
-def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset "1m", smaller still, and no measuring of the machine."""
-    tiny = replace(stages.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
-    monkeypatch.setitem(stages.MODELS, "1m", tiny)
-    monkeypatch.setattr(stages.machine, "matmul_flops", lambda *_: 1e11)
+pytestmark = pytest.mark.usefixtures("tiny_preset")
 
 
 def request(shards: Path, **options: Any) -> StageRequest:
