@@ -1,0 +1,1 @@
+"""Evaluation: what a model can do, by the protocols of the paper."""
