@@ -32,22 +32,57 @@ tokenizer serve as they are. Started again with the same options, it goes on whe
 Example: codecria fim --init run --data shards --tokens 20000000 --out infill
 """
 
+LCFT_HELP = """Fine-tune a model on long sequences, so that it can use a long context.
+
+Four times the window, and rotary frequencies of a larger base. Linear scaling of the positions
+instead: --set rope_theta=1e4 --set rope_scale=4. `codecria evaluate long-context` shows what came
+of it. Started again with the same options, it goes on where it stopped.
+
+Example: codecria lcft --init infill --data shards --tokens 20000000 --out long
+"""
+
+INSTRUCT_HELP = """Tune a model on dialogs, so that it follows instructions.
+
+Files hold JSON lines: OpenAI messages, ShareGPT conversations, Alpaca, instruction and response.
+The loss is on answers alone. Started again with the same options, it goes on where it stopped.
+
+Example: codecria instruct --init long --dialogs chats.jsonl --rehearse shards=0.08 --out chat
+"""
+
+DIALOGS = ("dialogs", "rehearse", "allow_tags", "strict", "epochs")
+
 
 def register(app: typer.Typer) -> None:
     """Add the training verbs to the command line."""
-    app.command("pretrain", help=PRETRAIN_HELP)(train)
-    app.command("fim", help=FIM_HELP)(_for_recipe("fim"))
+    app.command("pretrain", help=PRETRAIN_HELP)(_verb("pretrain", ("python",), without=DIALOGS))
+    app.command("fim", help=FIM_HELP)(_verb("fim", without=DIALOGS))
+    app.command("lcft", help=LCFT_HELP)(_verb("lcft", ("lcft-python",), without=DIALOGS))
+    app.command("instruct", help=INSTRUCT_HELP)(_verb("instruct", without=("data", "size")))
 
 
-def _for_recipe(name: str) -> Callable[..., None]:
-    """The training function for one recipe, without the option that names it."""
+def _verb(
+    name: str, others: tuple[str, ...] = (), *, without: tuple[str, ...]
+) -> Callable[..., None]:
+    """The training function as one verb has it.
+
+    Args:
+        name: of the verb and of its recipe.
+        others: recipes that `--recipe` chooses instead; without any, the option is not there.
+        without: options that the verb has not.
+    """
 
     def command(**given: Any) -> None:
-        train(**given, recipe=name)
+        train(**({"recipe": name} | given))
 
-    signature = inspect.signature(train, eval_str=True)
-    parameters = [p for p in signature.parameters.values() if p.name != "recipe"]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    parameters = []
+    for parameter in inspect.signature(train, eval_str=True).parameters.values():
+        if parameter.name == "recipe" and others:
+            choice = typer.Option(help=f"Whose numbers to use: {' or '.join((name, *others))}.")
+            kind = Annotated[str, choice]
+            parameters.append(parameter.replace(annotation=kind, default=name))
+        elif parameter.name not in (*without, "recipe"):
+            parameters.append(parameter)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
@@ -67,11 +102,30 @@ def train(
     any_init: Annotated[
         bool, typer.Option("--any-init", help="Start from a checkpoint of any stage, or from none.")
     ] = False,
-    recipe: Annotated[str, typer.Option(help="Whose numbers to use: pretrain or python.")] = (
-        "pretrain"
-    ),
+    recipe: str = "pretrain",
+    dialogs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[=WEIGHT]", help="File of dialogs and its share; repeatable."),
+    ] = None,
+    rehearse: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[=SHARE]",
+            help="Shard folder trained on beside them, and its share of all rows [default: 0.08 in"
+            " all]; repeatable.",
+        ),
+    ] = None,
+    allow_tags: Annotated[
+        bool, typer.Option("--allow-tags", help="Keep dialogs that hold [INST] and the like.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A dialog that cannot be used is an error.")
+    ] = False,
     tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of --tokens.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="How often to go through the dialogs, instead of --tokens.")
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe field; repeatable."),
@@ -85,6 +139,10 @@ def train(
         str, typer.Option("--compile", help="auto, on or off: torch.compile where it pays.")
     ] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
+    recompute: Annotated[
+        str,
+        typer.Option(help="auto, on or off: activations anew in backward, for less memory."),
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
     ] = (None),
@@ -121,12 +179,18 @@ def train(
         any_init=any_init,
         tokens=tokens,
         steps=steps,
+        epochs=epochs,
         changes=_pairs(changes or []),
         micro_rows=micro_rows,
         device=device,
         dtype=dtype,
         compiled=compiled,
         attention=attention,
+        recompute=recompute,
+        dialogs=dialogs or [],
+        rehearse=rehearse or [],
+        allow_tags=allow_tags,
+        strict=strict,
         log_every=log_every,
         eval_every=eval_every,
         save_every=save_every,
@@ -162,7 +226,8 @@ def _pairs(changes: list[str]) -> dict[str, str]:
 def _show_plan(request: StageRequest, out: Path | None, *, as_json: bool) -> None:
     from codecria.core.stage import paper_plan, resolve
 
-    plan = resolve(request, out=out).plan() if request.data else paper_plan(request)
+    at_hand = request.data or request.dialogs
+    plan = resolve(request, out=out).plan() if at_hand else paper_plan(request)
     if as_json:
         render.emit_json(plan.as_json())
     else:
@@ -181,6 +246,12 @@ def _render_plan(plan: Plan) -> None:
         ("FLOPs", f"{told['flops']:.3g}"),
         ("time here", "unknown" if seconds is None else render.duration(seconds)),
     ]
+    if plan.recipe.rope_theta is not None or plan.recipe.rope_scale is not None:
+        facts.append(("rotary base", f"{told['rope_theta']:g}, scale {told['rope_scale']:g}"))
+    if plan.reach is not None:
+        facts.append(
+            ("see further than", f"{plan.reach.beyond:,} tokens: {plan.reach.share:.1%} of tokens")
+        )
     if told["infill"] is not None:
         facts += _infill_facts(told["infill"])
     render.table("plan", ["", ""], facts, to_stdout=True)
@@ -279,6 +350,33 @@ def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
         render.note(f"trained to step {outcome.step}: {out / 'model'}, {out / METRICS_NAME}")
 
 
+LEAST_REACH = 0.1  # below, long-context training has little to learn from (DECISIONS)
+
+
+def _announce_dialogs(stage: Stage) -> None:
+    """What the files of dialogs held, and what was left out of them."""
+    for report in stage.dialogs:
+        refused = sum(report.refused.values())
+        out = [f"{report.duplicates:,} that came before"] if report.duplicates else []
+        out += [f"{refused:,} that cannot be used"] if refused else []
+        render.note(
+            f"{report.name}: {report.kept:,} dialogs, {report.held_out:,} of them for validation"
+            + (f"; left out {' and '.join(out)}" if out else "")
+        )
+        for line in report.examples:
+            render.warn(line)
+        if refused > len(report.examples):
+            render.note(f"... and {refused - len(report.examples):,} more")
+    if stage.too_long:
+        context = stage.run.recipe.context
+        render.warn(f"{stage.too_long:,} dialogs longer than {context:,} tokens are left out")
+    if stage.dialogs and all(source.shards.dialogs for source in stage.mixture.sources):
+        render.note(
+            "no --rehearse: without some of the code it was trained on, a model unlearns (Code"
+            " Llama rehearses 8 %)"
+        )
+
+
 def _announce(stage: Stage, out: Path) -> None:
     """What is about to happen, in a few lines on stderr."""
     from codecria.core.machine import compiler_problem
@@ -290,8 +388,21 @@ def _announce(stage: Stage, out: Path) -> None:
     )
     render.note(
         f"{stage.device}, {run.dtype}, {'compiled' if run.compiled else 'eager'},"
-        f" {run.micro_rows} rows a pass; attention {run.attention}: {stage.why_attention}"
+        f" {run.micro_rows} rows a pass{', activations recomputed' if run.recompute else ''};"
+        f" attention {run.attention}: {stage.why_attention}"
     )
+    if run.recipe.rope_theta is not None or run.recipe.rope_scale is not None:
+        render.note(
+            f"context {run.recipe.context:,}, rotary base {run.model.rope_theta:g}, positions"
+            f" divided by {run.model.rope_scale:g}"
+        )
+    if (reach := stage.reach()) is not None:
+        say = render.warn if reach.share < LEAST_REACH else render.note
+        say(
+            f"{reach.share:.1%} of tokens see further than {reach.beyond:,} tokens: attention stays"
+            " within documents; --set document_mask=false lets it reach across the window"
+        )
+    _announce_dialogs(stage)
     if (infill := run.recipe.infill) is not None:
         render.note(
             f"infilling {infill.rate:.0%} of eligible documents, scope {infill.scope};"

@@ -134,6 +134,13 @@ def instructions() -> str:
     return " ".join([capability, *(name for name, supported in small.items() if supported)])
 
 
+def memory_size(device: torch.device) -> int:
+    """Bytes of memory: the device's own, or the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def survey(folder: Path) -> dict[str, Any]:
     """Everything `doctor` tells, as JSON values.
 
@@ -142,17 +149,14 @@ def survey(folder: Path) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, why = choose_backend(device)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "versions": versions(),
         "device": device_name(),
-        "device_memory_gb": None
-        if device.type == "cpu"
-        else round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1),
+        "device_memory_gb": None if device.type == "cpu" else round(memory_size(device) / 1e9, 1),
         "instructions": instructions(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": round(pages / 1e9, 1),
+        "memory_gb": round(memory_size(torch.device("cpu")) / 1e9, 1),
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "attention": {"backend": backend, "why": why},
         "compiler": compiler_available(),

@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import Attend
 from .config import ModelConfig
@@ -126,6 +127,9 @@ class Transformer(nn.Module):
     Built with unset weights: call `initialise` to train from scratch, or load a checkpoint
     (`core.checkpoint.load_model`). Under `torch.device("meta")` nothing is allocated.
 
+    `recompute` makes training keep each layer's input alone and compute the rest of its activations
+    anew in backward: a fourth more work for a small part of the memory.
+
     Args:
         config: the shape.
     """
@@ -133,6 +137,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.tok_embeddings = nn.Parameter(torch.empty(config.vocab_size, config.dim))
         self.layers = nn.ModuleList(Block(config, n) for n in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -158,7 +163,11 @@ class Transformer(nn.Module):
         x = F.embedding(ids, self.tok_embeddings)
         by = rotation(positions, self.config)
         for layer in self.layers:
-            x = layer(x, by, attend)
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing in a layer is random, so there is no random state to keep.
+                x = checkpoint(layer, x, by, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, by, attend)
         hidden: Tensor = self.norm(x)
         return hidden
 

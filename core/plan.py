@@ -7,7 +7,7 @@ holds the whole model; nothing here allocates any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from codecria.data.infill import InfillFormat
@@ -83,6 +83,21 @@ class InfillPlan:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far back tokens may look where attention stays within documents.
+
+    A model learns a longer context only from tokens that see further than it could before.
+
+    Attributes:
+        beyond: tokens a model could look back before.
+        share: of the tokens that may look back further than that.
+    """
+
+    beyond: int
+    share: float
+
+
 def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
     """Tokens and epochs of each source when `tokens` are drawn from the mixture.
 
@@ -99,31 +114,36 @@ def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
     ]
 
 
-def memory_bytes(config: ModelConfig, context: int, micro_rows: int, dtype: str) -> dict[str, int]:
+def memory_bytes(
+    config: ModelConfig, context: int, micro_rows: int, dtype: str, *, recompute: bool = False
+) -> dict[str, int]:
     """Bytes of a training step on one device, by part.
 
     Weights, gradients and both moments are float32. Of a layer's activations backward needs, per
     token: the two norms' inputs and outputs (4 C), rotated queries, keys and values, and the
     attention's output (2 C + 2 K D), and the feed-forward's three products (3 F), in the compute
     type; plus the input of each norm in float32. Eager execution keeps about as much again of
-    intermediate results, which compilation fuses away: the figure is the lower one.
+    intermediate results, which compilation fuses away: the figure is the lower one. Where they are
+    recomputed, only the layers' inputs are kept (C), and one layer's activations at a time.
 
     Args:
         config: the shape.
         context: tokens of a row.
         micro_rows: rows of one forward pass.
         dtype: compute type, "float32" or "bfloat16".
+        recompute: whether a layer's activations are computed anew in backward.
     """
     size = 4 if dtype == "float32" else 2
     tokens = context * micro_rows
     keys = 2 * config.n_kv_heads * config.head_dim
     layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
     weights = 4 * config.parameters
+    kept = layer + config.n_layers * 4 * config.dim if recompute else config.n_layers * layer
     return {
         "weights": weights,
         "gradients": weights,
         "optimizer moments": 2 * weights,
-        "activations": tokens * (config.n_layers * layer + 2 * size * config.dim),
+        "activations": tokens * (kept + 2 * size * config.dim),
         "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
     }
 
@@ -139,6 +159,8 @@ class Plan:
         flops: of the whole run.
         peak_flops: of the device, FLOP/s; 0 if unknown.
         infill: what of the data is infilled, in a stage that does.
+        recompute: whether activations are computed anew in backward.
+        reach: how far back the data lets tokens look, in a stage that masks documents.
     """
 
     recipe: Recipe
@@ -148,6 +170,8 @@ class Plan:
     flops: float
     peak_flops: float
     infill: InfillPlan | None = None
+    recompute: bool = False
+    reach: Reach | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -177,6 +201,11 @@ class Plan:
                 }
                 for s in self.sources
             ],
+            "rope_theta": self.model.rope_theta,
+            "rope_scale": self.model.rope_scale,
+            "document_mask": self.recipe.document_mask,
+            "recompute": self.recompute,
+            "reach": None if self.reach is None else asdict(self.reach),
             "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
             "infill": None if self.infill is None else self.infill.as_json(),
             "flops": self.flops,
@@ -199,6 +228,8 @@ def make_plan(
     dtype: str,
     peak_flops: float,
     infill: InfillPlan | None = None,
+    recompute: bool = False,
+    reach: Reach | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -209,13 +240,17 @@ def make_plan(
         dtype: compute type.
         peak_flops: of the device's matrix products, FLOP/s; 0 if unknown.
         infill: what of the data is infilled, in a stage that does.
+        recompute: whether activations are computed anew in backward.
+        reach: how far back the data lets tokens look, in a stage that masks documents.
     """
     return Plan(
         recipe=recipe,
         model=model,
         sources=sources,
-        memory=memory_bytes(model, recipe.context, micro_rows, dtype),
+        memory=memory_bytes(model, recipe.context, micro_rows, dtype, recompute=recompute),
         flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
         peak_flops=peak_flops,
         infill=infill,
+        recompute=recompute,
+        reach=reach,
     )

@@ -53,11 +53,17 @@ class Recipe:
         betas, eps, weight_decay: of AdamW.
         clip_norm: the gradient's norm is scaled down to this.
         document_mask: attention within documents; else across the whole row.
+        rope_theta: base of the rotary frequencies the model is given; None keeps the checkpoint's.
+        rope_scale: linear scaling of the positions it is given; None keeps the checkpoint's.
         on_nonfinite: a loss or gradient that is not finite stops the run before the optimiser
             step, or that step is left out and counted.
         seed: of fresh weights and of the order of the data.
         follows: stages whose checkpoints it may start from; "scratch" stands for fresh weights. A
             checkpoint made elsewhere tells no stage and is taken for the right one, as Llama 2 is.
+        keep_objective: documents are infilled as they were in the checkpoint's own stage, whatever
+            infill_rate and the rest say, unless they are given for the run.
+        learn: the tokens of dialogs with loss: "answers" and what ends them, or "all".
+        rehearse: share of the rows that are drawn from the rehearsal data, where there is some.
         infill_rate: probability that an eligible document is infilled; 0 for a stage without.
         infill_spm_share, infill_scope, infill_eos: see `InfillFormat`.
         new_row_noise: embedding rows of new tokens are the mean of the others plus normal noise of
@@ -82,9 +88,14 @@ class Recipe:
     weight_decay: float = 0.1  # Llama 2, section 2.2; Code Llama does not say
     clip_norm: float = 1.0  # Llama 2, section 2.2; Code Llama does not say
     document_mask: bool = False
+    rope_theta: float | None = None
+    rope_scale: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     seed: int = 0
     follows: tuple[str, ...] = ("scratch", "pretrain")
+    keep_objective: bool = False
+    learn: Literal["answers", "all"] = "answers"  # Llama 2, section 3.1; Code Llama does not say
+    rehearse: float = 0.0
     infill_rate: float = 0.0
     infill_spm_share: float = 0.5  # Code Llama, section 2.3
     infill_scope: Scope = "document"  # Code Llama, section 2.3
@@ -142,6 +153,15 @@ class Recipe:
                 not self.infill_rate or self.context >= INFILL_CONTEXT,
                 f"context {self.context} has no room for infilling: at least {INFILL_CONTEXT}",
             ),
+            (
+                self.rope_theta is None or self.rope_theta > 1,
+                f"rope_theta {self.rope_theta} must exceed 1",
+            ),
+            (
+                self.rope_scale is None or self.rope_scale > 0,
+                f"rope_scale {self.rope_scale} must be positive",
+            ),
+            (0 <= self.rehearse < 1, f"rehearse {self.rehearse} not in [0, 1)"),
             (self.new_row_noise >= 0, f"new_row_noise {self.new_row_noise} is negative"),
             (0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1"),
         ]
@@ -199,6 +219,62 @@ FIM = replace(
 )
 _WITHOUT_INFILLING = "34b"  # Code Llama, section 2.3: of the base models, this one alone
 
+LONG_CONTEXT = 16_384  # Code Llama, section 2.4
+LCFT = replace(
+    PRETRAIN,
+    name="lcft",
+    summary="Fine-tune on long sequences, so that the model can use a long context.",
+    source="Code Llama, section 2.4; mixture, warm-up and floor as in code training",
+    tokens=10_000 * 128 * LONG_CONTEXT,  # section 2.6: 10,000 steps of 2M tokens
+    context=LONG_CONTEXT,
+    batch_tokens=128 * LONG_CONTEXT,  # section 2.6: "2M tokens" (DECISIONS)
+    peak_lr=2e-5,  # section 2.6
+    rope_theta=1e6,  # section 2.4
+    follows=("fim",),
+    infill_rate=FIM.infill_rate,
+    keep_objective=True,  # the paper does not say; without it infilling is unlearned
+)
+LCFT_PYTHON = replace(
+    LCFT,
+    name="lcft-python",
+    summary="The same for a Python model.",
+    follows=("python",),
+    infill_rate=0.0,
+    mixture=PYTHON_MIXTURE,
+)
+# Code Llama, section 2.6: (steps, rows of a batch). 3,000 steps are the base 7b's alone. The paper
+# gives no numbers for 70b: those of 34b and the default steps stand in.
+_LCFT: dict[tuple[str, str], tuple[int, int]] = {
+    ("lcft", "7b"): (3_000, 128),
+    ("lcft", "13b"): (10_000, 128),
+    ("lcft", "34b"): (11_000, 64),
+    ("lcft", "70b"): (10_000, 64),
+    ("lcft-python", "7b"): (10_000, 128),
+    ("lcft-python", "13b"): (10_000, 128),
+    ("lcft-python", "34b"): (11_000, 64),
+}
+
+INSTRUCT = replace(
+    PRETRAIN,
+    name="instruct",
+    summary="Tune on dialogs, so that the model follows instructions.",
+    source="Code Llama, section 2.5; rate as in Llama 2, section 3.1; warm-up and floor as in code"
+    " training",
+    tokens=5_000_000_000,  # Code Llama, section 2.6
+    batch_tokens=524_288,  # section 2.6
+    peak_lr=2e-5,
+    document_mask=True,  # a dialog must not see its neighbour in the row
+    follows=("lcft",),
+    infill_rate=FIM.infill_rate,
+    keep_objective=True,
+    rehearse=0.08,  # section 2.5: 6 % code and 2 % natural language
+    mixture=(
+        Share(name="dialogs", share=0.92, unique_tokens=0),
+        Share(name="code", share=0.06, unique_tokens=425e9 / 2.03),
+        Share(name="natural language", share=0.02, unique_tokens=35e9 / 0.01),
+    ),
+)
+
 _PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.6
 
 # Ours: (peak learning rate, context, batch tokens). The peak falls with width as is customary; a
@@ -213,7 +289,22 @@ _SMALL: dict[str, tuple[float, int, int]] = {
 }
 
 
+# There is no 34b with infilling, and Python 70b keeps its short context (PAPER section 1).
+_NEVER_MADE = {("fim", _WITHOUT_INFILLING), ("lcft-python", "70b")}
+
+
 def _paper(base: Recipe, size: str) -> Recipe:
+    if (base.name, size) in _LCFT:
+        steps, rows = _LCFT[base.name, size]
+        batch = rows * base.context
+        recipe = replace(base, size=size, tokens=steps * batch, batch_tokens=batch)
+        if base is LCFT and size == _WITHOUT_INFILLING:
+            return replace(recipe, follows=("pretrain",), infill_rate=0.0)
+        return recipe
+    if base is INSTRUCT:
+        if size == "70b":  # tuned from the Python model (Code Llama, section 2.5)
+            return replace(base, size=size, follows=("python",), infill_rate=0.0)
+        return replace(base, size=size, infill_rate=_infill_rate(size))
     code_training = base is not PYTHON
     rate = _PAPER_PEAK_LR[size] if code_training else base.peak_lr
     # The 70B models saw twice the tokens in code training (Code Llama, section 2.2), and Python 70B
@@ -223,23 +314,46 @@ def _paper(base: Recipe, size: str) -> Recipe:
     return replace(base, size=size, peak_lr=rate, tokens=tokens, follows=follows)
 
 
+def _infill_rate(size: str) -> float:
+    return 0.0 if size == _WITHOUT_INFILLING else FIM.infill_rate
+
+
 def _small(base: Recipe, size: str) -> Recipe:
     rate, context, batch = _SMALL[size]
-    tokens = 20 * SMALL_MODELS[size].parameters
-    return replace(
+    parameters = SMALL_MODELS[size].parameters
+    recipe = replace(
         base,
         size=size,
         source="ours, for small models",
-        tokens=tokens,
+        tokens=20 * parameters,
         context=context,
         batch_tokens=batch,
-        # A specialisation starts from a trained model: a third of the rate, as in the paper.
-        peak_lr=rate / 3 if base is PYTHON else rate,
-        warmup_steps=warmup_for(math.ceil(tokens / batch)),
+        peak_lr=rate,
         document_mask=True,
-        follows=("pretrain", "fim") if base is PYTHON else base.follows,
         infill_scope="context",  # few documents are whole in a small window
     )
+    if base is PYTHON:
+        # A specialisation starts from a trained model: a third of the rate, as in the paper.
+        recipe = replace(recipe, peak_lr=rate / 3, follows=("pretrain", "fim"))
+    elif base in (LCFT, LCFT_PYTHON):
+        # Four times the window and a small part of the tokens, as in the paper; over so few steps
+        # its fifteenth of the rate leaves a small model where it was.
+        recipe = replace(
+            recipe,
+            tokens=2 * parameters,
+            context=4 * context,
+            peak_lr=rate / 5,
+            document_mask=False,
+            follows=("pretrain", "fim") if base is LCFT else base.follows,
+        )
+    elif base is INSTRUCT:
+        recipe = replace(
+            recipe,
+            tokens=2 * parameters,
+            peak_lr=rate / 10,
+            follows=("pretrain", "fim", "lcft", "python", "lcft-python"),
+        )
+    return replace(recipe, warmup_steps=warmup_for(recipe.steps))
 
 
 def warmup_for(steps: int) -> int:
@@ -249,9 +363,9 @@ def warmup_for(steps: int) -> int:
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     (base.name, size): (_paper if size in PAPER_MODELS else _small)(base, size)
-    for base in (PRETRAIN, FIM, PYTHON)
+    for base in (PRETRAIN, FIM, PYTHON, LCFT, LCFT_PYTHON, INSTRUCT)
     for size in (*PAPER_MODELS, *SMALL_MODELS)
-    if not (base is FIM and size == _WITHOUT_INFILLING)
+    if (base.name, size) not in _NEVER_MADE
 }
 
 
@@ -270,6 +384,9 @@ def recipe_for(name: str, size: str) -> Recipe:
         )
     return RECIPES[name, size]
 
+
+# The fields that say how documents are infilled: what a checkpoint hands on to its children.
+OBJECTIVE = ("infill_rate", "infill_spm_share", "infill_scope", "infill_eos")
 
 _FIXED = {"name", "size", "summary", "source", "follows", "mixture"}
 

@@ -62,6 +62,8 @@ class RunConfig:
         dtype: what matrix products are computed in; weights are float32 always.
         compiled: whether torch.compile is used.
         attention: the attention backend.
+        recompute: whether activations are computed anew in backward; the result is the same.
+        ancestors: what the checkpoint it starts from was made by, newest first, for the lineage.
         log_every, eval_every, save_every: in steps.
         eval_rows: validation rows of each source.
         keep: how many checkpoints are kept.
@@ -76,6 +78,8 @@ class RunConfig:
     dtype: str
     compiled: bool
     attention: str
+    recompute: bool
+    ancestors: tuple[dict[str, Any], ...]
     log_every: int
     eval_every: int
     save_every: int

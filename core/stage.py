@@ -6,33 +6,52 @@ open (sizes, types, compilation) and collects it in a `RunConfig`. `run_stage` c
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from codecria.data.dialog_rows import DialogRows
+from codecria.data.dialog_shards import DialogReport, open_dialogs
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write, digest_file, locked
 from codecria.data.infill_rows import InfillRows
-from codecria.data.mixture import Mixture
+from codecria.data.mixture import Mixture, split_weight
+from codecria.data.rows import Counts
 from codecria.data.shards import ShardSet
+from codecria.data.tokenizer import Tokenizer
 
 from . import machine
 from .attention import choose_backend
 from .checkpoint import DTYPES, Checkpoint, load_model
 from .config import MODELS, ModelConfig, preset
 from .model import Transformer
-from .plan import InfillPlan, Plan, SourcePlan, make_plan, plan_sources, training_seconds
-from .recipes import Recipe, override, recipe_for
+from .plan import (
+    InfillPlan,
+    Plan,
+    Reach,
+    SourcePlan,
+    make_plan,
+    memory_bytes,
+    plan_sources,
+    training_seconds,
+)
+from .recipes import INSTRUCT, LCFT, LCFT_PYTHON, PYTHON, Recipe, override, recipe_for
 from .run import RunConfig, SourceSpec, check_same_run, record, recorded
 from .trainer import Outcome, Report, Trainer
-from .vocabulary import MATRICES, Vocabulary, check_follows, grown
+from .vocabulary import MATRICES, Vocabulary, check_follows, grown, with_objective
 
 # Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
 CPU_MICRO_TOKENS = 8_192
 CUDA_MICRO_TOKENS = 32_768
+
+MEMORY_SHARE = 0.6  # of the device's; where a run would take more, activations are recomputed
 
 # torch.compile costs 20 to 30 s at first and saved 2 to 23 % of a float32 step on two AVX2 cores,
 # the more the smaller the model (docs/training.md). With bfloat16 products the rest of a step
@@ -50,13 +69,18 @@ class StageRequest:
         size: a model size, for fresh weights.
         init: a checkpoint to start from, instead of a size.
         any_init: start from it whatever stage it comes from.
-        tokens, steps: length of the run, one or the other.
+        tokens, steps, epochs: length of the run, one of them; epochs are of the dialogs.
         changes: recipe fields to override, by name.
         micro_rows: rows of one forward pass.
         device: "auto", "cpu", "cuda".
         dtype: "auto", "float32", "bfloat16".
         compiled: "auto", "on", "off".
         attention: "auto", "sdpa", "xformers".
+        recompute: "auto", "on", "off".
+        dialogs: files of dialogs, each "FILE" or "FILE=WEIGHT", for instruction tuning.
+        rehearse: shard folders beside them, each "DIR" or "DIR=SHARE".
+        allow_tags: keep dialogs whose text holds the tags of a chat form.
+        strict: a dialog that cannot be used is an error.
         log_every, eval_every, save_every, eval_rows, keep: see `RunConfig`.
     """
 
@@ -67,12 +91,18 @@ class StageRequest:
     any_init: bool = False
     tokens: int | None = None
     steps: int | None = None
+    epochs: float | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     micro_rows: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     compiled: str = "auto"
     attention: str = "auto"
+    recompute: str = "auto"
+    dialogs: Sequence[str] = ()
+    rehearse: Sequence[str] = ()
+    allow_tags: bool = False
+    strict: bool = False
     log_every: int = 10
     eval_every: int | None = None
     save_every: int | None = None
@@ -93,6 +123,8 @@ class Stage:
         device: where it runs.
         why_attention: why this attention backend.
         peak_flops: measured matrix-product peak, FLOP/s.
+        dialogs: what the files of dialogs held, in a stage that has them.
+        too_long: dialogs left out, as no row holds them whole.
     """
 
     run: RunConfig
@@ -103,6 +135,8 @@ class Stage:
     device: torch.device
     why_attention: str
     peak_flops: float
+    dialogs: tuple[DialogReport, ...] = ()
+    too_long: int = 0
 
     def plan(self) -> Plan:
         """What the run will take."""
@@ -130,7 +164,26 @@ class Stage:
             dtype=self.run.dtype,
             peak_flops=self.peak_flops,
             infill=self._infill_plan(),
+            recompute=self.run.recompute,
+            reach=self.reach(),
         )
+
+    def reach(self) -> Reach | None:
+        """How far the data lets tokens look back, where a longer context is to be learnt.
+
+        None where the whole window is seen, or is no longer than the checkpoint's.
+        """
+        recipe = self.run.recipe
+        if self.init is None or not recipe.document_mask:
+            return None
+        beyond = self.init.config.max_context
+        if recipe.context <= beyond:
+            return None
+        shares = [
+            source.weight * share_beyond(source.shards, beyond, recipe.context)
+            for source in self.mixture.sources
+        ]
+        return Reach(beyond=beyond, share=sum(shares))
 
     def _infill_plan(self) -> InfillPlan | None:
         infilling = self.vocabulary.infilling
@@ -138,6 +191,9 @@ class Stage:
             return None
         recipe, told = self.run.recipe, []
         for source in self.mixture.sources:
+            if source.shards.dialogs:
+                told.append((source.weight, Counts(tokens=source.shards.n_tokens)))
+                continue
             rows = InfillRows(
                 source.shards,
                 context=recipe.context,
@@ -172,8 +228,9 @@ def resolve_recipe(name: str, size: str, request: StageRequest) -> Recipe:
     Raises:
         UsageError: the changes do not go together.
     """
-    if request.tokens is not None and request.steps is not None:
-        raise UsageError("--tokens and --steps both say how long", hint="give one of them")
+    told = [n for n in ("tokens", "steps", "epochs") if getattr(request, n) is not None]
+    if len(told) > 1:
+        raise UsageError(f"--{told[0]} and --{told[1]} both say how long", hint="give one of them")
     recipe = recipe_for(name, size)
     changes = dict(request.changes)
     if request.tokens is not None:
@@ -218,27 +275,45 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         UserError: data or checkpoint cannot be used, or do not belong together.
         UsageError: the options do not go together.
     """
-    if not request.data:
+    instructs = request.recipe == INSTRUCT.name
+    if instructs and request.init is None:
+        raise UsageError("there is no --init", hint="name the checkpoint to tune, such as a run")
+    if instructs and not request.dialogs:
+        raise UsageError(
+            "there are no --dialogs", hint="name a file, such as --dialogs chats.jsonl"
+        )
+    if not instructs and not request.data:
         raise UsageError("there is no --data", hint="make some with `codecria prepare-data`")
     if (request.size is None) == (request.init is None):
         raise UsageError(
             "the model needs either --size or --init",
             hint="--size 15m starts from fresh weights, --init CKPT from a checkpoint",
         )
-    mixture = Mixture.parse(request.data)
+    init = Checkpoint.open(request.init) if request.init is not None else None
+    size = request.size or _size_of(init)
+    recipe = resolve_recipe(_stage_after(request.recipe, init), size, request)
+    recipe = with_objective(recipe, init, request.changes)
+    if out is not None and not request.any_init:
+        check_follows(recipe, init)
+    reports: tuple[DialogReport, ...] = ()
+    too_long = 0
+    if instructs:
+        assert init is not None, "checked above"
+        mixture, reports = _dialogs(request, recipe, init, out)
+        too_long = _too_long(mixture, recipe)
+        if request.epochs is not None:
+            tokens = _tokens_of_epochs(mixture, recipe, request.epochs)
+            recipe = override(recipe, dict(request.changes) | {"tokens": tokens})
+    else:
+        mixture = Mixture.parse(request.data)
     sources = tuple(
         SourceSpec(path=source.name, weight=source.weight, digest=source.shards.digest)
         for source in mixture.sources
     )
-    shards = mixture.sources[0].shards
     _check_one_tokenizer(mixture)
-    init = Checkpoint.open(request.init) if request.init is not None else None
-    size = request.size or _size_of(init)
-    recipe = resolve_recipe(request.recipe, size, request)
-    if out is not None and not request.any_init:
-        check_follows(recipe, init)
-    vocabulary = Vocabulary.choose(recipe, init, shards, out)
+    vocabulary = Vocabulary.choose(recipe, init, mixture, out)
     mixture = vocabulary.see(mixture)
+    shards = mixture.sources[0].shards
     model = _model_config(request.size, init, recipe, shards, vocabulary)
     device = choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
@@ -248,16 +323,21 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens, peak
     )
     settled = ((recorded(out) if out is not None else None) or {}).get("run", {})
+    micro_rows = _micro_rows(request.micro_rows, recipe, device)
     run = RunConfig(
         recipe=recipe,
         model=model,
         sources=sources,
         tokenizer_digest=vocabulary.digest,
         init="" if init is None else init.digest(),
-        micro_rows=_micro_rows(request.micro_rows, recipe, device),
+        micro_rows=micro_rows,
         dtype=dtype,
         compiled=_choose_compiled(request.compiled, settled.get("compiled"), dtype, seconds),
         attention=backend,
+        recompute=_choose_recompute(
+            request.recompute, settled.get("recompute"), model, recipe, micro_rows, dtype, device
+        ),
+        ancestors=_ancestors(init),
         log_every=max(1, request.log_every),
         eval_every=request.eval_every or max(1, recipe.steps // 10),
         save_every=request.save_every or max(1, recipe.steps // 10),
@@ -278,6 +358,8 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
         device=device,
         why_attention=why,
         peak_flops=peak,
+        dialogs=reports,
+        too_long=too_long,
     )
 
 
@@ -342,8 +424,108 @@ def _weights(stage: Stage) -> Transformer:
     return model
 
 
+def _stage_after(name: str, init: Checkpoint | None) -> str:
+    """The recipe a verb means for a checkpoint: Python models have a long-context one apart."""
+    python = init is not None and init.lineage().get("recipe") == PYTHON.name
+    return LCFT_PYTHON.name if name == LCFT.name and python else name
+
+
+def _ancestors(init: Checkpoint | None) -> tuple[dict[str, Any], ...]:
+    """The lineage of a checkpoint: its own stage, then those before it."""
+    if init is None or not (told := init.lineage()):
+        return ()
+    own = {key: value for key, value in told.items() if key != "ancestors"}
+    return (own, *told.get("ancestors", ()))
+
+
+def _dialogs(
+    request: StageRequest, recipe: Recipe, init: Checkpoint, out: Path | None
+) -> tuple[Mixture, tuple[DialogReport, ...]]:
+    """The mixture of instruction tuning, and what its files of dialogs held."""
+    if init.tokenizer_path is None:
+        raise UserError(
+            f"{init.folder} has no tokenizer.model",
+            hint="copy the one the model was trained with into that folder",
+        )
+    tokenizer = Tokenizer.load(init.tokenizer_path)
+    folder = (out or Path(_scratch().name)) / "dialogs"
+    named, reports = [], []
+    for argument in request.dialogs:
+        path, weight = split_weight(argument)
+        made, report = open_dialogs(
+            path, tokenizer, folder, allow_tags=request.allow_tags, strict=request.strict
+        )
+        named.append((str(path), weight, made))
+        reports.append(report)
+    if len({name for name, _, _ in named}) < len(named):
+        raise UsageError("a file of dialogs is named twice", hint="give it once, with its weight")
+    mixture = Mixture.of_dialogs(named, request.rehearse, share=recipe.rehearse)
+    return mixture, tuple(reports)
+
+
+@lru_cache(maxsize=1)
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Where dialogs are encoded for a plan, which has no run folder; gone with the process."""
+    return tempfile.TemporaryDirectory(prefix="codecria-")
+
+
+def _too_long(mixture: Mixture, recipe: Recipe) -> int:
+    """Dialogs that no row holds.
+
+    Raises:
+        UserError: that is all of a file's.
+    """
+    count = 0
+    for source in mixture.sources:
+        if source.shards.dialogs:
+            rows = DialogRows(source.shards, context=recipe.context, seed=recipe.seed)
+            if not len(rows.fitting):
+                raise UserError(
+                    f"{source.name}: no dialog fits a context of {recipe.context} tokens",
+                    hint="pass --set context=N, up to what the model was trained on",
+                )
+            count += rows.too_long
+    return count
+
+
+def _tokens_of_epochs(mixture: Mixture, recipe: Recipe, epochs: float) -> int:
+    """The tokens of a run that goes through the dialogs so often, rehearsal rows included."""
+    if epochs <= 0:
+        raise UsageError(f"--epochs {epochs:g} is not positive")
+    rows, share = 0, 0.0
+    for source in mixture.sources:
+        if source.shards.dialogs:
+            rows += DialogRows(source.shards, context=recipe.context, seed=recipe.seed).rows
+            share += source.weight
+    return max(recipe.batch_tokens, math.ceil(epochs * rows / share) * recipe.context)
+
+
+def share_beyond(shards: ShardSet, beyond: int, context: int) -> float:
+    """The share of a set's tokens that see more than `beyond` tokens of their own document.
+
+    Args:
+        shards: the set.
+        beyond: tokens.
+        context: of a row, which no token sees further than.
+    """
+    reaching = 0
+    for first in range(0, shards.n_documents, _DOCUMENTS):
+        last = min(first + _DOCUMENTS, shards.n_documents)
+        lengths = np.diff(shards.offsets(first, last))
+        rows, rest = lengths // context, lengths % context
+        reaching += int((rows * max(context - beyond, 0) + np.maximum(rest - beyond, 0)).sum())
+    return reaching / shards.n_tokens
+
+
+_DOCUMENTS = 1 << 20  # looked at together
+
+
 def _check_one_tokenizer(mixture: Mixture) -> None:
-    digests = {source.name: source.shards.tokenizer_digest for source in mixture.sources}
+    digests = {
+        source.name: source.shards.tokenizer_digest
+        for source in mixture.sources
+        if not source.shards.dialogs  # encoded with the checkpoint's own
+    }
     if len(set(digests.values())) > 1:
         raise UserError(
             "the sources were encoded with different tokenizers: "
@@ -361,6 +543,11 @@ def _model_config(
 ) -> ModelConfig:
     """The shape to train: a preset for this tokenizer, or the checkpoint's own."""
     told = shards.manifest.tokenizer
+    rope: dict[str, Any] = {
+        name: value
+        for name, value in (("rope_theta", recipe.rope_theta), ("rope_scale", recipe.rope_scale))
+        if value is not None
+    }
     if init is None:
         assert size is not None, "checked by resolve"
         return replace(
@@ -369,8 +556,10 @@ def _model_config(
             max_context=recipe.context,
             bos_id=told.bos_id,
             eos_id=told.eos_id,
+            **rope,
         )
-    shape = replace(init.config, max_context=max(init.config.max_context, recipe.context))
+    longest = max(init.config.max_context, recipe.context)
+    shape = replace(init.config, max_context=longest, **rope)
     if vocabulary.tokenizer is not None:  # seen to fit by `Vocabulary.see`
         return replace(shape, vocab_size=max(shape.vocab_size, vocabulary.size))
     if init.config.vocab_size < told.vocab_size:
@@ -420,6 +609,28 @@ def _choose_compiled(
         return settled
     pays = seconds is not None and seconds > COMPILE_PAYS_AFTER_S[dtype]
     return pays and machine.compiler_available()
+
+
+def _choose_recompute(
+    requested: str,
+    settled: bool | None,
+    model: ModelConfig,
+    recipe: Recipe,
+    micro_rows: int,
+    dtype: str,
+    device: torch.device,
+) -> bool:
+    if requested not in ("auto", "on", "off"):
+        raise UsageError(f"--recompute is {requested!r}", hint="auto, on or off")
+    if requested != "auto":
+        return requested == "on"
+    if settled is not None:
+        return settled
+    parts = memory_bytes(model, recipe.context, micro_rows, dtype)
+    # Eager execution keeps about as much again (`memory_bytes`).
+    activations = 2 * parts["activations"]
+    rest = sum(parts.values()) - parts["activations"]
+    return rest + activations > MEMORY_SHARE * machine.memory_size(device)
 
 
 def _micro_rows(requested: int | None, recipe: Recipe, device: torch.device) -> int:

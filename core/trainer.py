@@ -29,7 +29,7 @@ from codecria.data.files import atomic_write, remove_leftovers
 from codecria.data.infill import Order
 from codecria.data.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.mixture import Mixture
-from codecria.data.rows import IGNORE, Counts
+from codecria.data.rows import DIALOG, IGNORE, KINDS, Counts
 from codecria.data.shards import ShardSet
 
 from . import resume
@@ -39,6 +39,7 @@ from .checkpoint import DTYPES, publish
 from .loss import masked_cross_entropy
 from .model import Transformer
 from .optim import build_optimizer, warmup_cosine
+from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 
 Report = Callable[[dict[str, Any]], None]
@@ -67,7 +68,7 @@ class Stepped:
         loss: mean over the step's targets, in nats.
         norm: of the gradient before clipping.
         rate: the learning rate.
-        apart: (3,2) for plain, PSM and SPM text: the losses' sum, and how many targets.
+        apart: (4,2) for plain, PSM and SPM text and dialogs: the losses' sum, and how many targets.
         counts: of the step's documents, where infilling is on.
     """
 
@@ -124,6 +125,7 @@ class Trainer:
         self.run = run
         self.recipe = run.recipe
         self.model = model.train().requires_grad_(True)
+        self.model.recompute = run.recompute
         self.device = model.tok_embeddings.device
         self.mixture = mixture
         self.validation = validation
@@ -132,6 +134,7 @@ class Trainer:
         self.peak_flops = peak_flops
         self.report = report
         self.infilling = infilling
+        self.dialogs = any(source.shards.dialogs for source in mixture.sources)
         self.optimizer = build_optimizer(model, self.recipe)
         self.hidden = torch.compile(self._hidden) if run.compiled else self._hidden
         self.skipped: list[int] = []
@@ -158,6 +161,7 @@ class Trainer:
             start=first,
             stop=self.recipe.steps,
             infilling=self.infilling,
+            learn=self.recipe.learn,
         ) as batches:
             for step, batch in enumerate(batches, start=first):
                 meter.add(self.step(step, batch))
@@ -187,12 +191,12 @@ class Trainer:
             UserError: the loss or the norm is not finite and the recipe says to stop.
         """
         total = torch.zeros((), device=self.device)
-        apart = torch.zeros(len(Order), 2, dtype=torch.float64, device=self.device)
+        apart = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
         for part in batch.split(self.run.micro_rows):
             loss, each = self._loss(part, count=batch.n_targets)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            if self.infilling is not None:
+            if self.infilling is not None or self.dialogs:
                 apart += losses_apart(each, part)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         rate = warmup_cosine(step, self.recipe)
@@ -226,16 +230,19 @@ class Trainer:
 
     def _validation(self, name: str, infilling: Infilling | None) -> dict[str, Any]:
         """Losses of the validation splits, plain, or with infilling of the infilled text alone."""
-        kinds = slice(0, 1) if infilling is None else slice(1, None)
+        kinds = slice(None) if infilling is None else slice(Order.PSM, Order.SPM + 1)
         losses: dict[str, float] = {}
         for source, split in self.validation:
-            total = torch.zeros(len(Order), 2, dtype=torch.float64, device=self.device)
+            if infilling is not None and split.dialogs:
+                continue
+            total = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
             for batch in validation_batches(
                 split,
                 context=self.recipe.context,
                 rows=self.run.eval_rows,
                 batch_rows=self.run.micro_rows,
                 infilling=infilling,
+                learn=self.recipe.learn,
             ):
                 _, each = self._loss(batch, count=1, forward=self._hidden)
                 total += losses_apart(each, batch)
@@ -319,6 +326,7 @@ class Trainer:
         """What a checkpoint of this moment was made from."""
         return {
             "recipe": self.recipe.name,
+            "size": self.recipe.size,
             "step": done,
             "updates": done - len(self.skipped),
             "skipped": self.skipped,
@@ -326,6 +334,8 @@ class Trainer:
             "data": [source.digest for source in self.run.sources],
             "tokenizer": self.run.tokenizer_digest,
             "parent": self.run.init,
+            "objective": {name: getattr(self.recipe, name) for name in OBJECTIVE},
+            "ancestors": list(self.run.ancestors),
         }
 
     def _recover_metrics(self, done: int) -> None:
@@ -359,7 +369,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def losses_apart(each: Tensor, batch: Batch) -> Tensor:
-    """The sum of losses and the count of targets, of plain, PSM and SPM text: (3,2).
+    """The sum of losses and the count of targets, of plain, PSM and SPM text and dialogs: (4,2).
 
     Args:
         each: (N,) losses in nats, zero where a target has none.
@@ -368,8 +378,8 @@ def losses_apart(each: Tensor, batch: Batch) -> Tensor:
     kinds = torch.from_numpy(batch.kinds).flatten().to(each.device)
     counted = torch.from_numpy(batch.targets != IGNORE).flatten().to(each.device)
     told = []
-    for order in Order:
-        here = kinds == order
+    for kind in range(KINDS):
+        here = kinds == kind
         told.append(torch.stack([(each * here).double().sum(), (counted & here).double().sum()]))
     return torch.stack(told)
 
@@ -389,7 +399,7 @@ class Meter:
         self.device = device
         self.recipe = run.recipe
         self.losses: list[float] = []
-        self.apart = torch.zeros(len(Order), 2, dtype=torch.float64)
+        self.apart = torch.zeros(KINDS, 2, dtype=torch.float64)
         self.counts = Counts()
         self.norm = self.rate = 0.0
         self.busy_s = 0.0
@@ -402,8 +412,8 @@ class Meter:
         self.since = now
         self.norm, self.rate = result.norm, result.rate
         self.losses.append(result.loss.item())
+        self.apart += result.apart.cpu()
         if result.counts is not None:
-            self.apart += result.apart.cpu()
             self.counts += result.counts
 
     def pause(self) -> None:
@@ -431,6 +441,11 @@ class Meter:
         }
         if recipe.infill is not None:
             record |= infilling_record(self.apart, self.counts)
+        if any(source.shards.dialogs for source in mixture.sources):
+            record |= {
+                "dialog_loss": mean_loss(self.apart, slice(DIALOG, None)),
+                "rehearsal_loss": mean_loss(self.apart, slice(0, DIALOG)),
+            }
         self.losses, self.busy_s = [], 0.0
         self.apart, self.counts = torch.zeros_like(self.apart), Counts()
         return record
@@ -440,22 +455,23 @@ def infilling_record(apart: Tensor, counts: Counts) -> dict[str, Any]:
     """Losses apart and what became of the documents, for a metrics record.
 
     Args:
-        apart: (3,2) of plain, PSM and SPM text: the losses' sum, the count of targets.
+        apart: from `losses_apart`, summed over some steps.
         counts: of the same steps.
     """
-
-    def mean(kinds: slice) -> float | None:
-        total, count = apart[kinds].sum(0).tolist()
-        return total / count if count else None
-
     return {
-        "plain_loss": mean(slice(0, 1)),
-        "infill_loss": mean(slice(1, None)),
-        "psm_loss": mean(slice(Order.PSM, Order.PSM + 1)),
-        "spm_loss": mean(slice(Order.SPM, Order.SPM + 1)),
+        "plain_loss": mean_loss(apart, slice(0, 1)),
+        "infill_loss": mean_loss(apart, slice(Order.PSM, Order.SPM + 1)),
+        "psm_loss": mean_loss(apart, slice(Order.PSM, Order.PSM + 1)),
+        "spm_loss": mean_loss(apart, slice(Order.SPM, Order.SPM + 1)),
         "infill": asdict(counts)
         | {"effective_rate": round(counts.infilled_tokens / max(1, counts.tokens), 6)},
     }
+
+
+def mean_loss(apart: Tensor, kinds: slice) -> float | None:
+    """The mean loss in nats over the targets of some kinds, None where there are none."""
+    total, count = apart[kinds].sum(0).tolist()
+    return total / count if count else None
 
 
 def tokens_per_second(tokens: int, seconds: float) -> float:

@@ -7,7 +7,8 @@ after (data/reencode.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from codecria.data.shards import ShardSet
 from codecria.data.tokenizer import MODEL_NAME, Tokenizer
 
 from .checkpoint import Checkpoint
-from .recipes import Recipe
+from .recipes import OBJECTIVE, Recipe
 
 MATRICES = ("tok_embeddings", "output.weight")  # of the model, a row a piece
 
@@ -52,23 +53,27 @@ class Vocabulary:
 
     @classmethod
     def choose(
-        cls, recipe: Recipe, init: Checkpoint | None, shards: ShardSet, out: Path | None
+        cls, recipe: Recipe, init: Checkpoint | None, mixture: Mixture, out: Path | None
     ) -> Vocabulary:
         """The vocabulary of a stage.
 
         Args:
             recipe: says whether it infills.
             init: the checkpoint it starts from, if any.
-            shards: of the data; sources agree in their tokenizer.
+            mixture: the data; its documents agree in their tokenizer, and its dialogs are under the
+                checkpoint's.
             out: the run folder, where an extended tokenizer goes; None for a plan alone.
 
         Raises:
             UserError: the tokenizer cannot be read.
         """
+        documents = [s.shards for s in mixture.sources if not s.shards.dialogs]
+        dialogs = len(documents) < len(mixture.sources)
+        shards = documents[0] if documents else mixture.sources[0].shards
         told = shards.manifest.tokenizer
         own = init.tokenizer_path if init is not None else None
         wider = init is not None and init.config.vocab_size > told.vocab_size
-        if recipe.infill is None and not (wider and own is not None):
+        if recipe.infill is None and not (wider and own is not None) and not dialogs:
             rows = told.vocab_size if init is None else init.config.vocab_size
             path = shards.folder / MODEL_NAME
             return cls(path=path, digest=told.digest, size=told.vocab_size, known_rows=rows)
@@ -122,6 +127,27 @@ def check_follows(recipe: Recipe, init: Checkpoint | None) -> None:
         f"{recipe.name} {recipe.size} starts from a checkpoint of {allowed}, not from {came}",
         hint="pass --any-init to do it all the same",
     )
+
+
+def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[str]) -> Recipe:
+    """The recipe with the checkpoint's own objective, in a stage that keeps it.
+
+    A checkpoint made elsewhere tells none: with infilling pieces it is taken for one that learnt
+    infilling as the recipe says, without them for one that did not.
+
+    Args:
+        recipe: of the stage.
+        init: the checkpoint it starts from, if any.
+        given: fields that were set for this run, which stay.
+    """
+    if not recipe.keep_objective or init is None:
+        return recipe
+    told = init.lineage().get("objective")
+    if not isinstance(told, dict):
+        path = init.tokenizer_path
+        infills = path is not None and Tokenizer.load(path).infill is not None
+        told = {} if infills else {"infill_rate": 0.0}
+    return replace(recipe, **{k: told[k] for k in OBJECTIVE if k in told and k not in given})
 
 
 def grown(name: str, old: Tensor, known_rows: int, rows: int, recipe: Recipe) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from .dialog_rows import DialogRows, Learn
 from .infill import Infiller, InfillFormat
 from .infill_rows import InfillRows
 from .mixture import Mixture
@@ -39,7 +40,7 @@ class Batch:
         ids, targets, positions: (B,T), as in `Row`.
         segments: the pieces' lengths of each row.
         n_targets: targets with loss.
-        kinds: (B,T) how each token's piece is arranged, an `infill.Order`.
+        kinds: (B,T) how each token's piece is arranged, see `Row`.
         counts: of its documents, where infilling is on.
     """
 
@@ -91,9 +92,16 @@ def stack(rows: Sequence[Row]) -> Batch:
 
 
 def source_rows(
-    shards: ShardSet, *, context: int, seed: int, infilling: Infilling | None
-) -> SourceRows | InfillRows:
+    shards: ShardSet,
+    *,
+    context: int,
+    seed: int,
+    infilling: Infilling | None,
+    learn: Learn = "answers",
+) -> SourceRows | InfillRows | DialogRows:
     """The rows of one source, as the stage wants them."""
+    if shards.dialogs:
+        return DialogRows(shards, context=context, seed=seed, learn=learn)
     if infilling is None:
         return SourceRows(shards, context=context, seed=seed)
     return InfillRows(
@@ -113,14 +121,21 @@ class RunRows:
         context: T.
         seed: of the run.
         infilling: how documents are infilled, if at all.
+        learn: the tokens of dialogs with loss.
     """
 
     def __init__(
-        self, mixture: Mixture, *, context: int, seed: int, infilling: Infilling | None = None
+        self,
+        mixture: Mixture,
+        *,
+        context: int,
+        seed: int,
+        infilling: Infilling | None = None,
+        learn: Learn = "answers",
     ) -> None:
         self.dealer = mixture.dealer(seed)
         self.sources = [
-            source_rows(source.shards, context=context, seed=seed, infilling=infilling)
+            source_rows(source.shards, context=context, seed=seed, infilling=infilling, learn=learn)
             for source in mixture.sources
         ]
 
@@ -143,6 +158,7 @@ class Loader:
         batch_rows: B.
         start, stop: the steps.
         infilling: how documents are infilled, if at all.
+        learn: the tokens of dialogs with loss.
         ahead: batches made ahead.
     """
 
@@ -156,9 +172,10 @@ class Loader:
         start: int,
         stop: int,
         infilling: Infilling | None = None,
+        learn: Learn = "answers",
         ahead: int = 4,
     ) -> None:
-        self._rows = RunRows(mixture, context=context, seed=seed, infilling=infilling)
+        self._rows = RunRows(mixture, context=context, seed=seed, infilling=infilling, learn=learn)
         self._batch_rows = batch_rows
         self._steps = range(start, stop)
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, ahead))
@@ -222,6 +239,7 @@ def validation_batches(
     rows: int,
     batch_rows: int,
     infilling: Infilling | None = None,
+    learn: Learn = "answers",
 ) -> Iterator[Batch]:
     """The same batches every time: at most `rows` rows, spread evenly over a validation split.
 
@@ -231,9 +249,10 @@ def validation_batches(
         rows: how many at most; no token comes twice.
         batch_rows: rows of a batch; the last may have fewer.
         infilling: infill them, with cuts that are the same every time.
+        learn: the tokens of dialogs with loss.
     """
-    source = source_rows(shards, context=context, seed=0, infilling=infilling)
-    count = min(rows, source.rows)
+    source = source_rows(shards, context=context, seed=0, infilling=infilling, learn=learn)
+    count = min(rows, source.rows)  # none, where no dialog fits a row
     places = [n * source.rows // count for n in range(count)]
     for a in range(0, count, batch_rows):
         yield stack([source.nth(w) for w in places[a : a + batch_rows]])

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .dialog_rows import DialogRows
 from .errors import UsageError
 from .infill import InfillFormat
 from .infill_rows import Layout
@@ -169,6 +170,12 @@ def _counting_dealer(weights: tuple[float, ...], seed: int) -> Dealer:
     return Dealer(weights, seed)
 
 
+@lru_cache(maxsize=16)
+def _dialog_rows(shards: ShardSet, context: int, seed: int) -> DialogRows:
+    """The ledger's rows of dialogs, kept so that an epoch is packed once."""
+    return DialogRows(shards, context=context, seed=seed)
+
+
 @dataclass(frozen=True, slots=True)
 class Mixture:
     """Several shard sets and their shares.
@@ -192,7 +199,7 @@ class Mixture:
                 folder is named twice.
             UserError: a folder is no shard set.
         """
-        named = [part for argument in arguments for part in _sets(*_split(argument))]
+        named = [part for argument in arguments for part in _sets(*split_weight(argument))]
         paths = [str(path) for path, _ in named]
         if not paths:
             raise UsageError("a mixture needs at least one source")
@@ -216,6 +223,53 @@ class Mixture:
                 for path, shards, weight in zip(paths, opened, weights, strict=True)
             )
         )
+
+    @classmethod
+    def of_dialogs(
+        cls,
+        dialogs: Sequence[tuple[str, float | None, Path]],
+        rehearsal: Sequence[str],
+        *,
+        share: float,
+    ) -> Mixture:
+        """Dialogs, and code and text so that what was learnt before is not unlearnt.
+
+        Args:
+            dialogs: (name, weight, shard set) of each file; without weights, by their tokens.
+            rehearsal: shard folders, "DIR" or "DIR=SHARE" of all rows.
+            share: of all rows, for rehearsal folders that tell none.
+
+        Raises:
+            UsageError: see `parse`; or the rehearsal leaves nothing to the dialogs.
+            UserError: a folder is no shard set.
+        """
+        rehearsed: tuple[Source, ...] = ()
+        if rehearsal:
+            rehearsed = cls.parse(rehearsal).sources
+            told = [weight for _, weight in map(split_weight, rehearsal) if weight is not None]
+            share = math.fsum(told) if told else share
+            if not 0 < share < 1:
+                raise UsageError(
+                    f"the rehearsal's share of the rows is {share:g}, not between 0 and 1",
+                    hint="for example --rehearse code=0.06 --rehearse text=0.02",
+                )
+        unweighted = [name for name, weight, _ in dialogs if weight is None]
+        if unweighted and len(unweighted) < len(dialogs):
+            raise UsageError(
+                f"{unweighted[0]} has no weight and other dialogs do",
+                hint="give every file a weight, or none",
+            )
+        opened = [ShardSet.open(folder) for _, _, folder in dialogs]
+        weights = [
+            float(shards.n_tokens) if weight is None else weight
+            for shards, (_, weight, _) in zip(opened, dialogs, strict=True)
+        ]
+        total, left = math.fsum(weights), 1 - share if rehearsed else 1.0
+        asked = [
+            Source(name=name, shards=shards, weight=left * weight / total)
+            for (name, _, _), shards, weight in zip(dialogs, opened, weights, strict=True)
+        ]
+        return cls((*asked, *(replace(s, weight=share * s.weight) for s in rehearsed)))
 
     def under(self, tokenizer: Tokenizer) -> Mixture:
         """The mixture as training with this tokenizer sees it, with the same shares.
@@ -252,7 +306,9 @@ class Mixture:
                     requested=source.weight,
                     achieved=count / rows if rows else 0.0,
                     rows=count,
-                    drawn_tokens=layout.drawn(source.shards, count),
+                    drawn_tokens=_dialog_rows(source.shards, context, seed).drawn(count)
+                    if source.shards.dialogs
+                    else layout.drawn(source.shards, count),
                     unique_tokens=source.shards.n_tokens,
                 )
             )
@@ -272,8 +328,12 @@ def _sets(folder: Path, weight: float | None) -> list[tuple[Path, float | None]]
     return [(path, scale * shares[name] / total) for name, path in sets.items()]
 
 
-def _split(argument: str) -> tuple[Path, float | None]:
-    """ "DIR=WEIGHT" apart; a folder whose own name holds "=" is found first."""
+def split_weight(argument: str) -> tuple[Path, float | None]:
+    """ "PATH=WEIGHT" apart; a path that itself holds "=" is found first.
+
+    Raises:
+        UsageError: the weight is no positive number.
+    """
     folder, equals, text = argument.rpartition("=")
     if not equals or Path(argument).exists():
         return Path(argument), None

@@ -27,6 +27,8 @@ import numpy.typing as npt
 from .shards import ShardSet
 
 IGNORE = -100  # a target without loss; the value torch's cross-entropy ignores as well
+DIALOG = 3  # the kind of a dialog's tokens, after those of `infill.Order`
+KINDS = 4
 PADDING = 0  # the id that fills an unfinished row; never a target
 
 Ids = npt.NDArray[np.int32]
@@ -78,7 +80,7 @@ class Row:
         targets: (T,) the token to predict at each place, or IGNORE.
         positions: (T,) place of each token in its piece of a document, from 0.
         segments: lengths of the pieces, in order, summing to T; padding is the last.
-        kinds: (T,) how the piece is arranged, an `infill.Order`; 0, plain, for padding too.
+        kinds: (T,) how the piece is arranged, an `infill.Order`, or DIALOG; 0, plain, for padding.
         counts: of its documents, where infilling is on.
     """
 

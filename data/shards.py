@@ -8,6 +8,7 @@
     DIR/train-00000.flags            uint8 a document, see ROUNDTRIP_LOSSY
     DIR/train-00000.parquet          a row a document: id, source, path, language, licence,
                                      redactions, bytes
+    DIR/train-00000.learned          uint8 a token, 1 where it is a target: dialogs alone have it
     DIR/train-00000.keys             what documents appended later are compared with (`near.KEYS`)
     DIR/dropped.parquet              what was not kept, and why (`drops.py`)
     DIR/validation-00000.*           likewise
@@ -38,6 +39,8 @@ SETS_NAME = "sets.json"  # in a folder whose subfolders are shard sets
 SETS_FORMAT = "codecria-shard-sets"
 ROUNDTRIP_LOSSY = 1  # flag: decode(encode(text)) differs from the text; never to be infilled
 PARTS = ("tokens", "offsets", "flags", "parquet")
+LEARNED_PART = "learned"  # beside them where not every token is a target
+_CONTENT = {"tokens", "offsets", "flags", LEARNED_PART}
 KEYS_PART = "keys"  # beside them where more can be appended
 
 AGAIN = "make the shards again with `codecria prepare-data`"
@@ -147,6 +150,7 @@ def finish_shard(
     flags: npt.NDArray[Any],
     metadata: pa.Table,
     keys: pa.Table | None = None,
+    learned: bool = False,
 ) -> ShardEntry:
     """Write what goes beside a shard's tokens, which are there, each file whole or not at all.
 
@@ -157,6 +161,7 @@ def finish_shard(
         flags: (documents,) bits of each document.
         metadata: a row a document: id, source, path, language, licence, redactions, bytes.
         keys: what later documents are compared with (`near.KEYS`), or None to keep nothing.
+        learned: whether there is a file that tells which tokens are targets.
 
     Returns:
         the shard's entry for the manifest.
@@ -169,9 +174,9 @@ def finish_shard(
             file.write(np.ascontiguousarray(values, dtype=np.dtype(dtype)).data)
     with atomic_writer(folder / f"{name}.parquet") as file:
         pq.write_table(metadata, file)
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = (*PARTS, LEARNED_PART) if learned else PARTS
     if keys is not None:
-        parts = (*PARTS, KEYS_PART)
+        parts = (*parts, KEYS_PART)
         with (
             atomic_writer(folder / f"{name}.{KEYS_PART}") as file,
             pa.ipc.new_file(file, keys.schema) as writer,
@@ -228,7 +233,7 @@ def write_manifest(
 
 
 def content_digest(manifest: Manifest) -> str:
-    """The digest of a shard set: token bytes, offsets, flags, and the manifest itself.
+    """The digest of a shard set: token bytes, offsets, flags, targets, and the manifest itself.
 
     Neither holds a time or a path, so the same documents prepared elsewhere are the same data. The
     parquet side files are left out: their bytes change with the version of the library.
@@ -237,7 +242,7 @@ def content_digest(manifest: Manifest) -> str:
     del value["digest"]
     for split in value["splits"].values():
         for shard in split["shards"]:
-            shard["digests"] = {part: shard["digests"][part] for part in PARTS[:3]}
+            shard["digests"] = {p: d for p, d in shard["digests"].items() if p in _CONTENT}
     return digest_json(value)
 
 
@@ -325,6 +330,11 @@ class ShardSet:
         self._tokens = [self._map(s, "tokens", dtype, s.tokens) for s in entry.shards]
         self._offsets = [self._map(s, "offsets", "<u8", s.documents + 1) for s in entry.shards]
         self._flags = [self._map(s, "flags", "u1", s.documents) for s in entry.shards]
+        self._learned = [
+            self._map(s, LEARNED_PART, "u1", s.tokens)
+            for s in entry.shards
+            if LEARNED_PART in s.digests
+        ]
         self._first_document = np.cumsum([0, *(s.documents for s in entry.shards)])
         self._first_token = np.cumsum([0, *(s.tokens for s in entry.shards)])
 
@@ -351,6 +361,11 @@ class ShardSet:
     def tokenizer_digest(self) -> str:
         """The digest of the tokenizer the ids come from."""
         return self.manifest.tokenizer.digest
+
+    @property
+    def dialogs(self) -> bool:
+        """Whether it holds dialogs: some of their tokens are targets, others are not."""
+        return bool(self._learned)
 
     @property
     def n_documents(self) -> int:
@@ -403,17 +418,25 @@ class ShardSet:
 
     def tokens(self, start: int, stop: int) -> npt.NDArray[np.int32]:
         """Tokens start .. stop - 1, through shard borders."""
+        return self._stretch(self._tokens, start, stop).astype(np.int32)
+
+    def learned(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Which of tokens start .. stop - 1 are targets, in a set of dialogs."""
+        assert self.dialogs, f"{self.folder} holds no dialogs"
+        return self._stretch(self._learned, start, stop).astype(np.bool_)
+
+    def _stretch(
+        self, arrays: Sequence[npt.NDArray[Any]], start: int, stop: int
+    ) -> npt.NDArray[Any]:
         assert 0 <= start <= stop <= self.n_tokens, f"[{start}, {stop}) of {self.n_tokens}"
         parts = []
         shard = int(np.searchsorted(self._first_token, start, side="right")) - 1
         while start < stop:
             base, end = int(self._first_token[shard]), int(self._first_token[shard + 1])
-            parts.append(self._tokens[shard][start - base : min(stop, end) - base])
+            parts.append(arrays[shard][start - base : min(stop, end) - base])
             start = min(stop, end)
             shard += 1
-        if not parts:
-            return np.empty(0, dtype=np.int32)
-        return np.concatenate(parts).astype(np.int32)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     def document(self, d: int) -> npt.NDArray[np.int32]:
         """The tokens of document d, BOS and EOS included."""
@@ -444,7 +467,7 @@ class ShardSet:
         """Read every file of the split and list what differs from the manifest."""
         problems = []
         for shard in self._shards:
-            for part in sorted(shard.digests, key=(*PARTS, KEYS_PART).index):
+            for part in sorted(shard.digests, key=(*PARTS, LEARNED_PART, KEYS_PART).index):
                 path = self.folder / f"{shard.name}.{part}"
                 if not path.is_file():
                     problems.append(f"{path.name} is missing")
