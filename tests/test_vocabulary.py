@@ -268,7 +268,7 @@ def test_losses_are_told_apart_by_kind() -> None:
     row = Row(targets, targets, targets, (6,), kinds, Counts(tokens=10, infilled_tokens=4))
     each = torch.tensor([1.0, 0.0, 2.0, 3.0, 5.0, 7.0])
     apart = losses_apart(each, stack([row]))
-    assert apart.tolist() == [[8.0, 2.0], [2.0, 1.0], [8.0, 2.0]]
+    assert apart.tolist() == [[8.0, 2.0], [2.0, 1.0], [8.0, 2.0], [0.0, 0.0]]
     record = infilling_record(apart, Counts(tokens=10, infilled_tokens=4))
     assert record["plain_loss"] == 4.0
     assert record["infill_loss"] == pytest.approx(10 / 3)
