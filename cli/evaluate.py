@@ -303,7 +303,10 @@ def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: 
         for m in row["models"]:
             cells += [_number(m[key]), _span(m[f"{key}_interval"]), _number(m["upto"][key])]
         if len(names) == 2:
-            cells += [_percent(row["difference"]["relative"]), _span(row["difference"]["interval"])]
+            cells += [
+                _percent(row["difference"]["relative"]),
+                _span(row["difference"]["interval"], "+.2%"),
+            ]
         ends = [n for n, m in zip(names, models, strict=True) if m["trained_context"] == row["to"]]
         rows.append([*cells, f"<- trained context of {' and '.join(ends)}" if ends else ""])
     render.table(f"{what} by position", [*columns, ""], rows, to_stdout=True)
@@ -312,18 +315,19 @@ def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: 
 def _show_retrieval(told: dict[str, Any], names: str) -> None:
     rows = []
     for cell in told["cells"]:
-        cells = [f"{cell['length']:,}", f"{cell['position']:g}"]
+        first = cell["models"][0]
+        cells = [f"{cell['length']:,}", f"{cell['position']:g}", f"{first['placed']:.2f}"]
         for m in cell["models"]:
             cells += [
-                f"{m['greedy']:.0%} {_span(m['greedy_interval'], percent=True)}",
-                f"{m['forced']:.0%} {_span(m['forced_interval'], percent=True)}",
+                f"{m['greedy']:.0%} {_span(m['greedy_interval'], '.0%')}",
+                f"{m['forced']:.0%} {_span(m['forced_interval'], '.0%')}",
                 f"{m['mean_rank']:.1f}",
             ]
         if len(names) == 2:
             a, b = cell["models"]
             cells += [f"{b[way] - a[way]:+.0%}" for way in ("greedy", "forced")]
         rows.append(cells)
-    columns = ["tokens", "position"]
+    columns = ["tokens", "position", "placed"]
     for name in names:
         columns += [f"{name} greedy", f"{name} forced choice", f"{name} mean rank"]
     if len(names) == 2:
@@ -345,13 +349,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:+.2%}"
 
 
-def _span(interval: list[float] | None, *, percent: bool = False) -> str:
-    if interval is None:
-        return "-"
-    low, high = interval
-    if percent:
-        return f"[{low:.0%}, {high:.0%}]"
-    return f"[{low:.4g}, {high:.4g}]"
+def _span(interval: list[float] | None, form: str = ".4g") -> str:
+    return "-" if interval is None else "[" + ", ".join(format(x, form) for x in interval) + "]"
 
 
 # --- the picture ----------------------------------------------------------------------------------
@@ -393,7 +392,7 @@ def _draw(told: dict[str, Any], path: Path) -> None:
         _draw_curve(left.pop(0), curve, models)
     if grid is not None:
         for n, axis in enumerate(left):
-            _draw_grid(axis, grid, n, models[n]["path"])
+            _draw_grid(axis, grid, n, "AB"[n])
     figure.tight_layout()
     kind = path.suffix.removeprefix(".").lower() or "png"
     try:
@@ -413,7 +412,7 @@ def _draw_curve(axis: Any, curve: dict[str, Any], models: list[dict[str, Any]]) 
             for row in curve["rows"]
             if row["models"][n][key] is not None
         ]
-        [line] = axis.plot([p[0] for p in points], [p[1] for p in points], "o-", label=m["path"])
+        [line] = axis.plot([p[0] for p in points], [p[1] for p in points], "o-", label=_label(m, n))
         bands = [(to, *interval) for to, _, interval in points if interval is not None]
         if bands:
             axis.fill_between(*zip(*bands, strict=True), alpha=0.2, color=line.get_color())
@@ -422,6 +421,10 @@ def _draw_curve(axis: Any, curve: dict[str, Any], models: list[dict[str, Any]]) 
     axis.set_xlabel("tokens before, end of bucket (dashed: trained context)")
     axis.set_ylabel(key.replace("_", " "))
     axis.legend()
+
+
+def _label(model: dict[str, Any], n: int) -> str:
+    return f"{'AB'[n]}: {model['path']}, theta {model['rope_theta']:g}"
 
 
 def _draw_grid(axis: Any, grid: dict[str, Any], n: int, name: str) -> None:

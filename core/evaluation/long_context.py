@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from codecria.core.checkpoint import Checkpoint
 from codecria.core.config import ModelConfig
 from codecria.core.generator import Generator, tokenizer_of
@@ -34,7 +37,16 @@ from .long_texts import (
     texts_of_files,
     texts_of_shards,
 )
-from .perplexity import Sums, borders, differences, read, rows
+from .perplexity import (
+    Sums,
+    aligned,
+    borders,
+    differences,
+    rows,
+    sums,
+    token_bytes,
+    token_losses,
+)
 from .retrieval import PAPER_POSITIONS
 
 FUNCTIONS_WANTED = 512  # of a filler taken out of the texts: enough for prompts that differ
@@ -172,10 +184,10 @@ def measure(
     shards = None if request.data is None else open_split(request.data, request.split)
     ends = borders(first.config.max_context, multiples=request.multiples, ends=request.ends)
     cuts = _cuts(request, shards, first, ends[-1], note) if shards or request.files else []
-    read_by = [_ids(cuts, first, contestant) for contestant in contestants]
+    readings = [_reading(cuts, ends, first, contestant) for contestant in contestants]
     same = all(c.tokenizer.digest == first.tokenizer.digest for c in contestants)
     if not same:
-        note("the tokenizers differ: compared are bits a byte, and positions are in own tokens")
+        note("the tokenizers differ: compared are bits a byte, and positions are in A's tokens")
     functions = _functions(request, shards) if request.retrieval else []
     fillers = [retrieval.measured(functions, c.tokenizer) for c in contestants]
     lengths = _retrieval_lengths(request, contestants, fillers, note)
@@ -185,9 +197,9 @@ def measure(
         model = contestant.load(device=device, dtype=dtype)
         name = f" {'AB'[n]}" if len(contestants) > 1 else ""
         if cuts:
-            tokens = sum(len(ids) - 1 for ids in read_by[n])
-            count = _Counter(f"reading{name}", tokens, progress)
-            found.append(read(model, contestant.tokenizer, read_by[n], ends, done=count.add))
+            count = _Counter(f"reading{name}", readings[n].tokens, progress)
+            losses = [token_losses(model, ids, done=count.add) for ids in readings[n].ids]
+            found.append(sums(losses, readings[n].sizes, readings[n].ends))
         if lengths:
             total = len(lengths) * len(request.retrieval_positions) * request.examples
             count = _Counter(f"asking{name}", total, progress)
@@ -262,15 +274,17 @@ def _cuts(
     where = f"the {shards.split} split of {request.data}" if shards else "the files"
     if tokens < request.max_tokens:
         more = _more(request, shards)
-        note(
-            f"{where}: {len(found):,} texts hold {tokens:,} of {request.max_tokens:,} tokens"
-            + (f"; {more}" if more else "")
-        )
+        held = f"{_texts_counted(len(found))} with {tokens:,} of {request.max_tokens:,} tokens"
+        note(f"{where}: {held}" + (f"; {more}" if more else ""))
     if most <= first.config.max_context:
         note(f"no text goes beyond the trained context: the longest has {most:,} tokens")
     elif most < longest:
         note(f"no text reaches {longest:,} tokens: the longest has {most:,}")
     return found
+
+
+def _texts_counted(count: int) -> str:
+    return f"{count:,} text" if count == 1 else f"{count:,} texts"
 
 
 def _nothing_found(request: Request, shards: ShardSet | None, longest: int) -> str:
@@ -298,11 +312,29 @@ def _more(request: Request, shards: ShardSet | None) -> str:
     return "--split train has more" if shards is not None and shards.split != "train" else ""
 
 
-def _ids(cuts: Sequence[Cut], first: Contestant, contestant: Contestant) -> list[Ids]:
-    """The ids of the texts for a model: the very same ones where the tokenizer is."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What one model reads: of each text its ids, the bytes of each, and where buckets end."""
+
+    ids: list[Ids]
+    sizes: list[npt.NDArray[np.int64]]
+    ends: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) - 1 for ids in self.ids)
+
+
+def _reading(
+    cuts: Sequence[Cut], ends: list[int], first: Contestant, contestant: Contestant
+) -> _Reading:
+    """The texts for a model: the very same ids where its tokenizer is the first one's."""
+    own = [token_bytes(first.tokenizer, cut.ids) for cut in cuts]
     if contestant.tokenizer.digest == first.tokenizer.digest:
-        return [cut.ids for cut in cuts]
-    return [contestant.tokenizer.encode_array(cut.text.text, bos=True) for cut in cuts]
+        return _Reading([cut.ids for cut in cuts], own, [ends for _ in cuts])
+    ids = [contestant.tokenizer.encode_array(cut.text.text, bos=True) for cut in cuts]
+    sizes = [token_bytes(contestant.tokenizer, each) for each in ids]
+    return _Reading(ids, sizes, [aligned(ends, a, b) for a, b in zip(own, sizes, strict=True)])
 
 
 def _functions(request: Request, shards: ShardSet | None) -> list[str]:
@@ -327,20 +359,30 @@ def _retrieval_lengths(
     fillers: Sequence[Sequence[retrieval.Filler]],
     note: Callable[[str], None],
 ) -> list[int]:
-    """The lengths of prompts to make; those that came by default only if they are long enough."""
+    """The lengths of prompts to make; those that came by default only if they are long enough.
+
+    Raises:
+        UserError: one that was asked for is too short.
+    """
     if not request.retrieval:
         return []
     if not fillers[0]:
         note("no key retrieval: the texts hold no Python functions; name some with --filler")
         return []
-    if request.retrieval_lengths:
-        return list(request.retrieval_lengths)
-    trained = contestants[0].config.max_context
-    wanted = request.ends or tuple(round(m * trained) for m in request.multiples)
     least = max(
         retrieval.shortest(filler, c.tokenizer)
         for filler, c in zip(fillers, contestants, strict=True)
     )
+    if request.retrieval_lengths:
+        if request.retrieval_lengths[0] < least:
+            raise UserError(
+                f"a retrieval prompt of {request.retrieval_lengths[0]:,} tokens is too short: it"
+                f" needs {least:,}",
+                hint="pass longer --retrieval-lengths, or a --filler of shorter functions",
+            )
+        return list(request.retrieval_lengths)
+    trained = contestants[0].config.max_context
+    wanted = request.ends or tuple(round(m * trained) for m in request.multiples)
     left_out = [length for length in wanted if length < least]
     if left_out:
         note(
@@ -354,24 +396,24 @@ def _retrieval_lengths(
 def prompts(
     request: Request, contestant: Contestant, *, note: Callable[[str], None]
 ) -> Iterator[retrieval.Prompt]:
-    """The prompts of the grid, cell by cell, without any model.
+    """The prompts of the grid, the first of every cell first, without any model.
 
     Raises:
         UserError: there is no filler, or a length is too short.
     """
     shards = None if request.data is None else open_split(request.data, request.split)
     filler = retrieval.measured(_functions(request, shards), contestant.tokenizer)
-    for length in _retrieval_lengths(request, [contestant], [filler], note):
-        for position in request.retrieval_positions:
-            for example in range(request.examples):
-                yield retrieval.make_prompt(
-                    contestant.tokenizer,
-                    filler,
-                    length=length,
-                    position=position,
-                    seed=request.seed,
-                    example=example,
-                )
+    lengths = _retrieval_lengths(request, [contestant], [filler], note)
+    grid = itertools.product(range(request.examples), lengths, request.retrieval_positions)
+    for example, length, position in grid:
+        yield retrieval.make_prompt(
+            contestant.tokenizer,
+            filler,
+            length=length,
+            position=position,
+            seed=request.seed,
+            example=example,
+        )
 
 
 def _settings(request: Request) -> dict[str, Any]:

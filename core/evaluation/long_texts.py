@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from codecria.data.errors import UserError
 from codecria.data.rows import keyed, permute
-from codecria.data.shards import ShardSet, read_manifest
+from codecria.data.shards import ROUNDTRIP_LOSSY, ShardSet, read_manifest
 from codecria.data.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int32]
@@ -78,7 +78,7 @@ def texts_of_shards(shards: ShardSet, *, min_bytes: int, seed: int) -> Iterator[
     for place in range(shards.n_documents):
         d = permute(place, shards.n_documents, key)
         # Lengths are at hand, texts are not: most documents of a corpus are short.
-        if shards.length(d) * longest_piece < min_bytes:
+        if shards.length(d) * longest_piece < min_bytes or shards.flags(d) & ROUNDTRIP_LOSSY:
             continue
         ids = shards.document(d)
         text = tokenizer.text_of(ids[~np.isin(ids, frame)])

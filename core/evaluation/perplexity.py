@@ -123,46 +123,48 @@ class Sums:
     bytes: Floats
 
 
+def aligned(
+    ends: Sequence[int], own: npt.NDArray[np.int64], other: npt.NDArray[np.int64]
+) -> list[int]:
+    """Where buckets end in another tokenizer's tokens of the same text: at the same bytes.
+
+    A token that lies across a border belongs to the bucket after it.
+
+    Args:
+        ends: in tokens of the first tokenizer, 0 first.
+        own, other: bytes of each token that is scored, by the first tokenizer and the other.
+    """
+    before = np.concatenate([[0], np.cumsum(own)])
+    after = np.cumsum(other)
+    return [
+        int(np.searchsorted(after, before[end], side="right"))
+        if 0 < end < len(own)
+        else (len(other) if end else 0)
+        for end in ends
+    ]
+
+
 def sums(
-    losses: Sequence[npt.ArrayLike], sizes: Sequence[npt.ArrayLike], ends: Sequence[int]
+    losses: Sequence[npt.ArrayLike],
+    sizes: Sequence[npt.ArrayLike],
+    ends: Sequence[Sequence[int]],
 ) -> Sums:
     """File the tokens of each text under the buckets ends[n] < tokens before it <= ends[n + 1].
 
     Args:
         losses: of each text, (T-1,) as `token_losses` gives them.
         sizes: of each text, (T-1,) bytes.
-        ends: as `borders` gives them; tokens beyond the last are left out.
+        ends: of each text, (N+1,) as `borders` gives them; tokens beyond the last are left out.
     """
-    shape = (len(losses), len(ends) - 1)
+    shape = (len(losses), len(ends[0]) - 1)
     found = Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape))
-    for s, (nats, size) in enumerate(zip(losses, sizes, strict=True)):
-        for n, (first, last) in enumerate(itertools.pairwise(ends)):
+    for s, (nats, size, borders_here) in enumerate(zip(losses, sizes, ends, strict=True)):
+        for n, (first, last) in enumerate(itertools.pairwise(borders_here)):
             part = np.asarray(nats, dtype=np.float64)[first:last]
             found.nats[s, n] = part.sum()
             found.tokens[s, n] = len(part)
             found.bytes[s, n] = np.asarray(size)[first:last].sum()
     return found
-
-
-def read(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    cuts: Sequence[Ids],
-    ends: Sequence[int],
-    *,
-    done: Callable[[int], None] = lambda _: None,
-) -> Sums:
-    """Read texts with a model.
-
-    Args:
-        model: in evaluation.
-        tokenizer: that the ids come from.
-        cuts: the ids of each text.
-        ends: of the buckets.
-        done: called with the number of tokens of each pass.
-    """
-    losses = [token_losses(model, ids, done=done) for ids in cuts]
-    return sums(losses, [token_bytes(tokenizer, ids) for ids in cuts], ends)
 
 
 def _mean(nats: Floats, units: Floats) -> Floats:

@@ -41,7 +41,8 @@ PAPER_POSITIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NAME = "my_function"
 QUESTION = f"assert {NAME}() == "
 ANSWER_TOKENS = 8  # generated greedily: two digits, and room for a space or a false start
-LARGEST = 10  # a function of the filler takes at most this part of a prompt, to place the key well
+LARGEST = 10  # functions of at most this part of a prompt are always drawn from
+VARIETY = 4  # longer ones too, until there are this many prompts' worth of tokens to draw from
 BETWEEN = "\n\n"
 SOLUTION_KEYS = ("solution", "code", "content", "text")  # of a JSON line, the first there is
 
@@ -211,40 +212,31 @@ def make_prompt(
 ) -> Prompt:
     """One prompt: a function of its arguments.
 
-    Functions are drawn until the smallest no longer fits; the longest taken is a tenth of the
-    prompt, where there are such. The key stands at the border nearest to the position.
+    Functions are drawn, each once while they last, until none that is left fits. The key stands at
+    the border between functions that is nearest to the position.
 
     Args:
         tokenizer: counts.
         filler: what the prompt is made of.
-        length: tokens it may have at most.
+        length: tokens it may have at most; at least `shortest`.
         position: of the key, 0 the start of the filler and 1 its end.
         seed, example: fix the draw, with length and position.
-
-    Raises:
-        UserError: not even one function fits.
     """
     assert 0 <= position <= 1, f"position {position}"
     room = length - _frame(tokenizer)
-    usable = [part for part in filler if part.tokens <= max(room // LARGEST, 1)]
-    usable = usable or [part for part in filler if part.tokens <= room]
-    if not usable:
-        raise UserError(
-            f"a retrieval prompt of {length} tokens is too short: it needs"
-            f" {shortest(filler, tokenizer)}",
-            hint="pass longer --retrieval-lengths",
-        )
+    usable = _usable(filler, room)
+    assert usable, f"{length} tokens, the shortest prompt has {shortest(filler, tokenizer)}"
     rng = random.Random(f"{seed}/{length}/{position}/{example}")
     value = rng.choice(VALUES)
-    smallest = min(part.tokens for part in usable)
     chosen: list[Filler] = []
-    while room >= smallest:
+    taken = len(usable)
+    while taken == len(usable):  # again only when every one is in already
+        taken = 0
         for part in rng.sample(usable, len(usable)):
             if part.tokens <= room:
                 chosen.append(part)
                 room -= part.tokens
-            if room < smallest:
-                break
+                taken += 1
     rng.shuffle(chosen)  # else the small ones would stand at the end
     while True:
         k = _place(chosen, position)
@@ -267,6 +259,21 @@ def make_prompt(
         placed=sum(part.tokens for part in chosen[:k]) / max(total, 1),
         repeats=len(chosen) - len({part.text for part in chosen}),
     )
+
+
+def _usable(filler: Sequence[Filler], room: int) -> list[Filler]:
+    """The functions to draw from: short ones, so that the key comes near its position.
+
+    Those of at most a tenth of the room, and as many longer ones as variety needs.
+    """
+    found: list[Filler] = []
+    total = 0
+    for part in sorted(filler, key=lambda part: (part.tokens, part.text)):
+        if part.tokens > room or (part.tokens * LARGEST > room and total >= VARIETY * room):
+            break
+        found.append(part)
+        total += part.tokens
+    return found
 
 
 def _place(chosen: Sequence[Filler], position: float) -> int:
@@ -461,14 +468,11 @@ def grid(
         model: in evaluation.
         tokenizer: its own.
         filler: see `measured`.
-        lengths: of the prompts, in tokens.
+        lengths: of the prompts, in tokens; at least `shortest`.
         positions: of the key, from 0 to 1.
         examples: of each cell.
         seed: of the prompts.
         done: called after each prompt.
-
-    Raises:
-        UserError: a length is too short.
     """
     cells = []
     for length in lengths:
