@@ -114,8 +114,12 @@ def long_context(
     multiples = _numbers(lengths, "--lengths")
     places = _numbers(retrieval_positions, "--retrieval-positions", least=0, most=1)
     _check_options(theta=theta, rope_scale=rope_scale, data=data, file=file, filler=filler)
+    # What can go wrong at the end is looked at before anything is measured.
     if plot is not None:
-        _plotting()  # before anything is measured
+        _check_picture(plot)
+    for written in (out, plot):
+        if written is not None:
+            _check_writable(written)
 
     import torch
 
@@ -150,19 +154,18 @@ def long_context(
         told = measure(
             request, contestants, device=device, dtype=dtype, note=render.note, progress=progress
         )
-    if out is not None:
-        from codecria.data.files import atomic_write_json
-
-        atomic_write_json(out, told)
-    if plot is not None:
-        _draw(told, plot)
     if as_json:
         render.emit_json(told)
     else:
         _show(told)
-    for written in (out, plot):
-        if written is not None:
-            render.note(f"written: {written}")
+    if out is not None:
+        from codecria.data.files import atomic_write_json
+
+        atomic_write_json(out, told)
+        render.note(f"written: {out}")
+    if plot is not None:
+        _draw(told, plot)
+        render.note(f"written: {plot}")
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -233,6 +236,24 @@ def _check_options(
             "there is nothing to read",
             hint="name a shard folder with --data, or files with --file",
         )
+
+
+def _check_writable(path: Path) -> None:
+    """See that a file can be made.
+
+    Raises:
+        UserError: its folder is missing or may not be written, or a folder has its name.
+    """
+    import os
+
+    from codecria.data.errors import UserError
+
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder", hint="name a file in it")
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "may not be written" if folder.is_dir() else "does not exist"
+        raise UserError(f"cannot write {path}: the folder {folder} {what}")
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -373,35 +394,49 @@ def _plotting() -> Any:
         raise UserError("--plot needs matplotlib", hint=INSTALL_PLOT) from error
 
 
+def _check_picture(path: Path) -> None:
+    """See that matplotlib is there and draws such files.
+
+    Raises:
+        UsageError: it draws no such files.
+        UserError: it is not installed.
+    """
+    from codecria.data.errors import UsageError
+
+    pyplot = _plotting()
+    figure = pyplot.figure()
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    pyplot.close(figure)
+    if _kind(path) not in kinds:
+        raise UsageError(f"--plot {path}: matplotlib draws {', '.join(kinds)}")
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
 def _draw(told: dict[str, Any], path: Path) -> None:
     """Draw the perplexity's curve and the retrieval grid into one picture.
 
     Raises:
-        UsageError: there is no such kind of picture.
         UserError: it cannot be written.
     """
-    from codecria.data.errors import UsageError
     from codecria.data.files import atomic_writer
 
     pyplot = _plotting()
     models, curve, grid = told["models"], told["perplexity"], told["retrieval"]
     panels = (curve is not None) + (len(models) if grid is not None else 0)
-    figure, axes = pyplot.subplots(1, max(panels, 1), figsize=(6 * max(panels, 1), 4.5))
-    left = list(axes) if panels > 1 else [axes]
+    figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 4.5), squeeze=False)
+    left = list(axes[0])
     if curve is not None:
         _draw_curve(left.pop(0), curve, models)
     if grid is not None:
         for n, axis in enumerate(left):
-            _draw_grid(axis, grid, n, "AB"[n])
+            _draw_grid(axis, grid, n)
     figure.tight_layout()
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    try:
-        with atomic_writer(path) as file:
-            figure.savefig(file, format=kind)
-    except ValueError as error:
-        raise UsageError(f"cannot draw to {path}: {error}", hint="such as long.png") from error
-    finally:
-        pyplot.close(figure)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format=_kind(path))
+    pyplot.close(figure)
 
 
 def _draw_curve(axis: Any, curve: dict[str, Any], models: list[dict[str, Any]]) -> None:
@@ -427,7 +462,7 @@ def _label(model: dict[str, Any], n: int) -> str:
     return f"{'AB'[n]}: {model['path']}, theta {model['rope_theta']:g}"
 
 
-def _draw_grid(axis: Any, grid: dict[str, Any], n: int, name: str) -> None:
+def _draw_grid(axis: Any, grid: dict[str, Any], n: int) -> None:
     lengths = sorted({cell["length"] for cell in grid["cells"]})
     places = sorted({cell["position"] for cell in grid["cells"]})
     share = {(c["length"], c["position"]): c["models"][n]["forced"] for c in grid["cells"]}
@@ -446,4 +481,4 @@ def _draw_grid(axis: Any, grid: dict[str, Any], n: int, name: str) -> None:
         axis.text(x, y, f"{value:.0%}", ha="center", va="center", color=colour)
     axis.set_xlabel("tokens of the prompt")
     axis.set_ylabel("position of the key")
-    axis.set_title(f"forced choice among 90: {name}")
+    axis.set_title(f"{'AB'[n]}: forced choice among 90")

@@ -317,6 +317,7 @@ def test_a_model_beside_itself_is_the_same_and_beside_another_theta_is_not(
         assert cell["models"][0] == cell["models"][1]
     bent, _ = measured(request_for, Contestant.open(small_model, theta=1e6), plain)
     assert bent["models"][0]["rope_theta"] == 1e6
+    assert bent["models"][0]["dtype"] == "float32"
     assert bent["models"][0]["own_rope_theta"] == bent["models"][1]["rope_theta"] == 1e4
     last = bent["perplexity"]["rows"][-1]
     assert last["models"][0]["nll"] != last["models"][1]["nll"]
@@ -453,6 +454,9 @@ def test_filler_alone_measures_retrieval_alone(
     found = json.loads(told.out)
     assert found["perplexity"] is None
     assert len(found["retrieval"]["cells"]) == 2
+    nothing = evaluate("--filler", tmp_path, "--no-retrieval")
+    assert nothing.status == 1
+    assert "nothing to measure" in nothing.err
 
 
 @pytest.mark.parametrize(
@@ -469,6 +473,8 @@ def test_filler_alone_measures_retrieval_alone(
         (("--file", "x.py", "--retrieval-positions", "2"), 2, "from 0 to 1"),
         (("--file", "x.py", "--theta", "0.5"), 2, "must exceed 1"),
         (("--file", "x.py", "--rope-scale", "0"), 2, "must exceed 0"),
+        (("--file", "x.py", "--out", "nowhere/x.json"), 1, "does not exist"),
+        (("--file", "x.py", "--out", "."), 1, "it is a folder"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

@@ -191,10 +191,19 @@ def measure(
     functions = _functions(request, shards) if request.retrieval else []
     fillers = [retrieval.measured(functions, c.tokenizer) for c in contestants]
     lengths = _retrieval_lengths(request, contestants, fillers, note)
+    if not cuts and not lengths:
+        raise UserError(
+            "there is nothing to measure: no texts to read, and no retrieval",
+            hint="name texts with --data or --file, or longer --retrieval-lengths",
+        )
+    models: list[dict[str, Any]] = []
     found: list[Sums] = []
     cells: list[list[dict[str, Any]]] = []
     for n, contestant in enumerate(contestants):
         model = contestant.load(device=device, dtype=dtype)
+        weight = model.tok_embeddings
+        kind = {"device": str(weight.device), "dtype": str(weight.dtype).removeprefix("torch.")}
+        models.append(contestant.as_json() | kind)
         name = f" {'AB'[n]}" if len(contestants) > 1 else ""
         if cuts:
             count = _Counter(f"reading{name}", readings[n].tokens, progress)
@@ -215,11 +224,11 @@ def measure(
                     done=count.one,
                 )
             )
-        del model
+        del model, weight  # before the next is loaded
     return {
         "task": "long-context",
-        "models": [c.as_json() for c in contestants],
-        "settings": _settings(request) | {"device": device, "dtype": dtype},
+        "models": models,
+        "settings": _settings(request),
         "data": _data(request, shards, cuts),
         "perplexity": _perplexity(found, ends, same=same, seed=request.seed) if cuts else None,
         "retrieval": _retrieval(cells, request.examples, len(functions)) if lengths else None,
@@ -271,11 +280,10 @@ def _cuts(
     if not found:
         raise UserError(_nothing_found(request, shards, longest), hint=_more(request, shards))
     tokens, most = sum(len(c.ids) - 1 for c in found), max(len(c.ids) - 1 for c in found)
-    where = f"the {shards.split} split of {request.data}" if shards else "the files"
-    if tokens < request.max_tokens:
-        more = _more(request, shards)
+    if shards is not None and tokens < request.max_tokens:  # files are what they are
         held = f"{_texts_counted(len(found))} with {tokens:,} of {request.max_tokens:,} tokens"
-        note(f"{where}: {held}" + (f"; {more}" if more else ""))
+        more = _more(request, shards)
+        note(f"the {shards.split} split of {request.data}: {held}" + (f"; {more}" if more else ""))
     if most <= first.config.max_context:
         note(f"no text goes beyond the trained context: the longest has {most:,} tokens")
     elif most < longest:
