@@ -3,6 +3,7 @@
 import ast
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,25 @@ def test_the_likeliest_number_is_chosen_when_it_is_the_value(
     )
     answer = ask(generator.model, generator.tokenizer, replace(prompt, value=best))
     assert (answer.forced, answer.rank) == (True, 1)
+
+
+def test_a_number_that_is_generated_is_right_when_it_is_the_value(
+    tokenizer: Tokenizer, filler: list[Filler], random_model: Callable[..., Path]
+) -> None:
+    said = {tokenizer.encode(text, leading_space=False)[-1] for text in "0123456789\n()x"}
+    unsaid = [i for i in range(tokenizer.vocab_size) if i not in said]
+    path = random_model(tokenizer, max_context=64, unsaid=unsaid)
+    model = Generator.load(path, device="cpu", dtype="float32").model
+    right = 0
+    for example in range(12):
+        prompt = make_prompt(tokenizer, filler, length=120, position=0, seed=0, example=example)
+        answer = ask(model, tokenizer, prompt)
+        number = first_number(answer.text)
+        assert answer.greedy == (number == prompt.value)
+        if number in VALUES:
+            assert ask(model, tokenizer, replace(prompt, value=number)).greedy
+            right += 1
+    assert right, "no completion held a number of two digits: the test shows nothing"
 
 
 @pytest.mark.parametrize(
