@@ -382,10 +382,9 @@ def _retrieval_lengths(
         for filler, c in zip(fillers, contestants, strict=True)
     )
     if request.retrieval_lengths:
-        if request.retrieval_lengths[0] < least:
+        if (shortest := min(request.retrieval_lengths)) < least:
             raise UserError(
-                f"a retrieval prompt of {request.retrieval_lengths[0]:,} tokens is too short: it"
-                f" needs {least:,}",
+                f"a retrieval prompt of {shortest:,} tokens is too short: it needs {least:,}",
                 hint="pass longer --retrieval-lengths, or a --filler of shorter functions",
             )
         return list(request.retrieval_lengths)

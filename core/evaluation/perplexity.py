@@ -136,12 +136,13 @@ def aligned(
     """
     before = np.concatenate([[0], np.cumsum(own)])
     after = np.cumsum(other)
-    return [
-        int(np.searchsorted(after, before[end], side="right"))
-        if 0 < end < len(own)
-        else (len(other) if end else 0)
-        for end in ends
-    ]
+
+    def moved(end: int) -> int:
+        if end >= len(own):  # the whole text, whatever its last bytes are counted as
+            return len(other)
+        return int(np.searchsorted(after, before[end], side="right"))
+
+    return [0, *(moved(end) for end in ends[1:])]
 
 
 def sums(
