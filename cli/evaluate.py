@@ -1,0 +1,484 @@
+"""`codecria evaluate`: what a model can do, task by task."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import render
+from .group import QuickGroup
+
+if TYPE_CHECKING:
+    from codecria.core.evaluation.long_context import Contestant, Request
+
+HELP = "Measure what a model can do."
+
+LONG_CONTEXT_HELP = """Measure what a long context is worth: perplexity by position, key retrieval.
+
+Texts are read to several times the trained context, and a function is to be found again in prompts
+as long. With --compare a second model reads the same.
+
+Example: codecria evaluate long-context --model run --data shards --join
+"""
+
+INSTALL_PLOT = "pip install 'codecria[plot]'"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb and its tasks to the command line."""
+    group = typer.Typer(help=HELP, no_args_is_help=True, cls=QuickGroup)
+    group.command("long-context", help=LONG_CONTEXT_HELP)(long_context)
+    app.add_typer(group, name="evaluate")
+
+
+def long_context(
+    model: Annotated[Path, typer.Option(help="Checkpoint or run folder.")],
+    compare: Annotated[Path | None, typer.Option(help="A second one, on the same texts.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="A source file instead; repeatable.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation"] | None,
+        typer.Option(help="Of --data [default: validation, train where there is none]."),
+    ] = None,
+    min_bytes: Annotated[
+        int, typer.Option(min=0, help="Documents of --data that are shorter are left out.")
+    ] = 50_000,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="Join documents of a source, of any length, to long ones."),
+    ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Only texts that reach the last position, for every row."),
+    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to score in all; the paper's 4,000,000.")
+    ] = 100_000,
+    lengths: Annotated[
+        str, typer.Option(metavar="N,N", help="How far to read, in trained contexts.")
+    ] = "1,2,4",
+    positions: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Ends of the rows in tokens, instead of --lengths."),
+    ] = None,
+    retrieval: Annotated[
+        bool, typer.Option("--retrieval/--no-retrieval", help="The key-retrieval grid.")
+    ] = True,
+    retrieval_lengths: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Tokens of its prompts [default: those of --lengths]."),
+    ] = None,
+    retrieval_positions: Annotated[
+        str, typer.Option(metavar="P,P", help="Where the key stands, from 0 to 1.")
+    ] = "0,0.2,0.4,0.6,0.8,1",
+    examples: Annotated[
+        int, typer.Option(min=1, help="Prompts of each length and position; the paper's 64.")
+    ] = 16,
+    filler: Annotated[
+        Path | None,
+        typer.Option(help="Python solutions, .py or .jsonl [default: functions of the texts]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the texts' order and the prompts.")] = 0,
+    theta: Annotated[
+        float | None, typer.Option(help="Rotary base of --model instead of its own.")
+    ] = None,
+    rope_scale: Annotated[
+        float | None, typer.Option(help="Divide the positions of --model by this.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (as stored where that is fast), float32, bfloat16.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
+    ] = (None),
+    out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it to a picture, such as long.png.")
+    ] = None,
+    show: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts, and stop.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Parse, check, measure, show."""
+    ends = _counts(positions, "--positions") if positions is not None else ()
+    sizes = _counts(retrieval_lengths, "--retrieval-lengths") if retrieval_lengths else ()
+    multiples = _numbers(lengths, "--lengths")
+    places = _numbers(retrieval_positions, "--retrieval-positions", least=0, most=1)
+    _check_options(theta=theta, rope_scale=rope_scale, data=data, file=file, filler=filler)
+    # What can go wrong at the end is looked at before anything is measured.
+    if plot is not None:
+        _check_picture(plot)
+    for written in (out, plot):
+        if written is not None:
+            _check_writable(written)
+
+    import torch
+
+    from codecria.core.evaluation.long_context import Contestant, Request, measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    request = Request(
+        data=data,
+        files=tuple(file or ()),
+        split=split,
+        min_bytes=min_bytes,
+        join=join,
+        whole=whole,
+        max_tokens=max_tokens,
+        multiples=multiples,
+        ends=ends,
+        retrieval=retrieval,
+        retrieval_lengths=sizes,
+        retrieval_positions=places,
+        examples=examples,
+        filler=filler,
+        seed=seed,
+    )
+    contestants = [Contestant.open(model, theta=theta, rope_scale=rope_scale)]
+    if compare is not None:
+        contestants.append(Contestant.open(compare))
+    if show is not None:
+        _show_prompts(request, contestants[0], show, as_json=as_json)
+        return
+    with render.stages() as progress:
+        told = measure(
+            request, contestants, device=device, dtype=dtype, note=render.note, progress=progress
+        )
+    if as_json:
+        render.emit_json(told)
+    else:
+        _show(told)
+    if out is not None:
+        from codecria.data.files import atomic_write_json
+
+        atomic_write_json(out, told)
+        render.note(f"written: {out}")
+    if plot is not None:
+        _draw(told, plot)
+        render.note(f"written: {plot}")
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def _numbers(
+    text: str, option: str, *, least: float | None = None, most: float | None = None
+) -> tuple[float, ...]:
+    """The numbers of an option, smallest first, each once; above 0 unless bounds are given.
+
+    Raises:
+        UsageError: one is no number, or out of bounds.
+    """
+    from codecria.data.errors import UsageError
+
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r} is not a list of numbers", hint="such as 1,2,4"
+        ) from error
+    for number in found:
+        inside = number > 0 if least is None else number >= least
+        if not inside or not number <= (1e12 if most is None else most):
+            bounds = "above 0" if least is None else f"from {least:g} to {most:g}"
+            raise UsageError(f"{option}: {number:g} is not {bounds}")
+    return tuple(found)
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    """As `_numbers`, whole ones.
+
+    Raises:
+        UsageError: one is not whole, or not above 0.
+    """
+    from codecria.data.errors import UsageError
+
+    found = _numbers(text, option)
+    for number in found:
+        if number != int(number):
+            raise UsageError(f"{option}: {number:g} is not a whole number of tokens")
+    return tuple(int(number) for number in found)
+
+
+def _check_options(
+    *,
+    theta: float | None,
+    rope_scale: float | None,
+    data: Path | None,
+    file: list[Path] | None,
+    filler: Path | None,
+) -> None:
+    """What can be seen before anything is loaded.
+
+    Raises:
+        UsageError: options contradict each other or make no sense.
+    """
+    from codecria.data.errors import UsageError
+
+    if theta is not None and not 1 < theta < float("inf"):
+        raise UsageError(f"--theta {theta:g} must exceed 1", hint="such as 1e6")
+    if rope_scale is not None and not 0 < rope_scale < float("inf"):
+        raise UsageError(f"--rope-scale {rope_scale:g} must exceed 0", hint="such as 4")
+    if data is not None and file:
+        raise UsageError("there are two sources of texts", hint="give --data or --file")
+    if data is None and not file and filler is None:
+        raise UsageError(
+            "there is nothing to read",
+            hint="name a shard folder with --data, or files with --file",
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """See that a file can be made.
+
+    Raises:
+        UserError: its folder is missing or may not be written, or a folder has its name.
+    """
+    import os
+
+    from codecria.data.errors import UserError
+
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder", hint="name a file in it")
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "may not be written" if folder.is_dir() else "does not exist"
+        raise UserError(f"cannot write {path}: the folder {folder} {what}")
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _show_prompts(request: Request, contestant: Contestant, count: int, *, as_json: bool) -> None:
+    """Print prompts of the retrieval grid; the payload is stdout's."""
+    from codecria.core.evaluation.long_context import prompts
+
+    for number, prompt in enumerate(
+        itertools.islice(prompts(request, contestant, note=render.note), count), start=1
+    ):
+        known = {
+            "length": prompt.length,
+            "tokens": len(prompt.ids),
+            "position": prompt.position,
+            "placed": prompt.placed,
+            "value": prompt.value,
+        }
+        if as_json:
+            render.emit_json_line(known | {"text": prompt.text, "ids": prompt.ids})
+            continue
+        render.output(
+            f"--- {number}: {prompt.length:,} tokens asked for, {len(prompt.ids):,} made;"
+            f" position {prompt.position:g}, placed at {prompt.placed:.3f}"
+        )
+        render.output(prompt.marked + "\n")
+
+
+def _show(told: dict[str, Any]) -> None:
+    """The result as tables."""
+    models = told["models"]
+    names = "AB"[: len(models)]
+    render.table(
+        "models",
+        ["", "path", "trained context", "theta", "rope scale", "parameters"],
+        [
+            (
+                name,
+                m["path"],
+                f"{m['trained_context']:,}",
+                f"{m['rope_theta']:g}",
+                f"{m['rope_scale']:g}",
+                f"{m['parameters']:,}",
+            )
+            for name, m in zip(names, models, strict=True)
+        ],
+        to_stdout=True,
+    )
+    if told["perplexity"] is not None:
+        _show_perplexity(told["perplexity"], models, names)
+    if told["retrieval"] is not None:
+        _show_retrieval(told["retrieval"], names)
+
+
+def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: str) -> None:
+    key = told["measure"]
+    what = key.replace("_", " ")
+    columns = ["tokens before", "texts", "tokens"]
+    for name in names:
+        columns += [f"{name} {what}", "95%", f"{name} up to here"]
+    if len(names) == 2:
+        columns += ["B against A", "95%"]
+    rows = []
+    for row in told["rows"]:
+        first = row["models"][0]
+        cells = [f"{row['from']:,} .. {row['to']:,}", f"{first['texts']:,}", f"{first['tokens']:,}"]
+        for m in row["models"]:
+            cells += [_number(m[key]), _span(m[f"{key}_interval"]), _number(m["upto"][key])]
+        if len(names) == 2:
+            cells += [
+                _percent(row["difference"]["relative"]),
+                _span(row["difference"]["interval"], "+.2%"),
+            ]
+        ends = [n for n, m in zip(names, models, strict=True) if m["trained_context"] == row["to"]]
+        rows.append([*cells, f"<- trained context of {' and '.join(ends)}" if ends else ""])
+    render.table(f"{what} by position", [*columns, ""], rows, to_stdout=True)
+
+
+def _show_retrieval(told: dict[str, Any], names: str) -> None:
+    rows = []
+    for cell in told["cells"]:
+        first = cell["models"][0]
+        cells = [f"{cell['length']:,}", f"{cell['position']:g}", f"{first['placed']:.2f}"]
+        for m in cell["models"]:
+            cells += [
+                f"{m['greedy']:.0%} {_span(m['greedy_interval'], '.0%')}",
+                f"{m['forced']:.0%} {_span(m['forced_interval'], '.0%')}",
+                f"{m['mean_rank']:.1f}",
+            ]
+        if len(names) == 2:
+            a, b = cell["models"]
+            cells += [f"{b[way] - a[way]:+.0%}" for way in ("greedy", "forced")]
+        rows.append(cells)
+    columns = ["tokens", "position", "placed"]
+    for name in names:
+        columns += [f"{name} greedy", f"{name} forced choice", f"{name} mean rank"]
+    if len(names) == 2:
+        columns += ["B - A greedy", "B - A forced"]
+    render.table(
+        f"key retrieval: {told['examples']} prompts a row, 95% intervals (chance:"
+        f" forced choice {told['chance']:.1%}, mean rank {told['chance_rank']:g} of 90)",
+        columns,
+        rows,
+        to_stdout=True,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2%}"
+
+
+def _span(interval: list[float] | None, form: str = ".4g") -> str:
+    return "-" if interval is None else "[" + ", ".join(format(x, form) for x in interval) + "]"
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def _plotting() -> Any:
+    """matplotlib's pyplot, drawing to files alone.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    import importlib
+
+    from codecria.data.errors import UserError
+
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib", hint=INSTALL_PLOT) from error
+
+
+def _check_picture(path: Path) -> None:
+    """See that matplotlib is there and draws such files.
+
+    Raises:
+        UsageError: it draws no such files.
+        UserError: it is not installed.
+    """
+    from codecria.data.errors import UsageError
+
+    pyplot = _plotting()
+    figure = pyplot.figure()
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    pyplot.close(figure)
+    if _kind(path) not in kinds:
+        raise UsageError(f"--plot {path}: matplotlib draws {', '.join(kinds)}")
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def _draw(told: dict[str, Any], path: Path) -> None:
+    """Draw the perplexity's curve and the retrieval grid into one picture.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from codecria.data.files import atomic_writer
+
+    pyplot = _plotting()
+    models, curve, grid = told["models"], told["perplexity"], told["retrieval"]
+    panels = (curve is not None) + (len(models) if grid is not None else 0)
+    figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 4.5), squeeze=False)
+    left = list(axes[0])
+    if curve is not None:
+        _draw_curve(left.pop(0), curve, models)
+    if grid is not None:
+        for n, axis in enumerate(left):
+            _draw_grid(axis, grid, n)
+    figure.tight_layout()
+    with atomic_writer(path) as file:
+        figure.savefig(file, format=_kind(path))
+    pyplot.close(figure)
+
+
+def _draw_curve(axis: Any, curve: dict[str, Any], models: list[dict[str, Any]]) -> None:
+    key = curve["measure"]
+    for n, m in enumerate(models):
+        points = [
+            (row["to"], row["models"][n][key], row["models"][n][f"{key}_interval"])
+            for row in curve["rows"]
+            if row["models"][n][key] is not None
+        ]
+        [line] = axis.plot([p[0] for p in points], [p[1] for p in points], "o-", label=_label(m, n))
+        bands = [(to, *interval) for to, _, interval in points if interval is not None]
+        if bands:
+            axis.fill_between(*zip(*bands, strict=True), alpha=0.2, color=line.get_color())
+        axis.axvline(m["trained_context"], ls="--", color=line.get_color(), lw=1)
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("tokens before, end of bucket (dashed: trained context)")
+    axis.set_ylabel(key.replace("_", " "))
+    axis.legend()
+
+
+def _label(model: dict[str, Any], n: int) -> str:
+    return f"{'AB'[n]}: {model['path']}, theta {model['rope_theta']:g}"
+
+
+def _draw_grid(axis: Any, grid: dict[str, Any], n: int) -> None:
+    lengths = sorted({cell["length"] for cell in grid["cells"]})
+    places = sorted({cell["position"] for cell in grid["cells"]})
+    share = {(c["length"], c["position"]): c["models"][n]["forced"] for c in grid["cells"]}
+    axis.imshow(
+        [[share[length, place] for length in lengths] for place in places],
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        aspect="auto",
+    )
+    axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axis.set_yticks(range(len(places)), [f"{place:g}" for place in places])
+    for (x, length), (y, place) in itertools.product(enumerate(lengths), enumerate(places)):
+        value = share[length, place]
+        colour = "black" if value > 0.6 else "white"
+        axis.text(x, y, f"{value:.0%}", ha="center", va="center", color=colour)
+    axis.set_xlabel("tokens of the prompt")
+    axis.set_ylabel("position of the key")
+    axis.set_title(f"{'AB'[n]}: forced choice among 90")
