@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,12 +54,36 @@ def inspect(
     if as_json:
         render.emit_json(told)
     else:
-        rows = [(name.replace("_", " "), _shown(value)) for name, value in told["facts"].items()]
+        facts = dict(told["facts"])
+        lineage = facts.pop("lineage", None)
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in facts.items()]
         render.table(f"{told['kind']} {told['path']}", ["", ""], rows, to_stdout=True)
+        if lineage:
+            for line in _drawn(lineage):
+                render.output(line)
         for line in told["problems"]:
             render.warn(line)
     if told["problems"]:
         raise typer.Exit(code=1)
+
+
+def _drawn(lineage: dict[str, Any]) -> list[str]:
+    """The stages a checkpoint went through, oldest first, each below the one before it."""
+    from codecria.core.card import stages_of
+
+    stages = stages_of(lineage)
+    first = stages[0].get("parent")
+    lines = [f"lineage: a checkpoint {first[:12]}" if first else "lineage: fresh weights"]
+    for depth, stage in enumerate(stages):
+        facts = [
+            f"{stage.get('recipe', 'unknown')} {stage.get('size', '')}".rstrip(),
+            f"{stage.get('tokens', 0):,} tokens in {stage.get('step', 0):,} steps",
+            "data " + " ".join(digest[:12] for digest in stage.get("data", [])),
+        ]
+        rate = stage.get("objective", {}).get("infill_rate")
+        facts += [f"infilling {rate:.0%}"] if rate else []
+        lines.append("  " + "   " * depth + "└─ " + ", ".join(facts))
+    return lines
 
 
 def _shown(value: object) -> str:

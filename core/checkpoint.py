@@ -4,6 +4,7 @@
     model.safetensors              weights under the Hugging Face names, or several files
     model.safetensors.index.json   and which file holds which weight, where they are several
     tokenizer.model                with tokenizer_config.json and generation_config.json
+    README.md                      the model card of a finished run (core/card.py)
     codecria.json                  lineage: recipe, step, data digest, parent; digests of the files
                                    (ours alone)
 
@@ -43,6 +44,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.model"
 LINEAGE_NAME = "codecria.json"
+CARD_NAME = "README.md"  # where people and model hubs look for it
 DIGESTS_KEY = "files"
 MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
 
@@ -379,6 +381,7 @@ def publish(
     dtype: torch.dtype,
     tokenizer: Path | None,
     lineage: Mapping[str, Any],
+    card: str = "",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model as a checkpoint folder that appears whole or not at all.
@@ -386,6 +389,7 @@ def publish(
     Args:
         path: the folder; an older one is replaced.
         model, dtype, tokenizer, lineage, max_shard_bytes: as for `write_checkpoint`.
+        card: the model card, or none.
 
     Raises:
         UserError: it cannot be written, for lack of space for example; `path` is as it was.
@@ -403,3 +407,5 @@ def publish(
             lineage=lineage,
             max_shard_bytes=max_shard_bytes,
         )
+        if card:
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")

@@ -32,9 +32,10 @@ from codecria.data.mixture import Mixture
 from codecria.data.rows import DIALOG, IGNORE, KINDS, Counts
 from codecria.data.shards import ShardSet
 
-from . import resume
+from . import machine, resume
 from .allocator import keep_freed_memory
 from .attention import Backend, PackedAttention, pack_offsets
+from .card import model_card
 from .checkpoint import DTYPES, publish
 from .loss import masked_cross_entropy
 from .model import Transformer
@@ -314,12 +315,20 @@ class Trainer:
 
     def _publish(self) -> None:
         remove_leftovers(self.folder)
+        lineage = self._lineage(self.recipe.steps)
         publish(
             self.folder / "model",
             self.model,
             dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
             tokenizer=self.tokenizer,
-            lineage=self._lineage(self.recipe.steps),
+            lineage=lineage,
+            card=model_card(
+                self.run,
+                self.mixture,
+                lineage=lineage,
+                metrics=read_metrics(self.folder / METRICS_NAME),
+                device=machine.device_name(),
+            ),
         )
 
     def _lineage(self, done: int) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def open_dialogs(
         selection = _select(path, allow_tags=allow_tags)
         if strict and selection.report.refused:
             raise UserError(
-                f"{path}: {selection.report.examples[0]}",
+                f"{path.parent / selection.report.examples[0]}",
                 hint="mend the record, or leave --strict away to skip and count such records",
             )
         if not selection.report.kept:

@@ -1,10 +1,12 @@
 """A run killed at any moment, also within a save, ends with the same weights as an unbroken one."""
 
+import json
 import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from pathlib import Path
 from codecria.core import resume, stage, trainer
 from codecria.core.stage import StageRequest, resolve, run_stage
 
-shards, out, compiled, where, when, init = sys.argv[1:]
+shards, out, compiled, where, when, init, recipe, dialogs = sys.argv[1:]
 when = int(when)
 
 def die(*_, **__):
@@ -46,7 +48,8 @@ tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, 
 stage.MODELS["1m"] = tiny
 stage.machine.matmul_flops = lambda *_: 1e11
 request = StageRequest(
-    recipe="fim" if init else "pretrain", data=[shards], steps=9,
+    recipe=recipe, data=[] if dialogs else [shards], steps=9, any_init=True,
+    dialogs=[dialogs] if dialogs else [], rehearse=[shards] if dialogs else [],
     size=None if init else "1m", init=Path(init) if init else None, device="cpu", dtype="float32",
     changes={"context": 32, "batch_tokens": 128, "peak_lr": 5e-3},
     save_every=2, eval_every=100, eval_rows=2, log_every=1, compiled=compiled,
@@ -64,6 +67,8 @@ def run(
     where: str = "",
     when: int = 0,
     init: Path | None = None,
+    recipe: str = "pretrain",
+    dialogs: Path | None = None,
 ) -> int:
     """Train in a process of its own; its return code, negative after a signal.
 
@@ -71,9 +76,12 @@ def run(
         shards, out: the data and the run.
         compiled: "on" or "off".
         where, when: the moment of death, as the child reads it.
-        init: train with infilling from this checkpoint, instead of `pretrain`.
+        init: the checkpoint to start from, instead of fresh weights.
+        recipe: the stage.
+        dialogs: what to tune on; the shards are rehearsed then.
     """
     arguments = [str(shards), str(out), compiled, where, str(when), str(init or "")]
+    arguments += [recipe, str(dialogs or "")]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
     )
@@ -113,17 +121,25 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
 
 
 @pytest.mark.slow
-def test_an_infilling_run_killed_again_and_again_ends_like_an_unbroken_one(
-    shards: Path, tmp_path: Path
+@pytest.mark.parametrize("recipe", ["fim", "lcft", "instruct"])
+def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
+    recipe: str, shards: Path, tmp_path: Path
 ) -> None:
-    # Kills: new embedding rows drawn anew on resume, cuts that depend on what came before.
+    # Kills: new embedding rows drawn anew on resume, cuts or packings that depend on what came
+    # before, dialogs encoded by half.
     base, whole, killed = (tmp_path / name for name in ("base", "whole", "killed"))
+    dialogs = None
+    if recipe == "instruct":
+        dialogs = tmp_path / "chats.jsonl"
+        records = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(60)]
+        dialogs.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert run(shards, base, compiled="off") == 0
-    assert run(shards, whole, compiled="off", init=base) == 0
+    options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
+    assert run(shards, whole, compiled="off", **options) == 0
     for where, when in [("step", 1), ("step", 5), ("moments", 1), ("publish", 0)]:
-        code = run(shards, killed, compiled="off", where=where, when=when, init=base)
+        code = run(shards, killed, compiled="off", where=where, when=when, **options)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compiled="off", init=base) == 0
+    assert run(shards, killed, compiled="off", **options) == 0
     assert_same_end(whole, killed)
 
 

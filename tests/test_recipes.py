@@ -59,6 +59,45 @@ def test_infilling_training_has_the_papers_numbers() -> None:
     assert small.peak_lr == recipe_for("pretrain", "15m").peak_lr
 
 
+def test_long_context_training_has_the_papers_numbers() -> None:
+    # Code Llama, section 2.6: 3,000 steps are the base 7b's alone, 11,000 are both 34b's.
+    table = {
+        (name, size): (r.steps, r.rows, r.peak_lr, r.rope_theta, r.infill_rate, r.follows)
+        for (name, size), r in RECIPES.items()
+        if name.startswith("lcft") and size in PAPER_MODELS
+    }
+    assert table == {
+        ("lcft", "7b"): (3_000, 128, 2e-5, 1e6, 0.9, ("fim",)),
+        ("lcft", "13b"): (10_000, 128, 2e-5, 1e6, 0.9, ("fim",)),
+        ("lcft", "34b"): (11_000, 64, 2e-5, 1e6, 0.0, ("pretrain",)),
+        ("lcft", "70b"): (10_000, 64, 2e-5, 1e6, 0.9, ("fim",)),
+        ("lcft-python", "7b"): (10_000, 128, 2e-5, 1e6, 0.0, ("python",)),
+        ("lcft-python", "13b"): (10_000, 128, 2e-5, 1e6, 0.0, ("python",)),
+        ("lcft-python", "34b"): (11_000, 64, 2e-5, 1e6, 0.0, ("python",)),
+    }
+    for name, size in table:
+        recipe = recipe_for(name, size)
+        assert recipe.context == 16_384
+        assert not recipe.document_mask, "a document is seldom as long as the window"
+    assert recipe_for("lcft", "13b").tokens == 20_971_520_000, "the 20B of figure 2"
+    small = recipe_for("lcft", "15m")
+    assert small.context == 4 * recipe_for("pretrain", "15m").context
+
+
+def test_instruction_tuning_has_the_papers_numbers() -> None:
+    for size in PAPER_MODELS:
+        recipe = recipe_for("instruct", size)
+        assert recipe.batch_tokens == 524_288
+        assert recipe.tokens == 5 * 10**9
+        assert recipe.steps == 9_537
+        assert recipe.rehearse == pytest.approx(0.06 + 0.02)
+        assert recipe.document_mask
+        assert recipe.learn == "answers"
+    follows = [recipe_for("instruct", size).follows for size in ("7b", "34b", "70b")]
+    assert follows == [("lcft",), ("lcft",), ("python",)], "70b was tuned from the Python model"
+    assert recipe_for("instruct", "34b").infill is None
+
+
 def test_the_family_is_a_graph() -> None:
     assert recipe_for("fim", "7b").follows == ("pretrain",)
     assert recipe_for("python", "7b").follows == ("pretrain",)
