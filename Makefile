@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains a small model and completes code with it, `make test` runs the
+# Two commands: `make demo` takes a small model through every stage of training, `make test` runs the
 # tests. Both make their own environment first. On Linux without a GPU, PyTorch's CPU build is
 # smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -12,7 +12,7 @@ CODECRIA := $(BIN)/codecria
 .PHONY: help venv demo test check format bench completions clean
 
 help:
-	@echo "make demo   train a small model on Python's standard library and complete code with it"
+	@echo "make demo   train a small model through every stage, on Python's standard library"
 	@echo "make test   run the tests"
 	@echo "make check  formatting, lint, types"
 	@echo "make bench  speed beside SentencePiece and transformers"
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		-c constraints.txt -e '.[test]'
 	touch $@
 
-# --- the demo: the chain so far, on code that every Python installation has -----------------------
+# --- the demo: the whole chain, on code and prose that every Python installation has --------------
 
 SIZE ?= small
 DEMO ?= demo/$(SIZE)
@@ -34,27 +34,53 @@ SOURCE ?= $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdl
 ifeq ($(SIZE),ci)
 DEMO_SOURCES := json=$(SOURCE)/json email=$(SOURCE)/email http=$(SOURCE)/http
 DEMO_VOCAB := 1024
-DEMO_MODEL := --size 1m --steps 60 --set context=128 --set batch_tokens=2048
+DEMO_STAGE := --set context=128 --set batch_tokens=2048 --eval-rows 8
+DEMO_LONG := --set context=512 --set batch_tokens=2048 --eval-rows 2
+DEMO_STEPS := 40 40 12 20
 else
 DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096
-DEMO_MODEL := --size 1m --steps 900 --set context=256 --set batch_tokens=2048 --eval-rows 16
+DEMO_STAGE := --set context=256 --set batch_tokens=2048 --eval-rows 16
+DEMO_LONG := --set context=1024 --set batch_tokens=4096 --eval-rows 4
+DEMO_STEPS := 300 900 120 150
 endif
 
+# A first model learns to write from docstrings and a little code: it plays Llama 2. The stages of
+# Code Llama follow it: infilling, long context, instructions.
 demo: venv
 	$(CODECRIA) prepare-data $(DEMO_SOURCES) --train-tokenizer --vocab-size $(DEMO_VOCAB) \
-		--out $(DEMO)/shards
-	$(CODECRIA) inspect $(DEMO)/shards
-	$(CODECRIA) pretrain --data $(DEMO)/shards $(DEMO_MODEL) --out $(DEMO)/run
-	$(CODECRIA) inspect $(DEMO)/run
-	@printf '\n--- def __init__(self, ...\n'
-	$(CODECRIA) generate --model $(DEMO)/run --max-tokens 60 'def __init__(self, '
-	@printf '\n--- for i in range( ... (sampled)\n'
-	$(CODECRIA) generate --model $(DEMO)/run --max-tokens 60 --temperature 0.7 --top-p 0.95 \
+		--out $(DEMO)/code
+	$(CODECRIA) inspect $(DEMO)/code
+	$(PYTHON) examples/docstrings.py $(SOURCE) > $(DEMO)/prose.jsonl
+	$(CODECRIA) prepare-data prose=$(DEMO)/prose.jsonl --tokenizer $(DEMO)/code --out $(DEMO)/prose
+	$(CODECRIA) pretrain --data $(DEMO)/prose=0.9 --data $(DEMO)/code=0.1 --size 1m \
+		--steps $(word 1,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/base
+	$(CODECRIA) fim --init $(DEMO)/base --data $(DEMO)/code=0.85 --data $(DEMO)/prose=0.15 \
+		--steps $(word 2,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/infill
+	$(CODECRIA) lcft --init $(DEMO)/infill --data $(DEMO)/code=0.85 --data $(DEMO)/prose=0.15 \
+		--steps $(word 3,$(DEMO_STEPS)) $(DEMO_LONG) --out $(DEMO)/long
+	$(CODECRIA) instruct --init $(DEMO)/long --dialogs examples/dialogs.jsonl \
+		--rehearse $(DEMO)/code=0.06 --rehearse $(DEMO)/prose=0.02 \
+		--steps $(word 4,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/chat
+	$(CODECRIA) inspect $(DEMO)/chat/model
+	@printf '\n--- complete: def __init__(self, ...\n'
+	$(CODECRIA) generate --model $(DEMO)/long --max-tokens 60 'def __init__(self, '
+	@printf '\n--- complete: for i in range( ... (sampled)\n'
+	$(CODECRIA) generate --model $(DEMO)/long --max-tokens 60 --temperature 0.7 --top-p 0.95 \
 		--seed 1 'for i in range('
 	@printf '\n--- from a pipe, as JSON\n'
-	printf 'import os\nimport sys\n' | $(CODECRIA) generate - --model $(DEMO)/run \
+	printf 'import os\nimport sys\n' | $(CODECRIA) generate - --model $(DEMO)/long \
 		--max-tokens 40 --json
+	@printf '\n--- answer: Write a function that adds two numbers.\n'
+	$(CODECRIA) generate --chat --model $(DEMO)/chat --max-tokens 60 \
+		'Write a function that adds two numbers.'
+	@printf '\n--- fill the gap in a file\n'
+	printf 'def read(path):\n    with open(<FILL_ME>) as file:\n        return file.read()\n' \
+		> $(DEMO)/gap.py
+	$(CODECRIA) generate --file $(DEMO)/gap.py --diff --model $(DEMO)/long --max-tokens 24
+	@printf '\n--- what each stage changed\n'
+	$(CODECRIA) evaluate stages $(DEMO)/base $(DEMO)/infill $(DEMO)/long $(DEMO)/chat \
+		--data $(DEMO)/code --dialogs examples/dialogs.jsonl
 
 # --- for people who change the code ---------------------------------------------------------------
 
