@@ -699,7 +699,7 @@ def test_examples_of_infilling_are_shown_as_text_and_ids(
     told = codecria(*call)
     assert (told.status, told.err) == (0, "")
     text = told.out.decode()
-    assert re.match(r"--- 1: (PSM|SPM), row 0, \d+ tokens\n\[BOS\]\[PRE\]", text)
+    assert re.match(r"--- 1: (PSM|SPM), row \d+, \d+ tokens\n\[BOS\]\[PRE\]", text)
     assert text.count("[EOT][EOS]\nids 1 ") == 2
     shown = codecria(*call, "--json")
     first, second = (json.loads(line) for line in shown.out.splitlines())

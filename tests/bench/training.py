@@ -2,6 +2,8 @@
 
     python tests/bench/training.py --size 15m --context 512 --rows 8 --rounds 5
     python tests/bench/training.py --litgpt-python OTHER_VENV/bin/python   # litgpt wants its own
+    python tests/bench/training.py --systems "codecria recomputed" --size 110m --context 16384 \
+        --rows 1 --rounds 1 --warm-up 0
 
 Each system lives in a process of its own and trains the same random tokens with AdamW and clipping.
 In every round each system does a few steps in turn while the others wait, so a change of the
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 SYSTEMS = ("codecria", "codecria compiled", "transformers", "transformers compiled", "litgpt")
+RECOMPUTED = "codecria recomputed"  # activations anew in backward; by --systems
 
 
 def build(system: str, size: str, context: int, rows: int, documents: int) -> Callable[[], float]:
@@ -37,7 +40,9 @@ def build(system: str, size: str, context: int, rows: int, documents: int) -> Ca
         model, loss_of = _transformers(system, size, ids, targets)
     else:
         model, loss_of = _litgpt(size, ids, targets)
-    fused = {"fused": True} if system.endswith("compiled") or system == "codecria" else {}
+    fused = (
+        {"fused": True} if system.endswith("compiled") or system in ("codecria", RECOMPUTED) else {}
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused
     )
@@ -67,6 +72,7 @@ def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) ->
     keep_freed_memory()
     model = Transformer(preset(size))
     model.initialise(0)
+    model.recompute = system == RECOMPUTED
     B, T = ids.shape
     positions = torch.arange(T).expand(B, T)
     offsets = None
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1, help="packed in each row of ours")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="of each system in a round")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round")
     parser.add_argument("--systems", default=",".join(SYSTEMS[:4]))
     parser.add_argument("--litgpt-python", help="an interpreter that has litgpt; adds that system")
     parser.add_argument("--json", action="store_true")
@@ -189,8 +196,9 @@ def main() -> None:
         )
         for system in systems
     }
-    for process in workers.values():
-        ask(process, 2)  # compiles and warms up
+    if arguments.warm_up:
+        for process in workers.values():
+            ask(process, arguments.warm_up)  # compiles and warms up
     rounds = [
         {system: ask(process, arguments.steps) for system, process in workers.items()}
         for _ in range(arguments.rounds)
