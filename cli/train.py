@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
     app.command("pretrain", help=PRETRAIN_HELP)(_verb("pretrain", ("python",), without=DIALOGS))
     app.command("fim", help=FIM_HELP)(_verb("fim", without=DIALOGS))
     app.command("lcft", help=LCFT_HELP)(_verb("lcft", ("lcft-python",), without=DIALOGS))
-    app.command("instruct", help=INSTRUCT_HELP)(_verb("instruct", without=("data", "size")))
+    app.command("instruct", help=INSTRUCT_HELP)(_verb("instruct", without=("data",)))
 
 
 def _verb(
@@ -96,7 +96,7 @@ def train(
         typer.Option(metavar="DIR[=WEIGHT]", help="Shard folder and its share; repeatable."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Model size for fresh weights, such as 15m or 7b.")
+        str | None, typer.Option(help="Model size for fresh weights or a plan: 15m, 7b ...")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
     any_init: Annotated[
@@ -248,6 +248,8 @@ def _render_plan(plan: Plan) -> None:
     ]
     if plan.recipe.rope_theta is not None or plan.recipe.rope_scale is not None:
         facts.append(("rotary base", f"{told['rope_theta']:g}, scale {told['rope_scale']:g}"))
+    if plan.recompute:
+        facts.append(("activations", "computed anew in backward (--recompute off keeps them)"))
     if plan.reach is not None:
         facts.append(
             ("see further than", f"{plan.reach.beyond:,} tokens: {plan.reach.share:.1%} of tokens")
@@ -263,8 +265,8 @@ def _render_plan(plan: Plan) -> None:
                 s["name"],
                 f"{s['share']:.1%}",
                 f"{s['tokens_drawn']:.4g}",
-                f"{s['tokens_unique']:.4g}",
-                f"{s['epochs']:.2f}",
+                f"{s['tokens_unique']:.4g}" if s["tokens_unique"] else "",
+                f"{s['epochs']:.2f}" if s["tokens_unique"] else "",
             )
             for s in told["sources"]
         ],

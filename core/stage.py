@@ -248,18 +248,24 @@ def paper_plan(request: StageRequest) -> Plan:
         UsageError: no size is given.
     """
     if request.size is None:
-        raise UsageError("a plan needs --size, or --data and a checkpoint")
+        data = "--dialogs" if request.recipe == INSTRUCT.name else "--data"
+        raise UsageError(f"a plan needs --size, or {data} and a checkpoint")
     recipe = resolve_recipe(request.recipe, request.size, request)
+    model = replace(preset(request.size), **_rope(recipe))
+    micro_rows = request.micro_rows or 1
     device = choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
     return make_plan(
         recipe,
-        preset(request.size),
+        model,
         plan_sources(recipe.mixture, recipe.tokens),
-        micro_rows=request.micro_rows or 1,
+        micro_rows=micro_rows,
         dtype=dtype,
         peak_flops=machine.matmul_flops(DTYPES[dtype], device),
         infill=None if recipe.infill is None else InfillPlan(format=recipe.infill, sources=()),
+        recompute=_choose_recompute(
+            request.recompute, None, model, recipe, micro_rows, dtype, device
+        ),
     )
 
 
@@ -543,11 +549,7 @@ def _model_config(
 ) -> ModelConfig:
     """The shape to train: a preset for this tokenizer, or the checkpoint's own."""
     told = shards.manifest.tokenizer
-    rope: dict[str, Any] = {
-        name: value
-        for name, value in (("rope_theta", recipe.rope_theta), ("rope_scale", recipe.rope_scale))
-        if value is not None
-    }
+    rope = _rope(recipe)
     if init is None:
         assert size is not None, "checked by resolve"
         return replace(
@@ -576,6 +578,12 @@ def _model_config(
             hint=f"prepare the data again with --tokenizer {init.folder}",
         )
     return shape
+
+
+def _rope(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe changes of a model's rotary positions."""
+    told = {"rope_theta": recipe.rope_theta, "rope_scale": recipe.rope_scale}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _size_of(init: Checkpoint | None) -> str:

@@ -97,11 +97,7 @@ def open_dialogs(
     made = folder / f"{path.name}-{digest_json([recipe, tokenizer.digest])[:12]}"
     if not made.is_dir():
         selection = _select(path, allow_tags=allow_tags)
-        if strict and selection.report.refused:
-            raise UserError(
-                f"{path.parent / selection.report.examples[0]}",
-                hint="mend the record, or leave --strict away to skip and count such records",
-            )
+        _check_strict(path, selection.report, strict=strict)
         if not selection.report.kept:
             raise UserError(
                 f"{path} holds no dialog to train on" + _first(selection.report),
@@ -109,8 +105,17 @@ def open_dialogs(
             )
         with atomic_folder(made) as temporary:
             _write(path, tokenizer, temporary, selection, recipe, allow_tags=allow_tags)
-    told = read_manifest(made).sources[0]
-    return made, DialogReport(**told)
+    report = DialogReport(**read_manifest(made).sources[0])
+    _check_strict(path, report, strict=strict)
+    return made, report
+
+
+def _check_strict(path: Path, report: DialogReport, *, strict: bool) -> None:
+    if strict and report.refused:
+        raise UserError(
+            f"{path.parent / report.examples[0]}",
+            hint="mend the record, or leave --strict away to skip and count such records",
+        )
 
 
 def _first(report: DialogReport) -> str:

@@ -341,7 +341,7 @@ def split_weight(argument: str) -> tuple[Path, float | None]:
         weight = float(text)
     except ValueError as error:
         raise UsageError(
-            f"the weight {text!r} of {folder} is not a number", hint="for example DIR=0.85"
+            f"the weight {text!r} of {folder} is not a number", hint=f"for example {folder}=0.85"
         ) from error
     if not (weight > 0 and math.isfinite(weight)):
         raise UsageError(f"the weight {text} of {folder} is not positive")

@@ -12,7 +12,7 @@ import torch
 from codecria.core.card import stages_of, training_seconds_of
 from codecria.core.checkpoint import Checkpoint, load_model
 from codecria.core.examples import examples
-from codecria.core.stage import StageRequest, resolve, run_stage, share_beyond
+from codecria.core.stage import StageRequest, paper_plan, resolve, run_stage, share_beyond
 from codecria.core.trainer import Trainer, read_metrics
 from codecria.data.errors import UsageError, UserError
 from codecria.data.shards import ShardSet
@@ -294,6 +294,19 @@ def test_examples_of_dialogs_show_the_mask(infill: Path, chats: Path) -> None:
         assert said.startswith(" x + ")
         assert example.learned is not None
         assert len(example.learned) == len(example.ids)
+
+
+def test_a_plan_needs_no_data() -> None:
+    plan = paper_plan(request(recipe="lcft", size="7b", steps=None, changes={}))
+    assert plan.model.rope_theta == 1e6
+    assert plan.recompute, "no machine of ours holds the activations of 7b at 16,384 tokens"
+    asked = request(recipe="lcft", size="7b", steps=None, changes={}, recompute="off")
+    kept = paper_plan(asked).memory["activations"]
+    assert plan.memory["activations"] < kept / 10
+    instruct = paper_plan(request(recipe="instruct", size="34b", steps=None, changes={}))
+    assert next((s.name, s.share) for s in instruct.sources) == ("dialogs", 0.92)
+    with pytest.raises(UsageError, match="needs --size, or --dialogs and a checkpoint"):
+        paper_plan(request(recipe="instruct"))
 
 
 def test_a_finished_run_publishes_its_card(

@@ -71,6 +71,8 @@ def test_what_cannot_be_used_is_counted_and_named(tokenizer: Tokenizer, tmp_path
     ]
     with pytest.raises(UserError, match=r"/strict\.jsonl:4: it has .*an answer"):
         make(write(tmp_path / "strict.jsonl", [*pairs(3), *bad]), tokenizer, strict=True)
+    with pytest.raises(UserError, match=r"/chats\.jsonl:4: "):
+        make(file, tokenizer, strict=True)  # also where the set was made before
     _, report = make(file, tokenizer, allow_tags=True)
     assert report.kept == 4
 
