@@ -1,0 +1,286 @@
+"""A process locks itself up: Landlock, seccomp and resource limits, by the kernel's own calls.
+
+After `confine` the process can read Python and the system's libraries, write in one folder, and
+compute. It cannot reach the network, other files, other processes, or start any; nothing it does
+outlives it. It needs no root and no package; it takes effect for good, for every thread to come.
+
+This module is read by the fork-server with nothing but the standard library at hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+import sys
+
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same everywhere
+LEAST_ABI = 3  # from which Landlock also governs truncation; before, files could be emptied
+
+# Landlock's rights on files: <linux/landlock.h>.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_ALL_FILE_RIGHTS = (1 << 15) - 1  # up to and with truncation (ABI 3)
+_IOCTL_DEVICE = 1 << 15  # ABI 5
+_NET = 0b11  # bind and connect by TCP (ABI 4)
+_SCOPES = 0b11  # abstract sockets and signals (ABI 6)
+_BOX_RIGHTS = _ALL_FILE_RIGHTS & ~(_EXECUTE | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11)
+# In the box: no device nodes (6, 11), sockets (9) or pipes with a name (10); nothing is executed.
+
+# System calls by architecture: those that reach out of the process, or leave something behind.
+_CALLS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "socket": 41, "shmget": 29, "shmat": 30, "shmctl": 31, "clone": 56, "fork": 57,
+        "vfork": 58, "execve": 59, "kill": 62, "semget": 64, "semop": 65, "semctl": 66,
+        "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71, "ptrace": 101, "syslog": 103,
+        "setuid": 105, "setgid": 106, "setreuid": 113, "setregid": 114, "setgroups": 116,
+        "setresuid": 117, "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capset": 126,
+        "personality": 135, "uselib": 134, "ustat": 136, "sysfs": 139, "setpriority": 141,
+        "sched_setparam": 142, "sched_setscheduler": 144, "vhangup": 153, "modify_ldt": 154,
+        "pivot_root": 155, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164,
+        "mount": 165, "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169,
+        "sethostname": 170, "setdomainname": 171, "iopl": 172, "ioperm": 173,
+        "init_module": 175, "delete_module": 176, "quotactl": 179, "lookup_dcookie": 212,
+        "tkill": 200, "sched_setaffinity": 203, "semtimedop": 220, "clock_settime": 227,
+        "tgkill": 234, "mbind": 237, "set_mempolicy": 238, "mq_open": 240, "mq_unlink": 241,
+        "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250,
+        "ioprio_set": 251, "migrate_pages": 256, "unshare": 272, "move_pages": 279,
+        "vmsplice": 278, "perf_event_open": 298, "fanotify_init": 300, "prlimit64": 302,
+        "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
+        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313,
+        "sched_setattr": 314, "memfd_create": 319, "kexec_file_load": 320, "bpf": 321,
+        "execveat": 322, "userfaultfd": 323, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
+        # Landlock does not govern what follows: modes, owners, times and attributes of files.
+        "chmod": 90, "fchmod": 91, "fchmodat": 268, "chown": 92, "fchown": 93, "lchown": 94,
+        "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280,
+        "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197,
+        "lremovexattr": 198, "fremovexattr": 199,
+    },
+    "aarch64": {
+        "socket": 198, "shmget": 194, "shmctl": 195, "shmat": 196, "clone": 220, "execve": 221,
+        "kill": 129, "semget": 190, "semctl": 191, "semtimedop": 192, "semop": 193,
+        "msgget": 186, "msgctl": 187, "msgrcv": 188, "msgsnd": 189, "ptrace": 117,
+        "syslog": 116, "setuid": 146, "setgid": 144, "setreuid": 145, "setregid": 143,
+        "setgroups": 159, "setresuid": 147, "setresgid": 149, "setfsuid": 151, "setfsgid": 152,
+        "capset": 91, "personality": 92, "setpriority": 140, "sched_setparam": 118,
+        "sched_setscheduler": 119, "vhangup": 58, "pivot_root": 41, "adjtimex": 171,
+        "chroot": 51, "acct": 89, "settimeofday": 170, "mount": 40, "umount2": 39,
+        "swapon": 224, "swapoff": 225, "reboot": 142, "sethostname": 161, "setdomainname": 162,
+        "init_module": 105, "delete_module": 106, "quotactl": 60, "lookup_dcookie": 18,
+        "tkill": 130, "sched_setaffinity": 122, "clock_settime": 112, "tgkill": 131,
+        "mbind": 235, "set_mempolicy": 237, "mq_open": 180, "mq_unlink": 181,
+        "kexec_load": 104, "add_key": 217, "request_key": 218, "keyctl": 219,
+        "ioprio_set": 30, "migrate_pages": 238, "unshare": 97, "move_pages": 239,
+        "vmsplice": 75, "perf_event_open": 241, "fanotify_init": 262, "prlimit64": 261,
+        "name_to_handle_at": 264, "open_by_handle_at": 265, "clock_adjtime": 266, "setns": 268,
+        "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272, "finit_module": 273,
+        "sched_setattr": 274, "memfd_create": 279, "kexec_file_load": 294, "bpf": 280,
+        "execveat": 281, "userfaultfd": 282, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240,
+        "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88,
+        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
+        "fremovexattr": 16,
+    },
+}  # fmt: skip
+# Numbers since 424 are the same everywhere: pidfd_send_signal, io_uring, the new mount calls,
+# pidfd_open, clone3, pidfd_getfd, process_madvise, mount_setattr, memfd_secret and beyond.
+_PIDFD_SEND_SIGNAL, _CLONE3 = 424, 435
+_NEW_DENIED = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 440, 442, 447)
+_NEW_FROM = 448  # calls that did not exist when this was written are answered as unknown
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32 = 0x40000000
+_CLONE_THREAD = 0x00010000
+_EPERM, _EAGAIN, _EACCES, _ENOSYS = 1, 11, 13, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def landlock_abi() -> int:
+    """The version of Landlock that the kernel speaks; 0 where it has none or it is switched off."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        return _syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    except OSError:
+        return 0
+
+
+def problem() -> str:
+    """Why a process cannot be confined here, empty where it can."""
+    if sys.platform != "linux":
+        return f"Landlock is Linux's, this is {sys.platform}"
+    if platform.machine() not in _CALLS:
+        return f"no table of system calls for {platform.machine()}"
+    abi = landlock_abi()
+    if abi < LEAST_ABI:
+        return f"the kernel's Landlock has version {abi}, {LEAST_ABI} is needed (Linux 6.2)"
+    return ""
+
+
+def limit(*, memory_bytes: int, disk_bytes: int, cpu_s: int) -> None:
+    """Set the resource limits of this process.
+
+    Args:
+        memory_bytes: of address space.
+        disk_bytes: of one file.
+        cpu_s: seconds of computing, of all threads together.
+    """
+    for what, most in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, disk_bytes),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 128),
+    ):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that made it ends."""
+    _libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+def confine(*, readable: list[str], box: str) -> None:
+    """Lock this process up, for good.
+
+    Args:
+        readable: folders and files that may be read.
+        box: the folder it may write in.
+
+    Raises:
+        OSError: the kernel refused; nothing is to be run then.
+    """
+    _syscall_no_new_privileges()
+    _drop_capabilities()
+    _landlock(readable, box)
+    _seccomp()
+
+
+def _syscall_no_new_privileges() -> None:
+    for option, value in ((38, 1), (4, 0)):  # PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE
+        if _libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _drop_capabilities() -> None:
+    """Give up every capability: root without them has a user's rights on its own files."""
+    header = struct.pack("<Ii", 0x20080522, 0)  # version 3, this process
+    nothing = struct.pack("<6I", *[0] * 6)
+    if _libc.capset(header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _landlock(readable: list[str], box: str) -> None:
+    abi = landlock_abi()
+    handled = _ALL_FILE_RIGHTS | (_IOCTL_DEVICE if abi >= 5 else 0)
+    attributes = struct.pack("<QQQ", handled, _NET if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    ruleset = _syscall(
+        LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0)
+    )
+    rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
+    rules += [("/dev/null", _READ_FILE | _WRITE_FILE), (box, _BOX_RIGHTS)]
+    for path, rights in rules:
+        try:
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        if not os.path.isdir(path):  # noqa: PTH112 - pathlib is not loaded here
+            rights &= _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14
+        rule = struct.pack("<Qi", rights, handle)
+        _syscall(
+            LANDLOCK_ADD,
+            ctypes.c_int(ruleset),
+            ctypes.c_uint32(1),
+            ctypes.c_char_p(rule),
+            ctypes.c_uint32(0),
+        )
+        os.close(handle)
+    _syscall(LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    os.close(ruleset)
+
+
+# --- the filter of system calls, in the kernel's packet-filter language ---------------------------
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
+_FIRST, _SECOND = 16, 24  # the arguments' lower halves, on little-endian machines
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+
+
+def filter_program(machine: str, pid: int) -> bytes:
+    """The filter, as an array of the kernel's `struct sock_filter`.
+
+    Args:
+        machine: whose system calls.
+        pid: of the process: the only one it may send signals to, or look up the limits of.
+    """
+    calls = _CALLS[machine]
+    code: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+    ]
+    if machine == "x86_64":
+        code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+
+    def deny(number: int, error: int) -> None:
+        code.extend([(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | error)])
+
+    def only(number: int, offset: int, values: tuple[int, ...]) -> None:
+        """Allowed where an argument is one of the values."""
+        body: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, offset)]
+        for n, value in enumerate(values):
+            body.append((_EQUAL, len(values) - n, 0, value))
+        body += [(_RETURN, 0, 0, _ERROR | _EPERM), (_RETURN, 0, 0, _ALLOW)]
+        code.append((_EQUAL, 0, len(body), number))
+        code.extend(body)
+
+    # Threads are made, processes are not; clone3 hides its flags, and libraries go on without it.
+    code += [
+        (_EQUAL, 0, 4, calls["clone"]),
+        (_LOAD, 0, 0, _FIRST),
+        (_ANY_BIT, 1, 0, _CLONE_THREAD),
+        (_RETURN, 0, 0, _ERROR | _EAGAIN),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    deny(_CLONE3, _ENOSYS)
+    for name in ("fork", "vfork"):
+        if name in calls:
+            deny(calls[name], _EAGAIN)
+    deny(calls["socket"], _EACCES)
+    for name in ("kill", "tgkill"):
+        only(calls[name], _FIRST, (pid,))
+    only(calls["prlimit64"], _FIRST, (0, pid))
+    special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64"}
+    for name, number in calls.items():
+        if name not in special:
+            deny(number, _EPERM)
+    for number in _NEW_DENIED:
+        deny(number, _EPERM)
+    code += [(_AT_LEAST, 0, 1, _NEW_FROM), (_RETURN, 0, 0, _ERROR | _ENOSYS)]
+    code.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("<HBBI", *line) for line in code)
+
+
+def _seccomp() -> None:
+    program = filter_program(platform.machine(), os.getpid())
+    buffer = ctypes.create_string_buffer(program, len(program))
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+    held = Program(len(program) // 8, ctypes.addressof(buffer))
+    if _libc.prctl(22, 2, ctypes.byref(held), 0, 0) != 0:  # PR_SET_SECCOMP, filter mode
+        raise OSError(ctypes.get_errno(), "seccomp")

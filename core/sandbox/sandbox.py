@@ -1,0 +1,282 @@
+"""The sandbox: programs in, verdicts out; the one place where generated code runs.
+
+Fork-servers (`worker.py`), as many as there are cores, take a program each. A server that dies or
+hangs is replaced, and its program judged again, once. A timeout is judged again, alone, before it
+counts: on a busy machine programs wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from codecria.data.errors import UserError
+
+from . import jail
+from .verdict import Limits, Outcome, Program, Tier, Verdict
+from .worker import receive, send
+
+START_S = 30.0  # until a server must be ready
+GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
+
+
+def choose_tier(requested: str = "auto") -> Tier:
+    """The tier to run under.
+
+    Args:
+        requested: "auto", "native", or "none", which nothing chooses by itself.
+
+    Raises:
+        UserError: it is not offered here. Nothing is ever run unconfined in its place.
+    """
+    if requested == Tier.NONE:
+        return Tier.NONE
+    if requested not in ("auto", Tier.NATIVE):
+        raise UserError(f"there is no sandbox {requested!r}", hint="auto, native or none")
+    if why := jail.problem():
+        raise UserError(
+            f"generated code cannot be confined here: {why}",
+            hint="run it on Linux 6.2 or newer, or in a container of your own with --sandbox none",
+        )
+    return Tier.NATIVE
+
+
+class Sandbox:
+    """Runs programs; use it as a context manager.
+
+    Args:
+        tier: see `choose_tier`.
+        workers: programs at a time; None takes as many as this process may use cores. More give
+            false timeouts.
+        limits: of every program that is given none of its own.
+
+    Raises:
+        UserError: the tier is not offered here, or a server does not start.
+    """
+
+    def __init__(
+        self, tier: str = "auto", *, workers: int | None = None, limits: Limits | None = None
+    ) -> None:
+        self.tier = choose_tier(tier)
+        self.limits = limits or Limits()
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._free: queue.Queue[_Server] = queue.Queue()
+        self._servers: list[_Server] = []
+        self._lock = threading.Lock()
+        self._alone = _Turnstile(self.workers)
+        self._boxes = tempfile.mkdtemp(prefix="codecria-boxes-", dir=_memory_folder())
+        ready = False
+        try:
+            for _ in range(self.workers):
+                self._free.put(self._start())
+            ready = True
+        finally:
+            if not ready:
+                self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the servers and whatever they run."""
+        with self._lock:
+            servers, self._servers = self._servers, []
+        for server in servers:
+            server.end()
+        shutil.rmtree(self._boxes, ignore_errors=True)
+
+    def run(self, program: Program, limits: Limits | None = None) -> Verdict:
+        """Judge one program.
+
+        Raises:
+            UserError: the servers die under it, or it cannot be confined.
+        """
+        limits = limits or self.limits
+        with self._alone.among_others():
+            verdict = self._once(program, limits)
+        if verdict.outcome is Outcome.TIMEOUT:
+            with self._alone:
+                verdict = self._once(program, limits)
+        return verdict
+
+    def run_many(
+        self, programs: Sequence[Program], limits: Limits | None = None
+    ) -> Iterator[tuple[int, Verdict]]:
+        """Judge many programs; (number, verdict) as they come, timeouts at the end.
+
+        Args:
+            programs: to run.
+            limits: of each.
+
+        Raises:
+            UserError: see `run`.
+        """
+        limits = limits or self.limits
+        again: list[int] = []
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") as pool:
+            numbers = iter(range(len(programs)))
+            waiting: dict[Future[Verdict], int] = {}
+
+            def more() -> None:
+                for n in numbers:
+                    waiting[pool.submit(self._once, programs[n], limits)] = n
+                    if len(waiting) >= 2 * self.workers:
+                        return
+
+            more()
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    n = waiting.pop(future)
+                    verdict = future.result()
+                    if verdict.outcome is Outcome.TIMEOUT:
+                        again.append(n)
+                    else:
+                        yield n, verdict
+                more()
+        for n in sorted(again):
+            yield n, self._once(programs[n], limits)
+
+    def _once(self, program: Program, limits: Limits) -> Verdict:
+        job = asdict(program) | {
+            "limits": asdict(limits),
+            "confined": self.tier is Tier.NATIVE,
+        }
+        for _ in range(2):
+            server = self._free.get()
+            answer = None
+            try:
+                answer = server.ask(job, timeout_s=limits.wall_s + GRACE_S)
+            finally:
+                if answer is None:
+                    self._replace(server)
+            if answer is not None:
+                self._free.put(server)
+                return self._verdict(answer, limits)
+        raise UserError(
+            "the sandbox's server died twice under one program",
+            hint="the machine may be out of memory or processes: fewer --workers need less",
+        )
+
+    def _verdict(self, answer: dict[str, Any], limits: Limits) -> Verdict:
+        outcome = Outcome(answer.pop("outcome"))
+        return Verdict(outcome=outcome, tier=self.tier, limits=limits, **answer)
+
+    def _replace(self, server: _Server) -> None:
+        server.end()
+        with self._lock:
+            if server in self._servers:
+                self._servers.remove(server)
+        self._free.put(self._start())
+
+    def _start(self) -> _Server:
+        server = _Server(tempfile.mkdtemp(dir=self._boxes))
+        with self._lock:
+            self._servers.append(server)
+        return server
+
+
+def _memory_folder() -> str | None:
+    """Where boxes are made: in memory where the system has such a folder."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+class _Server:
+    """A running `worker.py` and the socket to it."""
+
+    def __init__(self, boxes: str) -> None:
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        path = Path(__file__).with_name("worker.py")
+        # Isolated and without site-packages: programs find the standard library and nothing else.
+        # An empty environment: what is not there cannot leak.
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(path), str(theirs.fileno()), boxes],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={"LANG": "C.UTF-8", "TZ": "UTC"},
+            start_new_session=True,
+        )
+        theirs.close()
+        if self._answer(START_S) is None:
+            self.process.kill()
+            assert self.process.stderr is not None
+            said = self.process.stderr.read().decode(errors="replace").strip().splitlines()
+            self.end()
+            raise UserError(f"the sandbox did not start: {said[-1] if said else 'no answer'}")
+
+    def ask(self, job: dict[str, Any], *, timeout_s: float) -> dict[str, Any] | None:
+        """The server's answer, or None where it died or hangs."""
+        self.socket.settimeout(timeout_s)
+        try:
+            send(self.socket, job)
+        except OSError:
+            return None
+        return self._answer(timeout_s)
+
+    def _answer(self, timeout_s: float) -> dict[str, Any] | None:
+        self.socket.settimeout(timeout_s)
+        try:
+            return receive(self.socket)
+        except OSError:
+            return None
+
+    def end(self) -> None:
+        """Kill it and what it runs, and wait for it."""
+        self.socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+
+class _Turnstile:
+    """Lets many in together, or one alone."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._free = threading.Semaphore(places)
+        self._entry = threading.Lock()
+
+    @contextlib.contextmanager
+    def among_others(self) -> Iterator[None]:
+        with self._entry:
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def __enter__(self) -> None:
+        self._entry.acquire()
+        for _ in range(self._places):
+            self._free.acquire()
+
+    def __exit__(self, *ending: object) -> None:
+        for _ in range(self._places):
+            self._free.release()
+        self._entry.release()

