@@ -38,6 +38,7 @@ def doctor(
         ("cores, threads", f"{told['cores']}, {told['threads']}"),
         ("memory, free disk", f"{told['memory_gb']} GB, {told['free_disk_gb']} GB"),
         ("attention", f"{told['attention']['backend']}: {told['attention']['why']}"),
+        ("sandbox", told["sandbox"]["tier"] or f"none: {told['sandbox']['why']}"),
         ("torch.compile", "can build kernels" if told["compiler"] else "cannot build kernels"),
         ("float32 products", f"{told['float32_gflops']} GFLOP/s"),
         ("bfloat16 products", f"{told['bfloat16_gflops']} GFLOP/s"),

@@ -26,6 +26,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterable
 from typing import Any
 
 if __name__ == "__main__":  # started by its path, with nothing of the project to import from
@@ -47,6 +48,12 @@ PRELOADED = (
     "heapq", "inspect", "io", "itertools", "json", "math", "numbers", "operator", "queue", "random",
     "re", "statistics", "string", "textwrap", "threading", "time", "traceback", "types", "typing",
     "unittest", "uuid", "warnings",
+)  # fmt: skip
+# Put back before tests run. Not all that is loaded: to look at a module is to copy its memory.
+RESTORED = (
+    "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools",
+    "heapq", "itertools", "json", "math", "numbers", "operator", "random", "re", "statistics",
+    "string", "time",
 )  # fmt: skip
 
 
@@ -89,48 +96,50 @@ def serve(jobs: socket.socket, boxes: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    clean = snapshot(sys.modules[name] for name in ("builtins", *RESTORED))
     gc.collect()
     gc.freeze()  # so that a child's collector copies no page of what it shares
     send(jobs, {"ready": True})
     while (job := receive(jobs)) is not None:
-        send(jobs, judge(job, boxes, jobs.fileno()))
+        send(jobs, judge(job, boxes, jobs.fileno(), clean))
     shutil.rmtree(boxes, ignore_errors=True)
 
 
-def judge(job: dict[str, Any], boxes: str, keep: int) -> dict[str, Any]:
+def judge(job: dict[str, Any], boxes: str, keep: int, clean: Pristine) -> dict[str, Any]:
     """Run one program in a child and say what became of it.
 
     Args:
         job: source, tests, stdin, confined, and the limits.
         boxes: the folder where its box is made.
         keep: a file descriptor that the child must not inherit, with all others.
+        clean: the modules as they were before anything ran.
     """
     box = tempfile.mkdtemp(dir=boxes)
     try:
-        return _judge(job, box, keep)
+        return _judge(job, box, keep, clean)
     finally:
         shutil.rmtree(box, ignore_errors=True)
 
 
-def _judge(job: dict[str, Any], box: str, keep: int) -> dict[str, Any]:
+def _judge(job: dict[str, Any], box: str, keep: int, clean: Pristine) -> dict[str, Any]:
     given = os.memfd_create("stdin")
     os.write(given, job["stdin"].encode())
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
         os.pipe() for _ in range(4)
     )
-    key = os.urandom(KEY_BYTES)
-    os.write(key_in, key)
-    os.close(key_in)
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
             os.close(keep)
-            _become(job, box, given, out_in, err_in, proof_in, key_out)
+            _become(job, box, given, out_in, err_in, proof_in, key_out, clean)
         finally:
             os._exit(70)  # not reached: the program ends its process
-    for descriptor in (given, out_in, err_in, proof_in, key_out):
+    # After the fork: what this process knew before, the child would find in its frames.
+    key = os.urandom(KEY_BYTES)
+    os.write(key_in, key)
+    for descriptor in (given, out_in, err_in, proof_in, key_out, key_in):
         os.close(descriptor)
     watch = _Watch(job["limits"], box, child, started)
     streams = {out: bytearray(), err: bytearray(), proof: bytearray()}
@@ -245,7 +254,14 @@ class _Watch:
 
 
 def _become(
-    job: dict[str, Any], box: str, given: int, out: int, err: int, proof: int, key: int
+    job: dict[str, Any],
+    box: str,
+    given: int,
+    out: int,
+    err: int,
+    proof: int,
+    key: int,
+    clean: Pristine,
 ) -> None:
     """Turn this process into the program's: its streams, its box, its limits, the jail."""
     jail.die_with_parent()
@@ -272,7 +288,8 @@ def _become(
     if job["confined"]:
         jail.confine(readable=READABLE, box=box)
     _forget()
-    _play(job["source"], job["tests"], "__main__" if job["stdin"] else "solution", proof, key)
+    name = "__main__" if job["stdin"] else "solution"
+    _play(job["source"], job["tests"], name, proof, key, clean)
 
 
 READABLE = [
@@ -304,26 +321,44 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
         raise RuntimeError("the sandbox does not allow " + event)
 
 
-def _play(source: str, tests: str, name: str, proof: int, key: int) -> None:
-    """Run a program, prove that it reached its end, and end this process."""
+Pristine = tuple[tuple[dict[str, Any], tuple[Any, ...], tuple[int, ...], tuple[int, ...]], ...]
+CHILDS_OWN = ("sys", "tempfile")  # modules that a child changes before the program starts
+
+
+def snapshot(modules: Iterable[Any]) -> Pristine:
+    """What modules hold, to compare with and to restore.
+
+    Tuples all the way: frames lead a program to it, and it can read it and no more.
+    """
+    found = (part.__dict__ for part in modules if type(getattr(part, "__dict__", None)) is dict)
+    return tuple(
+        (held, tuple(held.items()), tuple(map(id, held)), tuple(map(id, held.values())))
+        for held in found
+    )
+
+
+def _play(source: str, tests: str, name: str, proof: int, key: int, clean: Pristine) -> None:
+    """Run a program, prove that it reached its end, and end this process.
+
+    Args:
+        source, tests, name: of the program.
+        proof, key: where the key is written to, and read from.
+        clean: the modules as they were before anything ran.
+    """
     import traceback
 
     namespace: dict[str, Any] = {"__name__": name, "__builtins__": __builtins__}
     write, read, leave, execute = os.write, os.read, os._exit, exec
     show, flush = traceback.print_exception, sys.stdout.flush
-    complain = sys.stderr.flush
+    complain, same, each, pack = sys.stderr.flush, id, map, tuple
     try:
         code = compile(source, "<solution>", "exec", dont_inherit=True)
         checks = compile(tests, "<tests>", "exec", dont_inherit=True)
         modules = sys.modules
         lists: tuple[list[Any], ...] = (sys.meta_path, sys.path_hooks, sys.path)
-        # Tuples all the way: frames lead a program here, and it can read them and no more.
         kept = tuple((part, tuple(part)) for part in lists)
-        pristine = tuple(
-            (part.__dict__, tuple(part.__dict__.items()))
-            for part in modules.values()
-            if type(getattr(part, "__dict__", None)) is dict  # typing.io is a class
-        )
+        # Without tests of their own, nothing looks at modules after the program has.
+        pristine = (*clean, *snapshot(modules[name] for name in CHILDS_OWN)) if tests else ()
         known = tuple(modules.items())
         sys.addaudithook(_guard)
         # In order, from left to right: the key is read, the solution runs, what it may have put in
@@ -333,7 +368,13 @@ def _play(source: str, tests: str, name: str, proof: int, key: int) -> None:
             (
                 read(key, KEY_BYTES),
                 execute(code, namespace),
-                [part.clear() or part.update(items) for part, items in pristine],  # type: ignore[func-returns-value]
+                [
+                    part.clear() or part.update(items)  # type: ignore[func-returns-value]
+                    for part, items, keys, values in pristine
+                    # What is as it was is not written to: memory is shared until then. By
+                    # identity, as a program's own objects may be equal to anything.
+                    if pack(each(same, part)) != keys or pack(each(same, part.values())) != values
+                ],
                 modules.clear() or modules.update(known),  # type: ignore[func-returns-value]
                 [part.clear() or part.extend(items) for part, items in kept],  # type: ignore[func-returns-value]
                 execute(checks, namespace),
