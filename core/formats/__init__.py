@@ -1,1 +1,0 @@
-"""Checkpoints in other formats: Meta, Hugging Face, GGUF."""
