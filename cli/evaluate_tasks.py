@@ -335,7 +335,7 @@ def _show(told: Sequence[dict[str, Any]]) -> None:
             (
                 summary["title"],
                 how,
-                f"{summary['tasks']:,}",
+                _tasks(summary),
                 f"{summary['samples']:,}",
                 "\n".join(scores) or "-",
                 ends or "not run",
@@ -348,6 +348,12 @@ def _show(told: Sequence[dict[str, Any]]) -> None:
             render.note(f"partial: {reason}")
         for label in summary["labels"]:
             render.note(f"note: {label}")
+
+
+def _tasks(summary: dict[str, Any]) -> str:
+    scored = summary.get("scored_tasks", summary["tasks"])
+    known = f"{summary['tasks']:,}"
+    return known if scored == summary["tasks"] else f"{scored:,} of {known}"
 
 
 def compare(

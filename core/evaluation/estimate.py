@@ -89,15 +89,15 @@ def estimate(counts: Sequence[tuple[int, int]], k: int, *, seed: int = 0) -> Est
 
     Returns:
         None where there is no task, or one has fewer than k samples. With one sample a task the
-        interval is Wilson's, else a bootstrap's over tasks.
+        interval is Wilson's, else a bootstrap's over tasks; but where all tasks are alike that has
+        nothing to resample, and Wilson's over tasks says how much is still unknown.
     """
     if not counts or min(n for n, _ in counts) < k:
         return None
-    if all(n == 1 for n, _ in counts):
-        correct = sum(c for _, c in counts)
-        low, high = wilson(correct, len(counts))
-        return Estimate(value=correct / len(counts), low=low, high=high, method="wilson")
     each = np.array([pass_at_k(n, c, k) for n, c in counts])
+    if all(n == 1 for n, _ in counts) or each.max() == 0 or each.min() == 1:
+        low, high = wilson(round(each.sum()), len(counts))
+        return Estimate(value=float(each.mean()), low=low, high=high, method="wilson")
     low, high = bootstrap(each, seed=seed)
     return Estimate(value=float(each.mean()), low=low, high=high, method="bootstrap")
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,12 @@ def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]
     asked = tasks.select(task, found, split=request.split, ids=request.ids, limit=request.limit)
     shots = [tasks.shots_of(task, form, found) for form in forms]
     _check_model(request, forms)
+    # What a user can have got wrong shows before anything runs.
+    file = _sample_file(request, found, asked, note=note)
     with _bench(request, asked, note=note, show=show) as bench:
         if bench is not None:
             asked = [problem for problem in asked if problem.task_id not in bench.left_out]
-        subject = _subject(request, found, asked, note=note)
+        subject = _subject(request, file, asked)
         return [
             _evaluate_form(
                 request, task, protocol, shown, found, asked, subject, bench, note=note, show=show
@@ -245,15 +247,16 @@ def _bench(
         yield _Bench(sandbox=sandbox, references=checked, limits_s=limits_s, left_out=left_out)
 
 
-def _subject(
+def _sample_file(
     request: Request, found: ProblemSet, asked: Sequence[Problem], *, note: Note
-) -> _Subject:
-    if request.model is not None:
-        checkpoint = Checkpoint.open(request.model)
-        facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
-        generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
-        return _Subject(facts=facts, generator=generator)
-    assert request.samples is not None, "neither a model nor samples"
+) -> SampleFile | None:
+    """The samples to be scored, if they are in a file.
+
+    Raises:
+        UserError: lines are no samples, or tasks have none.
+    """
+    if request.samples is None:
+        return None
     file = read_samples(request.samples, found.by_id(), asked)
     if file.passed_over:
         note(f"{file.passed_over} samples are of tasks that were not asked for: not scored")
@@ -265,8 +268,22 @@ def _subject(
                 f"{told}: {named}",
                 hint="score what is there with --partial, or name tasks with --tasks or --limit",
             )
-        note(f"partial: {told}: {named}")
-    facts = {"samples": str(request.samples), "samples_digest": digest_file(request.samples)}
+        note(f"{told}: {named}")
+    return file
+
+
+def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]) -> _Subject:
+    """Who wrote the samples, and what is known of it."""
+    if request.model is not None:
+        checkpoint = Checkpoint.open(request.model)
+        facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
+        generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
+        return _Subject(facts=facts, generator=generator)
+    assert request.samples is not None, "neither a model nor samples"
+    assert file is not None, "samples that were not read"
+    kept = {problem.task_id for problem in asked}
+    file = replace(file, samples=tuple(s for s in file.samples if s.task_id in kept))
+    facts = {"samples_file": str(request.samples), "samples_digest": digest_file(request.samples)}
     # What our own samples were made by goes on into the result.
     made_by = read_json_or_nothing(meta_path(request.samples))
     for name in ("protocol", "model", "model_digest"):
