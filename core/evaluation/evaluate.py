@@ -20,7 +20,7 @@ from codecria.data.stages import Progress
 
 from . import mbpp, tasks
 from . import references as known_solutions
-from .execution import Sandbox, limits_json
+from .execution import Sandbox, limits_json, open_sandbox
 from .problems import Problem, ProblemSet
 from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
@@ -212,7 +212,9 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
 @contextlib.contextmanager
 def _sandbox(request: Request, asked: Sequence[Problem]) -> Iterator[Sandbox]:
     limits = known_solutions.limits_for(asked, request.timeout_s, request.memory_bytes)
-    with Sandbox(request.tier, workers=request.workers, limits=limits) as sandbox:
+    with open_sandbox(
+        request.tier, workers=request.workers, limits=limits, isolate=request.isolate
+    ) as sandbox:
         yield sandbox
 
 

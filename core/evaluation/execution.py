@@ -8,8 +8,9 @@ from typing import Any
 
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from codecria.data.errors import UserError
 
-__all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict", "as_json", "result_of", "run_all"]
+__all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,26 @@ class Job:
 
     program: Program
     wall_s: float
+
+
+def open_sandbox(tier: str, *, workers: int | None, limits: Limits, isolate: bool) -> Sandbox:
+    """A sandbox to enter.
+
+    Args:
+        tier: "auto", or one by name.
+        workers: programs side by side; None for what the machine has.
+        limits: of most programs.
+        isolate: run solution and tests in two processes.
+
+    Raises:
+        UserError: the sandbox cannot isolate, and that is asked for: it must not pass unnoticed.
+    """
+    if isolate:
+        raise UserError(
+            "the sandbox cannot run solution and tests in two processes",
+            hint="leave out --isolate",
+        )
+    return Sandbox(tier, workers=workers, limits=limits)
 
 
 def run_all(sandbox: Sandbox, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
