@@ -35,6 +35,7 @@ class Limits:
         max_tokens: longest completion, in tokens.
         stops: strings that end a completion and are not part of it.
         samples: how many completions of the prompt.
+        first: number of the first of them; those before are made elsewhere.
         context: longest sequence allowed, prompt and completion; None takes what the model was
             trained on.
     """
@@ -42,6 +43,7 @@ class Limits:
     max_tokens: int
     stops: tuple[str, ...] = ()
     samples: int = 1
+    first: int = 0
     context: int | None = None
 
     def __post_init__(self) -> None:
@@ -287,7 +289,7 @@ def complete(
     left = opening.text if opening is not None else b""
     live = [
         _Sample(n, sampling.generator(n), new_stream(), left=left, hidden=len(left.decode()))
-        for n in range(limits.samples)
+        for n in range(limits.first, limits.first + limits.samples)
     ]
     if limits.samples > 1:
         cache = cache.repeated(limits.samples)

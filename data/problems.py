@@ -113,7 +113,7 @@ _TRANSLATION = re.compile(r"(?:C\+\+|CPP|Go|Java|JavaScript|JS|Python|Rust)/(\d+
 
 def read(path: Path, name: str) -> Iterator[Problem]:
     """The problems of one file."""
-    for place, record in _records(path):
+    for place, record in records(path):
         identity, key = _identity(record, name, place)
         texts = tuple(_texts_of(record))
         if texts:
@@ -215,10 +215,18 @@ def _strings(value: Any, depth: int = 0) -> Iterator[str]:
                 yield from _strings(item, depth)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(line or number from 1, record) of one file."""
+def records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(line or number from 1, record) of one file.
+
+    Raises:
+        UserError: it cannot be read, is not a file of problems by its name, or a line is damaged.
+    """
     kind = _format(path)
-    assert kind, f"{path} is no problem file"
+    if kind is None:
+        raise UserError(
+            f"{path} is not a file of problems by its name",
+            hint=f"problems are read from {', '.join(SUFFIXES)}, also compressed",
+        )
     suffix, packed = kind
     try:
         if suffix == ".parquet":

