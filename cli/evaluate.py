@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import evaluate_stages, render
+from . import evaluate_stages, evaluate_tasks, render
 from .group import QuickGroup
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb and its tasks to the command line."""
     group = typer.Typer(help=HELP, no_args_is_help=True, cls=QuickGroup)
     group.command("long-context", help=LONG_CONTEXT_HELP)(long_context)
+    evaluate_tasks.register_tasks(group)
     group.command("stages", help=evaluate_stages.HELP)(evaluate_stages.stages)
     app.add_typer(group, name="evaluate")
 

@@ -153,9 +153,6 @@ def evaluate_task(
         Literal["auto", "bwrap", "native", "command", "none"],
         typer.Option(metavar="TIER", help="Where programs run; none is no sandbox at all."),
     ] = "auto",
-    isolate: Annotated[
-        bool, typer.Option("--isolate", help="Solution and tests in two processes.")
-    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
     timeout: Annotated[
         float | None,
@@ -231,7 +228,6 @@ def evaluate_task(
         workers=workers,
         timeout_s=timeout,
         memory_bytes=memory_mb << 20,
-        isolate=isolate,
         cache=cache or cache_folder(),
         leave_out_failing=leave_out_failing,
         partial=partial,

@@ -67,7 +67,7 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         return {
             **{name: protocol[name] for name in _SAME if name in protocol},
             **({"problems": meta["problems"]["digest"]} if "problems" in meta else {}),
-            **{name: sandbox[name] for name in ("tier", "isolate", "limits") if name in sandbox},
+            **{name: sandbox[name] for name in ("tier", "limits") if name in sandbox},
         }
 
     one, other = facts(a), facts(b)

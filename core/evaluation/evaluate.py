@@ -48,7 +48,7 @@ class Request:
         split, ids, limit: which tasks.
         out: file of results; with several forms the later ones have the form in their name.
         generate_only: write samples, and run nothing.
-        tier, workers, timeout_s, memory_bytes, isolate: of the sandbox.
+        tier, workers, timeout_s, memory_bytes: of the sandbox.
         cache: folder of what is known of the references; None keeps nothing.
         leave_out_failing: score without the tasks whose references fail.
         partial: score samples that do not cover all tasks.
@@ -72,7 +72,6 @@ class Request:
     workers: int | None = None
     timeout_s: float | None = None
     memory_bytes: int = MEMORY_BYTES
-    isolate: bool = False
     cache: Path | None = None
     leave_out_failing: bool = False
     partial: bool = False
@@ -212,9 +211,7 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
 @contextlib.contextmanager
 def _sandbox(request: Request, asked: Sequence[Problem]) -> Iterator[Sandbox]:
     limits = known_solutions.limits_for(asked, request.timeout_s, request.memory_bytes)
-    with open_sandbox(
-        request.tier, workers=request.workers, limits=limits, isolate=request.isolate
-    ) as sandbox:
+    with open_sandbox(request.tier, workers=request.workers, limits=limits) as sandbox:
         yield sandbox
 
 
@@ -416,7 +413,6 @@ def _facts(
         facts["sandbox"] = {
             "tier": str(bench.sandbox.tier),
             "limits": limits_json(bench.sandbox.limits),
-            "isolate": request.isolate,
         }
         facts["references"] = {
             "run": len(bench.references),

@@ -8,7 +8,6 @@ from typing import Any
 
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
-from codecria.data.errors import UserError
 
 __all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict"]
 
@@ -25,23 +24,17 @@ class Job:
     wall_s: float
 
 
-def open_sandbox(tier: str, *, workers: int | None, limits: Limits, isolate: bool) -> Sandbox:
+def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:
     """A sandbox to enter.
 
     Args:
         tier: "auto", or one by name.
         workers: programs side by side; None for what the machine has.
         limits: of most programs.
-        isolate: run solution and tests in two processes.
 
     Raises:
-        UserError: the sandbox cannot isolate, and that is asked for: it must not pass unnoticed.
+        UserError: the tier is not offered here.
     """
-    if isolate:
-        raise UserError(
-            "the sandbox cannot run solution and tests in two processes",
-            hint="leave out --isolate",
-        )
     return Sandbox(tier, workers=workers, limits=limits)
 
 
@@ -87,7 +80,6 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "detail": verdict.detail,
         "seconds": round(verdict.seconds, 4),
         "tier": str(verdict.tier),
-        "isolated": verdict.isolated,
         "wall_s": verdict.limits.wall_s,
         "exit_status": verdict.exit_status,
     }

@@ -159,6 +159,14 @@ class Sandbox:
             yield n, self._once(programs[n], limits)
 
     def _once(self, program: Program, limits: Limits) -> Verdict:
+        if program.language != "python":
+            return Verdict(
+                outcome=Outcome.SKIPPED,
+                detail=f"the sandbox does not run {program.language} yet",
+                seconds=0.0,
+                tier=self.tier,
+                limits=limits,
+            )
         job = asdict(program) | {
             "limits": asdict(limits),
             "confined": self.tier is Tier.NATIVE,

@@ -22,7 +22,7 @@ class Outcome(StrEnum):
 
     PASSED: it reached its end and proved it. FAILED: it raised, exited early, or did not parse.
     TIMEOUT: it ran longer than it may. RESOURCE: it asked for more memory, output or disk than it
-    may. CRASHED: a signal ended it.
+    may. CRASHED: a signal ended it. SKIPPED: nothing here runs its language.
     """
 
     PASSED = "passed"
@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     RESOURCE = "resource"
     CRASHED = "crashed"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +54,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A Python program.
+    """A program.
 
     Attributes:
+        language: what it is written in; those but Python are skipped.
         source: a solution, or a whole program with its tests.
         tests: run after it in the same namespace, with the builtins and the standard library's
             modules as they were before the solution touched them.
@@ -63,6 +65,7 @@ class Program:
     """
 
     source: str
+    language: str = "python"
     tests: str = ""
     stdin: str = ""
 
