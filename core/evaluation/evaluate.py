@@ -31,6 +31,7 @@ from .scoring import KS, score, summarise, unfit
 from .tasks import Asker, Split, Task
 
 MEMORY_BYTES = 1 << 30  # of one program
+DEFAULT_PRESET = "paper-greedy"
 Note = Callable[[str], None]
 Show = Callable[[Progress], None]
 
@@ -61,7 +62,7 @@ class Request:
     model: Path | None = None
     samples: Path | None = None
     forms: tuple[str, ...] = ()
-    preset: str = "paper-greedy"
+    preset: str = DEFAULT_PRESET
     changes: Changes = field(default_factory=Changes)
     split: Split = "test"
     ids: tuple[str, ...] = ()
@@ -154,7 +155,7 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
     with _sandbox(request, asked) as sandbox:
         checked = _references(request, asked, sandbox, show=show)
         tier = str(sandbox.tier)
-    bad = {i: r.result for i, r in sorted(checked.items()) if not r.passed}
+    bad = {i: r.told for i, r in sorted(checked.items()) if not r.passed}
     for task_id, result in bad.items():
         note(f"{task_id}: {result}")
     return {
@@ -181,6 +182,10 @@ def _check(request: Request, forms: Sequence[Form]) -> None:
         raise UsageError("--generate-only writes a model's samples", hint="give --model and --out")
     if request.samples is not None and len(forms) > 1:
         raise UsageError("samples in a file are of one form", hint="leave out --chat")
+    if request.samples is not None and request.preset != DEFAULT_PRESET:
+        raise UsageError(
+            f"--preset {request.preset} says how a model is asked", hint="samples are scored as is"
+        )
     if request.batch < 1:
         raise UsageError(f"--batch {request.batch} must be at least 1")
 

@@ -42,6 +42,11 @@ class Reference:
     result: str
     seconds: float
 
+    @property
+    def told(self) -> str:
+        """The result on one line, for messages: a compiler's can be long."""
+        return self.result.split("\n", 1)[0][:200]
+
 
 def cache_folder() -> Path:
     """Where what passed is kept unless another folder is named: the user's cache."""
@@ -94,7 +99,8 @@ def check(
     known = _load(path)
     found = {i: known[key] for i, key in keys.items() if key in known}
     left = [problem for problem in given if problem.task_id not in found]
-    done(len(found), len(given))
+    if given:
+        done(len(found), len(given))
     jobs = [Job(program(problem, problem.reference or ""), REFERENCE_S) for problem in left]
     for number, verdict in run_all(sandbox, jobs):
         passed = None if verdict.outcome is Outcome.SKIPPED else verdict.outcome is Outcome.PASSED
@@ -128,8 +134,8 @@ def require(
     Raises:
         UserError: a reference fails, or none can run here.
     """
-    failed = {i: r.result for i, r in references.items() if r.passed is False}
-    skipped = {i: r.result for i, r in references.items() if r.passed is None}
+    failed = {i: r.told for i, r in references.items() if r.passed is False}
+    skipped = {i: r.told for i, r in references.items() if r.passed is None}
     if skipped and len(skipped) == len(references):
         reason = next(iter(skipped.values()))
         raise UserError(
