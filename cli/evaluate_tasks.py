@@ -288,9 +288,10 @@ def _check_references(request: Request, *, as_json: bool) -> None:
             f" (sandbox {told['tier']}, slowest {told['slowest_s']:g} s)"
         )
     if told["not_passed"]:
+        first, why = next(iter(told["not_passed"].items()))
         raise UserError(
-            f"{len(told['not_passed'])} reference solutions do not pass here",
-            hint="`codecria doctor` tells which languages are ready",
+            f"{len(told['not_passed'])} reference solutions do not pass here, {first} first: {why}",
+            hint="--leave-out-failing scores the others; the sandbox's languages: docs/sandbox.md",
         )
 
 
