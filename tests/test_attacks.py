@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -213,7 +214,7 @@ ESCAPES = {
     "an attribute": "import os\nos.setxattr({secret!r}, 'user.x', b'x')",
     "a link out": "import os\nos.symlink({secret!r}, 'link')\nopen('link').read()",
     "a hard link": "import os\nos.link({secret!r}, 'link')",
-    "the temporary folder": "open('/tmp/codecria-left-behind', 'w')",
+    "the temporary folder": "open({temporary!r} + '/codecria-left-behind', 'w')",
     "shared memory": "open('/dev/shm/codecria-left-behind', 'w')",
     "its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     "a stopped parent": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)",
@@ -247,6 +248,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, obje
             "abstract": abstract,
             "secret": str(folder / "secret"),
             "folder": str(folder),
+            "temporary": tempfile.gettempdir(),
         }
     del os.environ["CODECRIA_TEST_SECRET"]
 
@@ -264,7 +266,8 @@ def test_nothing_outside_is_reached(
     assert secret.read_text() == "secret"
     after = secret.stat()
     assert (before.st_mode, before.st_mtime_ns) == (after.st_mode, after.st_mtime_ns)
-    assert not Path("/tmp/codecria-left-behind").exists()
+    assert not Path(str(outside["temporary"]), "codecria-left-behind").exists()
+    assert not Path("/dev/shm/codecria-left-behind").exists()
     assert run(sandbox, "pass").outcome is Outcome.PASSED, "the sandbox lives on"
 
 
