@@ -51,7 +51,8 @@ demo: venv
 	$(CODECRIA) prepare-data $(DEMO_SOURCES) --train-tokenizer --vocab-size $(DEMO_VOCAB) \
 		--out $(DEMO)/code
 	$(CODECRIA) inspect $(DEMO)/code
-	$(PYTHON) examples/docstrings.py $(SOURCE) > $(DEMO)/prose.jsonl
+	test -f $(DEMO)/prose.jsonl || { $(PYTHON) examples/docstrings.py $(SOURCE) \
+		> $(DEMO)/prose.part && mv $(DEMO)/prose.part $(DEMO)/prose.jsonl; }
 	$(CODECRIA) prepare-data prose=$(DEMO)/prose.jsonl --tokenizer $(DEMO)/code --out $(DEMO)/prose
 	$(CODECRIA) pretrain --data $(DEMO)/prose=0.9 --data $(DEMO)/code=0.1 --size 1m \
 		--steps $(word 1,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/base
