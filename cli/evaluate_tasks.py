@@ -150,7 +150,7 @@ def evaluate_task(
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Samples decoded side by side.")] = 16,
     sandbox: Annotated[
-        Literal["auto", "bwrap", "native", "command", "none"],
+        Literal["auto", "native", "none"],
         typer.Option(metavar="TIER", help="Where programs run; none is no sandbox at all."),
     ] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,

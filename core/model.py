@@ -128,7 +128,7 @@ class Transformer(nn.Module):
     (`core.checkpoint.load_model`). Under `torch.device("meta")` nothing is allocated.
 
     `recompute` makes training keep each layer's input alone and compute the rest of its activations
-    anew in backward: a fourth more work for a small part of the memory.
+    anew in backward: a third more work for a small part of the memory.
 
     Args:
         config: the shape.

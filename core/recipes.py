@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from codecria.data.dialog_rows import Learn
 from codecria.data.errors import UsageError
 from codecria.data.infill import InfillFormat, Scope
 
@@ -94,7 +95,7 @@ class Recipe:
     seed: int = 0
     follows: tuple[str, ...] = ("scratch", "pretrain")
     keep_objective: bool = False
-    learn: Literal["answers", "all"] = "answers"  # Llama 2, section 3.1; Code Llama does not say
+    learn: Learn = "answers"  # Llama 2, section 3.1; Code Llama does not say
     rehearse: float = 0.0
     infill_rate: float = 0.0
     infill_spm_share: float = 0.5  # Code Llama, section 2.3

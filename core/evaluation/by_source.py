@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from codecria.core.attention import PackedAttention, choose_backend, pack_offsets
 from codecria.core.generator import Generator
-from codecria.core.loss import masked_cross_entropy
 from codecria.data.documents import decode
 from codecria.data.errors import UserError
 from codecria.data.infill import Order
 from codecria.data.loader import Batch, stack, validation_batches
+from codecria.data.reencode import under
 from codecria.data.rows import IGNORE, Row
 from codecria.data.shards import ShardSet, sets_in
 from codecria.data.sources import Reason
 from codecria.data.stages import Progress
 from codecria.data.tokenizer import Tokenizer
+
+from .perplexity import row_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,20 +136,9 @@ def measure(
     }
 
 
-@torch.inference_mode()
 def _read(generator: Generator, batch: Batch, sizes: _Sizes, *, masked: bool) -> Sum:
     """The losses of one batch."""
-    model = generator.model
-    device = model.tok_embeddings.device
-    ids, positions, targets = (
-        torch.from_numpy(array).to(device, torch.int64)
-        for array in (batch.ids, batch.positions, batch.targets)
-    )
-    offsets = pack_offsets(batch.segments, size=ids.numel() + 1) if masked else None
-    hidden = model(ids, positions, PackedAttention(offsets, choose_backend(device)[0]))
-    _, each = masked_cross_entropy(
-        hidden.flatten(0, 1), model.output_weight, targets.flatten(), count=1
-    )
+    each = row_losses(generator.model, batch, masked=masked)
     return Sum(
         nats=float(each.double().sum()),
         tokens=batch.n_targets,
@@ -190,12 +179,7 @@ def _sources(tokenizer: Tokenizer, reading: Reading, context: int) -> dict[str, 
         }
     found: dict[str, Iterator[Batch]] = {}
     for name, folder in sets_in(reading.data).items():
-        shards = ShardSet.open(folder, reading.split)
-        if shards.tokenizer_digest != tokenizer.digest:
-            raise UserError(
-                f"{folder} was encoded with another tokenizer than the model's",
-                hint="prepare it again with the model's tokenizer.model",
-            )
+        shards = under(ShardSet.open(folder, reading.split), tokenizer)
         found[name or str(folder)] = validation_batches(
             shards, context=context, rows=reading.rows, batch_rows=reading.batch_rows
         )

@@ -4,7 +4,7 @@ A text is read from its start, in chunks, with the key-value cache. The trained 
 here: what happens beyond it is the question. The logits of one chunk of tokens are all that exist
 at a time, and the keys and values of one text.
 
-Shapes: T tokens of a text, S texts, N buckets of positions.
+Shapes: T tokens of a text or a row, B rows, S texts, N buckets of positions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from codecria.core.attention import PackedAttention, choose_backend, pack_offsets
 from codecria.core.cache import ChunkAttention, KeyValueCache
 from codecria.core.generate import PREFILL_CHUNK
 from codecria.core.loss import masked_cross_entropy
 from codecria.core.model import Transformer
+from codecria.data.loader import Batch
 from codecria.data.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int32]
@@ -70,6 +73,30 @@ def token_losses(
         losses[start:stop] = part.cpu()
         done(stop - start)
     return losses.numpy()
+
+
+@torch.inference_mode()
+def row_losses(model: Transformer, batch: Batch, *, masked: bool) -> Tensor:
+    """The loss of every target of packed rows, in nats.
+
+    Args:
+        model: in evaluation.
+        batch: B rows of T tokens.
+        masked: attention within documents; else across the whole row.
+
+    Returns:
+        (B T,) zero where there is no target.
+    """
+    device = model.tok_embeddings.device
+    ids, positions, targets = (
+        torch.from_numpy(array).to(device, torch.int64)
+        for array in (batch.ids, batch.positions, batch.targets)
+    )
+    offsets = pack_offsets(batch.segments, size=ids.numel() + 1) if masked else None
+    hidden = model(ids, positions, PackedAttention(offsets, choose_backend(device)[0]))
+    return masked_cross_entropy(
+        hidden.flatten(0, 1), model.output_weight, targets.flatten(), count=1
+    )[1]
 
 
 def token_bytes(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from typing import Any
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, digest_json, read_json
 
-from .execution import Job, Limits, Outcome, Program, Sandbox, result_of, run_all
+from .execution import Job, Limits, Program, Sandbox, passed, result_of, run_all
 from .problems import Problem
 
 FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
@@ -103,9 +103,8 @@ def check(
         done(len(found), len(given))
     jobs = [Job(program(problem, problem.reference or ""), REFERENCE_S) for problem in left]
     for number, verdict in run_all(sandbox, jobs):
-        passed = None if verdict.outcome is Outcome.SKIPPED else verdict.outcome is Outcome.PASSED
         found[left[number].task_id] = Reference(
-            passed=passed, result=result_of(verdict), seconds=verdict.seconds
+            passed=passed(verdict), result=result_of(verdict), seconds=verdict.seconds
         )
         done(len(found), len(given))
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}

@@ -36,7 +36,6 @@ from codecria.data.tokenizer import Tokenizer
 
 VALUES = tuple(range(10, 100))  # Code Llama, appendix G.2: "a random two-digit number"
 CHANCE = 1 / len(VALUES)
-PAPER_EXAMPLES = 64  # of each length and position
 PAPER_POSITIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 NAME = "my_function"
 QUESTION = f"assert {NAME}() == "

@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 
-from codecria.core.attention import PackedAttention, pack_offsets
 from codecria.core.checkpoint import Checkpoint
 from codecria.core.generator import Generator
-from codecria.core.loss import masked_cross_entropy
 from codecria.core.model import Transformer
 from codecria.core.trainer import losses_apart
 from codecria.data.dialog_shards import open_dialogs
@@ -35,6 +33,7 @@ from codecria.data.stages import Progress
 
 from .long_context import Contestant, Request, measure
 from .long_texts import open_split
+from .perplexity import row_losses
 
 MULTIPLES = (1, 2, 4)  # of the context, how far perplexity is measured
 BATCH_TOKENS = 8_192  # of one forward pass
@@ -160,7 +159,6 @@ def _dialog_loss(request: StagesRequest, generator: Generator, context: int) -> 
         )
 
 
-@torch.inference_mode()
 def held_out_loss(
     model: Transformer,
     shards: ShardSet,
@@ -181,7 +179,6 @@ def held_out_loss(
         rows: how many at most.
         infilling: how documents are infilled, if at all.
     """
-    device = model.tok_embeddings.device
     kinds = slice(None)
     if shards.dialogs:
         kinds = slice(DIALOG, None)
@@ -195,15 +192,7 @@ def held_out_loss(
         batch_rows=max(1, BATCH_TOKENS // context),
         infilling=infilling,
     ):
-        ids, positions, targets = (
-            torch.from_numpy(array).to(device, torch.int64)
-            for array in (batch.ids, batch.positions, batch.targets)
-        )
-        offsets = pack_offsets(batch.segments, size=ids.numel() + 1)
-        hidden = model(ids, positions, PackedAttention(offsets))
-        _, each = masked_cross_entropy(
-            hidden.flatten(0, 1), model.output_weight, targets.flatten(), count=1
-        )
+        each = row_losses(model, batch, masked=True)
         total += losses_apart(each, batch).cpu()
     loss, count = total[kinds].sum(0).tolist()
     return loss / count if count else None

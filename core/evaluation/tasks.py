@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -325,8 +325,3 @@ def with_form(task: Task, form: str | None) -> Form:
         if form in (None, known):
             return known
     raise UsageError(f"{task.title} has no form {form!r}", hint="forms: " + ", ".join(task.forms))
-
-
-def whole_solution(problem: Problem) -> Problem:
-    """The problem as answered by a whole program."""
-    return replace(problem, before="", after="")

@@ -123,7 +123,7 @@ def judge(job: dict[str, Any], boxes: str, keep: int, clean: Pristine) -> dict[s
 
 def _judge(job: dict[str, Any], box: str, keep: int, clean: Pristine) -> dict[str, Any]:
     given = os.memfd_create("stdin")
-    os.write(given, job["stdin"].encode())
+    os.write(given, job["stdin"].encode(errors="replace"))
     os.lseek(given, 0, os.SEEK_SET)
     (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
         os.pipe() for _ in range(4)
