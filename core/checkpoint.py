@@ -1,28 +1,26 @@
-"""Published checkpoints: a folder in the Hugging Face Llama layout, whole or absent.
+"""Checkpoints: a folder in the Hugging Face Llama layout, or in Meta's, whole or absent.
 
     config.json                    the shape (core/config.py)
     model.safetensors              weights under the Hugging Face names, or several files
     model.safetensors.index.json   and which file holds which weight, where they are several
     tokenizer.model                with tokenizer_config.json and generation_config.json
     README.md                      the model card of a finished run (core/card.py)
-    codecria.json                  lineage: recipe, step, data digest, parent; digests of the files
-                                   (ours alone)
+    codecria.json                  lineage: recipe, step, data digest, parent; the shape again;
+                                   digests of the files (ours alone)
 
 transformers, vLLM and llama.cpp's converter open it as it is, and the checkpoints they publish open
-here. Weights are mapped from disk: nothing is copied until it is used or converted.
+here, and Meta's releases too (core/formats/). Weights are mapped from disk: nothing is copied until
+it is used or converted.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from codecria.data.errors import UserError
@@ -35,47 +33,30 @@ from codecria.data.files import (
     read_json,
     require_free_space,
 )
+from codecria.data.tokenizer import Tokenizer
 
 from .config import ModelConfig
+from .formats.chat_template import template_for
+from .formats.hugging_face import (
+    placed_weights,
+    read_chat_template,
+    write_generation,
+    write_tokenizer,
+    write_weights,
+)
+from .formats.layout import EMBEDDING, hugging_face_name, shapes_of
+from .formats.meta import MetaWeights, checklist, is_meta_folder, read_meta_config
+from .formats.weights import SafetensorsWeights, Weights
 from .model import Transformer
 
 CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_NAME = "tokenizer.model"
 LINEAGE_NAME = "codecria.json"
 CARD_NAME = "README.md"  # where people and model hubs look for it
-DIGESTS_KEY = "files"
+DIGESTS_KEY, MODEL_KEY = "files", "model"  # in codecria.json, beside the lineage
 MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# Our names (Llama's) against the layout's, in the embedding, the blocks and the head.
-_OUTER = {
-    "tok_embeddings": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_INNER = {
-    "attention.wq.weight": "self_attn.q_proj.weight",
-    "attention.wk.weight": "self_attn.k_proj.weight",
-    "attention.wv.weight": "self_attn.v_proj.weight",
-    "attention.wo.weight": "self_attn.o_proj.weight",
-    "feed_forward.w1.weight": "mlp.gate_proj.weight",
-    "feed_forward.w2.weight": "mlp.down_proj.weight",
-    "feed_forward.w3.weight": "mlp.up_proj.weight",
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-}
-
-
-def disk_name(ours: str) -> str:
-    """The Hugging Face name of one of our weights: norm.weight -> model.norm.weight."""
-    if ours in _OUTER:
-        return _OUTER[ours]
-    layers, number, inner = ours.split(".", 2)
-    assert layers == "layers", f"{ours} is not a weight of the model"
-    return f"model.layers.{number}.{_INNER[inner]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +66,26 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         config: its shape.
-        files: for each weight's name on disk, the file that holds it.
+        weights: where they lie, in either layout.
     """
 
     folder: Path
     config: ModelConfig
-    files: Mapping[str, Path]
+    weights: Weights
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Open a checkpoint folder, or the one published in a run folder.
+        """Open a checkpoint folder of either layout, or the one published in a run folder.
 
         Raises:
             UserError: it is none, or parts of it are missing.
         """
         folder = resolve(path)
-        return cls(folder, read_config(folder), _weight_files(folder))
+        if (folder / CONFIG_NAME).is_file():
+            config = read_config(folder)
+            return cls(folder, config, SafetensorsWeights(placed_weights(folder)))
+        weights = MetaWeights(folder)
+        return cls(folder, _as_recorded(read_meta_config(folder, weights), folder), weights)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -108,14 +93,14 @@ class Checkpoint:
         path = self.folder / TOKENIZER_NAME
         return path if path.is_file() else None
 
+    def chat_template(self) -> str:
+        """Its chat template in Jinja; empty where it has none."""
+        return read_chat_template(self.folder)
+
     def lineage(self) -> dict[str, Any]:
         """What it was made from, as recorded in codecria.json; empty for others' checkpoints."""
-        return {key: value for key, value in self._page().items() if key != DIGESTS_KEY}
-
-    def _page(self) -> dict[str, Any]:
-        path = self.folder / LINEAGE_NAME
-        value = read_json(path) if path.is_file() else {}
-        return value if isinstance(value, dict) else {}
+        own = (DIGESTS_KEY, MODEL_KEY)
+        return {key: value for key, value in _page(self.folder).items() if key not in own}
 
     def verify(self) -> list[str]:
         """Read every weight and list what is not as it was written, or is no number.
@@ -123,80 +108,61 @@ class Checkpoint:
         Raises:
             UserError: a weights file is damaged or incomplete.
         """
-        digests = self._page().get(DIGESTS_KEY, {})
+        page = _page(self.folder)
         lines = []
-        for name, wanted in sorted(digests.items()):
+        for name, wanted in sorted(page.get(DIGESTS_KEY, {}).items()):
             path = self.folder / name
             if not path.is_file():
                 lines.append(f"{name} is missing")
             elif digest_file(path) != wanted:
                 lines.append(f"{name} is not the file that was written")
+        told = asdict(self.config)
         lines += [
-            f"{name} holds values that are not finite"
-            for name, tensor in self.tensors()
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+            f"{key} is {told[key]:g}, the model was written with {value:g}"
+            for key, value in page.get(MODEL_KEY, {}).items()
+            if key in told and told[key] != value
         ]
+        for name, same in checklist(self.folder):
+            if not same:
+                state = "missing" if same is None else "not the file that the checklist names"
+                lines.append(f"{name} is {state}")
+        for ours in self.weights.stored:
+            with self.weights.borrow(ours) as tensor:
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    lines.append(f"{self.weights.name(ours)} holds values that are not finite")
         return lines
 
     def digest(self) -> str:
         """The digest of its shape and weights, files read whole."""
-        names = sorted({path.name: path for path in self.files.values()}.items())
         parts = [digest_json(self.config.to_hugging_face(dtype="")).encode()]
-        parts += [digest_file(path).encode() for _, path in names]
+        parts += [digest_file(path).encode() for path in sorted(self.weights.files)]
         return digest_bytes(*parts)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight by its name on disk, mapped from its file.
+        """Every weight of the model by our name, in our order of rows, mapped where it can be.
 
         Raises:
-            UserError: a file is damaged or lacks a weight the index places in it.
+            UserError: a file is damaged or lacks a weight.
         """
-        by_file: dict[Path, list[str]] = {}
-        for name, path in sorted(self.files.items()):
-            by_file.setdefault(path, []).append(name)
-        for path, names in by_file.items():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in names:
-                        yield name, file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise _damaged(path, error) from error
-
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of every weight, by its name on disk, from the files' headers alone.
-
-        Raises:
-            UserError: a file is damaged or lacks a weight the index places in it.
-        """
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
-        for path in sorted(set(self.files.values())):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                        part = file.get_slice(name)
-                        found[name] = (tuple(part.get_shape()), str(part.get_dtype()))
-            except (SafetensorError, OSError) as error:
-                raise _damaged(path, error) from error
-        return found
+        for ours in shapes_of(self.config):
+            yield ours, self.weights.read(ours, self.config)
 
     def problems(self) -> list[str]:
         """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
-        with torch.device("meta"):
-            model = Transformer(self.config)
-        wanted = {disk_name(n): tuple(p.shape) for n, p in model.named_parameters()}
-        found = self.shapes()
-        lines = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-        lines += [
-            f"{name} is not part of the model"
-            for name in sorted(found.keys() - wanted.keys())
-            if not _ignorable(name, self.config)
-        ]
-        lines += [
-            f"{name} has shape {found[name][0]}, the model's is {wanted[name]}"
-            for name in sorted(found.keys() & wanted.keys())
-            if found[name][0] != wanted[name]
-        ]
-        return lines
+        return self.weights.problems(self.config)
+
+
+def _page(folder: Path) -> dict[str, Any]:
+    path = folder / LINEAGE_NAME
+    value = read_json(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The shape with what Meta's layout cannot say, where codecria.json does."""
+    told = _page(folder).get(MODEL_KEY, {})
+    silent = ("max_context", "tied", "bos_id", "eos_id")
+    return replace(config, **{key: told[key] for key in silent if key in told})
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -212,17 +178,6 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig.from_hugging_face(raw, where=str(path))
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is damaged or incomplete: {error}", hint="download or convert the model again"
-    )
-
-
-def _ignorable(name: str, config: ModelConfig) -> bool:
-    """Weights that hold nothing: old rotary tables, and the copy of a tied output matrix."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tied and name == _OUTER["output.weight"])
-
-
 def resolve(path: Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the newest one of a run folder.
 
@@ -233,42 +188,16 @@ def resolve(path: Path) -> Path:
         return path
     if (path / "model" / CONFIG_NAME).is_file():
         return path / "model"
+    if is_meta_folder(path):
+        return path
     steps = sorted((path / "checkpoints").glob("step-*"))
     if steps and (steps[-1] / CONFIG_NAME).is_file():
         return steps[-1]
-    what = "has no config.json" if path.is_dir() else "does not exist"
+    what = "has no config.json and no params.json" if path.is_dir() else "does not exist"
     raise UserError(
         f"{path} is not a checkpoint: it {what}",
-        hint="name a folder in the Hugging Face layout, or the --out of a finished run",
+        hint="name a folder in the Hugging Face layout or Meta's, or the --out of a finished run",
     )
-
-
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Which file holds which weight, checked to be there."""
-    index_path, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
-    if index_path.is_file():
-        index = read_json(index_path)
-        placed = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(placed, dict) or not placed:
-            raise UserError(f"{index_path} has no weight_map")
-        files = {str(name): folder / str(file) for name, file in placed.items()}
-        absent = sorted({path.name for path in files.values() if not path.is_file()})
-        if absent:
-            raise UserError(
-                f"{folder} is incomplete: {', '.join(absent)} missing",
-                hint="download or convert the model again",
-            )
-        return files
-    if not single.is_file():
-        raise UserError(
-            f"{folder} has a config.json but no weights ({WEIGHTS_NAME})",
-            hint="weights in other formats must be converted to safetensors first",
-        )
-    try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(single, error) from error
 
 
 def load_model(
@@ -296,11 +225,8 @@ def load_model(
         )
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
-    ours = {disk_name(name): name for name, _ in model.named_parameters()}
     for name, tensor in checkpoint.tensors():
-        if name not in ours:
-            continue
-        owner, _, leaf = ours[name].rpartition(".")
+        owner, _, leaf = name.rpartition(".")
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
         setattr(model.get_submodule(owner), leaf, weight)
     return model
@@ -308,70 +234,56 @@ def load_model(
 
 def write_checkpoint(
     folder: Path,
-    weights: Iterable[tuple[str, Tensor]],
     config: ModelConfig,
+    read: Callable[[str], Tensor],
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
     tokenizer: Path | None,
     lineage: Mapping[str, Any],
+    chat_template: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
 
     Args:
         folder: existing and empty.
-        weights: (our name, tensor) of every parameter, in any order, read once each.
         config: the model's shape.
-        dtype: type of the weights on disk.
+        read: gives a weight by our name; asked once for each.
+        dtype: type of the weights on disk, of all or of each by our name.
         tokenizer: the tokenizer.model to put beside them.
         lineage: what the checkpoint was made from, JSON values.
+        chat_template: in Jinja; by default that of the model's chat form, if it learnt one.
         max_shard_bytes: a weights file is closed before it would exceed this.
+
+    Raises:
+        UserError: a file cannot be written.
     """
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = total = 0
-    for ours, tensor in weights:
-        value = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        size = value.numel() * value.element_size()
-        if filled and filled + size > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][disk_name(ours)] = value
-        filled += size
-        total += size
-    names = [
-        WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        for number in range(1, len(shards) + 1)
-    ]
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        atomic_write_json(
-            folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": placed}
-        )
-    named = str(dtype).removeprefix("torch.")
+    shapes = shapes_of(config)
+    dtypes = {n: dtype if isinstance(dtype, torch.dtype) else dtype[n] for n in shapes}
+    ours = {hugging_face_name(name): name for name in shapes}
+    digests = write_weights(
+        folder,
+        {name: (shapes[n], dtypes[n]) for name, n in ours.items()},
+        lambda name: read(ours[name]),
+        max_shard_bytes=max_shard_bytes,
+    )
+    named = str(dtypes[EMBEDDING]).removeprefix("torch.")
     atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=named))
-    frame = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id}
-    atomic_write_json(folder / "generation_config.json", frame)
+    write_generation(folder, config, tokenizer)
     if tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
-        atomic_write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "LlamaTokenizer",
-                "add_bos_token": True,
-                "add_eos_token": False,
-                "bos_token": "<s>",
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-                "clean_up_tokenization_spaces": False,
-                "legacy": True,  # SentencePiece's own treatment of text after a special token
-                "model_max_length": config.max_context,
-            },
-        )
-        names.append(TOKENIZER_NAME)
-    digests = {name: digest_file(folder / name) for name in names}
-    atomic_write_json(folder / LINEAGE_NAME, dict(lineage) | {DIGESTS_KEY: digests})
+        if chat_template is None:
+            chat_template = template_for(Tokenizer.load(tokenizer), lineage)
+        write_tokenizer(folder, tokenizer, config, chat_template)
+        digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
+    write_lineage(folder, lineage, config, digests)
+
+
+def write_lineage(
+    folder: Path, lineage: Mapping[str, Any], config: ModelConfig, digests: Mapping[str, str]
+) -> None:
+    """Write codecria.json: the lineage, the shape, and the digests of files."""
+    page = dict(lineage) | {DIGESTS_KEY: dict(digests), MODEL_KEY: asdict(config)}
+    atomic_write_json(folder / LINEAGE_NAME, page)
 
 
 def publish(
@@ -400,8 +312,8 @@ def publish(
     with atomic_folder(path) as folder:
         write_checkpoint(
             folder,
-            model.named_parameters(),
             model.config,
+            dict(model.named_parameters()).__getitem__,
             dtype=dtype,
             tokenizer=tokenizer,
             lineage=lineage,

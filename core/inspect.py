@@ -26,9 +26,6 @@ from .resume import step_folders
 from .run import METRICS_NAME, RUN_NAME, recorded
 from .trainer import read_metrics
 
-# As safetensors names them, and as everyone else does.
-DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
 
 def describe(path: Path, *, verify: bool) -> dict[str, Any]:
     """Recognise a path by its content and describe it.
@@ -169,16 +166,15 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
 def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
     try:
         checkpoint = Checkpoint.open(path)
-        stored = checkpoint.shapes()
         problems = checkpoint.problems()
     except UserError as error:
         # Weights are missing or damaged; the shape can be told all the same.
         return _told("checkpoint", path, _model_facts(read_config(path)), [error.message])
     config = checkpoint.config
     weights: Counter[str] = Counter()
-    for shape, dtype in stored.values():
-        weights[DTYPE_NAMES.get(dtype, dtype)] += math.prod(shape)
-    files = sorted(set(checkpoint.files.values()))
+    for part in checkpoint.weights.stored.values():
+        weights[part.dtype] += math.prod(part.shape)
+    files = checkpoint.weights.files
     facts = _model_facts(config) | {
         "weights": dict(weights),
         "files": len(files),

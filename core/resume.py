@@ -26,7 +26,8 @@ from codecria.data.files import (
     require_free_space,
 )
 
-from .checkpoint import Checkpoint, disk_name, write_checkpoint
+from .checkpoint import Checkpoint, write_checkpoint
+from .formats.layout import hugging_face_name
 from .model import Transformer
 
 STATE_NAME = "state.json"
@@ -66,8 +67,8 @@ def save(
     with atomic_folder(folder) as temporary:
         write_checkpoint(
             temporary,
-            model.named_parameters(),
             model.config,
+            dict(model.named_parameters()).__getitem__,
             dtype=torch.float32,
             tokenizer=tokenizer,
             lineage=state,
@@ -77,7 +78,7 @@ def save(
             for moment in MOMENTS:
                 if weight in optimizer.state:
                     value = optimizer.state[weight][moment]
-                    moments[f"{disk_name(name)}.{moment}"] = value.cpu().contiguous()
+                    moments[f"{hugging_face_name(name)}.{moment}"] = value.cpu().contiguous()
         save_file(moments, temporary / MOMENTS_NAME, metadata={"format": "pt"})
         atomic_write_json(temporary / STATE_NAME, dict(state))
     for old in step_folders(run)[:-keep]:
@@ -112,14 +113,14 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
     problems = checkpoint.problems()
     if checkpoint.config != model.config or problems:
         raise _unusable(newest, "; ".join(problems[:3]) or "it is of another shape")
-    weights = {disk_name(name): weight for name, weight in model.named_parameters()}
+    weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in checkpoint.tensors():
             weights[name].copy_(tensor)
     try:
         with safe_open(newest / MOMENTS_NAME, framework="pt") as file:
             for name, weight in weights.items():
-                moments = {m: file.get_tensor(f"{name}.{m}") for m in MOMENTS}
+                moments = {m: file.get_tensor(f"{hugging_face_name(name)}.{m}") for m in MOMENTS}
                 step = torch.tensor(float(state["updates"]), device=weight.device)
                 optimizer.state[weight] = {"step": step} | {
                     m: value.to(weight.device, copy=True) for m, value in moments.items()

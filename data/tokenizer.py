@@ -348,6 +348,19 @@ class Tokenizer:
         except IndexError as error:
             raise self._outside(ids) from error
 
+    def vocabulary(self) -> list[tuple[str, float, int]]:
+        """Every piece as (piece, score, SentencePiece's type), sentinels as control pieces.
+
+        For formats that keep a vocabulary of their own: there too no text may yield a sentinel.
+        """
+        pieces = self._with_specials("text").pieces
+        return [(piece.piece, piece.score, piece.type) for piece in pieces]
+
+    @property
+    def adds_space(self) -> bool:
+        """Whether a text is encoded as if a space stood before it."""
+        return bool(self._model.normalizer_spec.add_dummy_prefix)
+
     def _frame(self, name: str, special: int) -> bytes:
         if special < 0:
             raise UserError(f"{self.path} has no {name} piece", hint="use a tokenizer that has one")

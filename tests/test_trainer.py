@@ -224,8 +224,9 @@ def test_a_bfloat16_run_keeps_float32_masters_and_publishes_bfloat16(
     losses = [r["loss"] for r in records if "loss" in r]
     assert losses[-1] < losses[0] - 0.3
     saved = Checkpoint.open(tmp_path / "run" / "checkpoints" / "step-00000040")
-    assert {dtype for _, dtype in saved.shapes().values()} == {"F32"}
-    assert {d for _, d in Checkpoint.open(tmp_path / "run").shapes().values()} == {"BF16"}
+    assert {part.dtype for part in saved.weights.stored.values()} == {"float32"}
+    published = Checkpoint.open(tmp_path / "run").weights
+    assert {part.dtype for part in published.stored.values()} == {"bfloat16"}
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:

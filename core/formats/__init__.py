@@ -1,0 +1,1 @@
+"""Checkpoint formats: Meta, Hugging Face and GGUF, and what holds their weights."""
