@@ -13,12 +13,12 @@ import typer
 
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 
-from . import doctor, evaluate, generate, inspect, prepare_data, recipes, render, train
+from . import convert, doctor, evaluate, generate, inspect, prepare_data, recipes, render, train
 from .group import QuickGroup
 
 PROG = "codecria"
 ENV_PREFIX = "CODECRIA"
-MODULES = (prepare_data, train, generate, evaluate, recipes, inspect, doctor)
+MODULES = (prepare_data, train, convert, generate, evaluate, recipes, inspect, doctor)
 
 HELP = """The whole Code Llama system from the shell.
 

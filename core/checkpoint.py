@@ -126,11 +126,7 @@ class Checkpoint:
             if not same:
                 state = "missing" if same is None else "not the file that the checklist names"
                 lines.append(f"{name} is {state}")
-        for ours in self.weights.stored:
-            with self.weights.borrow(ours) as tensor:
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    lines.append(f"{self.weights.name(ours)} holds values that are not finite")
-        return lines
+        return lines + self.weights.not_finite()
 
     def digest(self) -> str:
         """The digest of its shape and weights, files read whole."""

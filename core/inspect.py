@@ -18,10 +18,13 @@ from codecria.data.shards import (
     set_weights,
     sets_in,
 )
-from codecria.data.tokenizer import Tokenizer
+from codecria.data.tokenizer import INFILL_EXTENSION, Tokenizer
 
 from .checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint, read_config
 from .config import ModelConfig
+from .formats.gguf import GgufWeights, is_gguf
+from .formats.meta import PARAMS_NAME, is_meta_folder, read_params
+from .probe import suspicions
 from .resume import step_folders
 from .run import METRICS_NAME, RUN_NAME, recorded
 from .trainer import read_metrics
@@ -35,8 +38,8 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         verify: also read the content and compare it with what was recorded.
 
     Returns:
-        JSON values: "kind" ("shards", "shard sets", "run", "checkpoint" or "tokenizer"), "path",
-        "facts" by name, and "problems", a list that is empty when nothing is missing or corrupt.
+        JSON values: "kind" ("shards", "shard sets", "run", "checkpoint", "gguf" or "tokenizer"),
+        "path", "facts" by name, and "problems", a list that is empty when nothing is missing or corrupt.
 
     Raises:
         UserError: it is nothing that is known here, or too damaged to describe.
@@ -44,21 +47,21 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.is_file():
-        return _tokenizer(path)
+        return _gguf(path, verify=verify) if is_gguf(path) else _tokenizer(path)
     if (path / SETS_NAME).is_file():
         return _sets(path, verify=verify)
     if (path / MANIFEST_NAME).is_file():
         return _shards(path, verify=verify)
     if (path / RUN_NAME).is_file():
         return _run(path, verify=verify)
-    if (path / CONFIG_NAME).is_file():
+    if (path / CONFIG_NAME).is_file() or is_meta_folder(path):
         return _checkpoint(path, verify=verify)
     if (path / TOKENIZER_NAME).is_file():
         return _tokenizer(path)
     raise UserError(
         f"{path} is nothing codecria knows",
         hint=f"it looks for {MANIFEST_NAME} (shards), {RUN_NAME} (a run), {CONFIG_NAME}"
-        f" (a checkpoint) or {TOKENIZER_NAME}",
+        f" or {PARAMS_NAME} (a checkpoint) or {TOKENIZER_NAME}",
     )
 
 
@@ -164,53 +167,93 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
+    meta = not (path / CONFIG_NAME).is_file()
+    layout = "Meta" if meta else "Hugging Face"
     try:
         checkpoint = Checkpoint.open(path)
         problems = checkpoint.problems()
     except UserError as error:
         # Weights are missing or damaged; the shape can be told all the same.
-        return _told("checkpoint", path, _model_facts(read_config(path)), [error.message])
+        facts = read_params(path) if meta else _model_facts(read_config(path))
+        return _told("checkpoint", path, {"layout": layout} | facts, [error.message])
     config = checkpoint.config
     weights: Counter[str] = Counter()
     for part in checkpoint.weights.stored.values():
         weights[part.dtype] += math.prod(part.shape)
     files = checkpoint.weights.files
     facts = _model_facts(config) | {
+        "layout": layout,
         "weights": dict(weights),
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
     }
+    sound = not problems
+    tokenizer: Tokenizer | None = None
     if checkpoint.tokenizer_path is None:
         problems.append(f"{TOKENIZER_NAME} is missing: it cannot complete text")
     else:
-        problems += _with_tokenizer(checkpoint.tokenizer_path, config, facts)
+        tokenizer, found = _with_tokenizer(checkpoint.tokenizer_path, config, facts)
+        problems += found
+    facts["chat_template"] = bool(checkpoint.chat_template())
     facts["lineage"] = checkpoint.lineage()
     if verify:
         problems += checkpoint.verify()
+        if sound and tokenizer is not None and tokenizer.vocab_size <= config.vocab_size:
+            problems += suspicions(checkpoint.weights, config, tokenizer)
     return _told("checkpoint", path, facts, problems)
 
 
-def _with_tokenizer(path: Path, config: ModelConfig, facts: dict[str, Any]) -> list[str]:
-    """Add a checkpoint's tokenizer to its facts; what does not fit the model."""
+def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
+    opened = GgufWeights(path)
+    weights: Counter[str] = Counter()
+    for part in opened.stored.values():
+        weights[part.dtype] += math.prod(part.shape)
+    facts = _model_facts(opened.facts.config) | {
+        "weights": dict(weights),
+        "bytes": path.stat().st_size,
+        "special_ids": opened.special_ids(),
+        "chat_template": bool(opened.facts.chat_template),
+        "lineage": opened.facts.lineage,
+    }
+    problems = opened.problems(opened.facts.config)
+    if verify:
+        problems += opened.not_finite()
+    return _told("gguf", path, facts, problems)
+
+
+def _with_tokenizer(
+    path: Path, config: ModelConfig, facts: dict[str, Any]
+) -> tuple[Tokenizer | None, list[str]]:
+    """Add a checkpoint's tokenizer to its facts; the tokenizer, and what does not fit the model."""
     try:
         tokenizer = Tokenizer.load(path)
     except UserError as error:
-        return [error.message]
+        return None, [error.message]
     facts["tokenizer"] = _tokenizer_facts(tokenizer)
     problems = [
-        f"{name} is {ours} in {CONFIG_NAME} and {theirs} in {TOKENIZER_NAME}"
+        f"{name} is {ours} in the model's shape and {theirs} in {TOKENIZER_NAME}"
         for name, ours, theirs in (
             ("bos_id", config.bos_id, tokenizer.bos_id),
             ("eos_id", config.eos_id, tokenizer.eos_id),
         )
         if ours != theirs
     ]
+    sizes = (
+        f"{TOKENIZER_NAME} has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows"
+    )
     if tokenizer.vocab_size > config.vocab_size:
-        problems.append(
-            f"{TOKENIZER_NAME} has {tokenizer.vocab_size} pieces, the model"
-            f" {config.vocab_size} rows"
-        )
-    return problems
+        problems.append(sizes)
+    elif tokenizer.infill is None and config.vocab_size == tokenizer.vocab_size + len(
+        INFILL_EXTENSION
+    ):
+        problems.append(f"{sizes}: the infilling pieces are missing from it")
+    return tokenizer, problems
+
+
+def _data_of(run: Path, source: str) -> Path:
+    """The shard set of a run's source; that of a file of dialogs lies in the run's own folder."""
+    made = sorted((run / "dialogs").glob(f"{Path(source).name}-*"))
+    return made[0] if made and not Path(source).is_dir() else Path(source)
 
 
 def _run(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -234,7 +277,7 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         problems += [f"{folder.name}: {line}" for line in found]
     for source in run["sources"]:
         try:
-            shards = ShardSet.open(Path(source["path"]))
+            shards = ShardSet.open(_data_of(path, source["path"]))
         except UserError as error:
             problems.append(f"data: {error.message}")
             continue

@@ -81,9 +81,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be written.
     """
     temporary = temporary_beside(path)
+    claim = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
+        claim = _claimed(temporary)
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
@@ -105,6 +107,59 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+        if claim is not None:
+            os.close(claim)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which appears at `path` when the block ends well.
+
+    For writers that open the file themselves; others use `atomic_writer`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = temporary_beside(path)
+    claim = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        claim = _claimed(temporary)
+        yield temporary
+        os.fsync(claim)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        if claim is not None:
+            os.close(claim)
+
+
+def _claimed(path: Path) -> int:
+    """A descriptor that holds a lock on `path`, which tells `sweep` that somebody writes to it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; those still at work are left alone."""
+    for leftover in sorted(path.parent.glob(f"{TEMPORARY_PREFIX}{path.name}-*")):
+        descriptor = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 def write_error(path: Path, error: OSError) -> UserError:

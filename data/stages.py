@@ -68,7 +68,7 @@ class Progress:
     stage: str
     done: int
     total: int
-    resumed: int
+    resumed: int = 0
 
 
 class Superseded(Exception):

@@ -154,7 +154,8 @@ def _encoded(gguf: Any, tensor: Tensor, quantisation: Any) -> np.ndarray[Any, An
         return plain.numpy()
     rows = max(1, _CHUNK_BYTES // 4 // tensor.shape[1])
     parts = [
-        gguf.quants.quantize(part.float().numpy(), quantisation) for part in tensor.split(rows)
+        gguf.quants.quantize(tensor[start : start + rows].float().numpy(), quantisation)
+        for start in range(0, len(tensor), rows)
     ]
     return np.concatenate(parts)
 

@@ -295,20 +295,33 @@ def checklist(folder: Path) -> Iterator[tuple[str, bool | None]]:
     Raises:
         UserError: the checklist cannot be read.
     """
+    for digest, name in _lines(folder):
+        file = folder / name
+        yield name, md5(file) == digest if file.is_file() else None
+
+
+def listed(folder: Path) -> int:
+    """How many files a checklist.chk names."""
+    return len(_lines(folder))
+
+
+def _lines(folder: Path) -> list[tuple[str, str]]:
+    """Digests and names in a checklist.chk; none without one."""
     path = folder / CHECKLIST_NAME
     if not path.is_file():
-        return
+        return []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    found = []
     for line in filter(str.strip, lines):
         digest, _, name = line.partition(" ")
         name = name.strip().removeprefix("*").removeprefix("./")
         if not re.fullmatch(r"[0-9a-f]{32}", digest) or not name or "/" in name:
             raise UserError(f"{path} is damaged: {line[:80]!r} is no MD5 sum and file name")
-        file = folder / name
-        yield name, md5(file) == digest if file.is_file() else None
+        found.append((digest, name))
+    return found
 
 
 def md5(path: Path) -> str:

@@ -38,6 +38,7 @@ SAFETENSORS_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NO_FLOATS = ("int", "uint", "bool", "F8")  # types that need a scale beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,29 @@ class Weights(ABC):
         if self.mapped:
             forget([tensor])
 
+    def not_finite(self) -> list[str]:
+        """Read every weight and name those that hold infinities or no numbers.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        lines = []
+        for ours in self.stored:
+            with self.borrow(ours) as tensor:
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    lines.append(f"{self.name(ours)} holds values that are not finite")
+        return lines
+
     def problems(self, config: ModelConfig) -> list[str]:
         """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
         wanted = shapes_of(config)
         found = self.stored
         lines = [f"{self.name(ours)} is missing" for ours in wanted if ours not in found]
+        lines += [
+            f"{self.name(ours)} is of type {found[ours].dtype}: quantised weights are not read"
+            for ours in wanted
+            if ours in found and found[ours].dtype.startswith(NO_FLOATS)
+        ]
         lines += [
             f"{self.name(ours)} is not part of the model"
             for ours in sorted(found.keys() - wanted.keys())
