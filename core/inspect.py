@@ -39,7 +39,7 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
 
     Returns:
         JSON values: "kind" ("shards", "shard sets", "run", "checkpoint", "gguf" or "tokenizer"),
-        "path", "facts" by name, and "problems", a list that is empty when nothing is missing or corrupt.
+        "path", "facts" by name, and "problems": a list, empty when nothing is missing or corrupt.
 
     Raises:
         UserError: it is nothing that is known here, or too damaged to describe.

@@ -25,7 +25,7 @@ MOST_TOKENS = 256  # of the text: more makes the evidence no clearer, and large 
 THETAS = (1e4, 1e6)  # Llama 2's, and Code Llama's after long-context fine-tuning
 # A rival reading must be better by this many nats a token, and by so many standard errors of the
 # paired differences: other readings of a sound model are worse, of an untrained one about as good.
-LEAST_GAIN, LEAST_ERRORS = 0.1, 4.0
+LEAST_GAIN, LEAST_ERRORS = 0.05, 3.0
 WORSE_THAN_CHANCE = 0.5  # nats a token above an even guess
 
 

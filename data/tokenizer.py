@@ -357,6 +357,12 @@ class Tokenizer:
         return [(piece.piece, piece.score, piece.type) for piece in pieces]
 
     @property
+    def is_plain_bpe(self) -> bool:
+        """Whether it is byte-fallback BPE that takes text as it comes, but for a space before."""
+        fallback = self._model.trainer_spec.byte_fallback
+        return bool(self._obstacle is None and not self._normalises and fallback)
+
+    @property
     def adds_space(self) -> bool:
         """Whether a text is encoded as if a space stood before it."""
         return bool(self._model.normalizer_spec.add_dummy_prefix)

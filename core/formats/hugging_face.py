@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ import torch
 from torch import Tensor
 
 from codecria.data.errors import UserError
-from codecria.data.files import DIGEST_BYTES, atomic_write_json, read_json, write_error
+from codecria.data.files import (
+    DIGEST_BYTES,
+    atomic_write,
+    atomic_write_json,
+    read_json,
+    write_error,
+)
 from codecria.data.tokenizer import MODEL_NAME, Tokenizer
 
 from ..config import ModelConfig
+from .tokenizer_json import added_tokens, tokenizer_json
 from .weights import SAFETENSORS_TYPES, names_in
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_JSON_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 GENERATION_NAME = "generation_config.json"
 TEMPLATE_NAME = "chat_template.jinja"  # where transformers 5 writes what was in the config before
@@ -129,32 +138,28 @@ def write_tokenizer(folder: Path, path: Path, config: ModelConfig, chat_template
         "clean_up_tokenization_spaces": False,
         "legacy": True,  # SentencePiece's own treatment of text after a special token
         "model_max_length": config.max_context,
+        "added_tokens_decoder": {str(token.pop("id")): token for token in added_tokens(tokenizer)},
     }
-    special: list[int] = []
+    content = _tokenizer_json(path, tokenizer.digest)
+    if content is not None:
+        atomic_write(folder / TOKENIZER_JSON_NAME, content)
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"  # which changes nothing in that file
     if tokenizer.infill is not None:
         ids = tokenizer.infill
-        special += [ids.prefix, ids.middle, ids.suffix, ids.end]
         names = ("prefix_token", "middle_token", "suffix_token", "eot_token")
-        told |= dict(zip(names, tokenizer.pieces(special), strict=True))
-        told |= {"tokenizer_class": "CodeLlamaTokenizer", "fill_token": "<FILL_ME>"}
-    if tokenizer.step_id is not None:
-        special.append(tokenizer.step_id)
-        told["additional_special_tokens"] = tokenizer.pieces([tokenizer.step_id])
-    if special:
-        told["added_tokens_decoder"] = {
-            str(i): {
-                "content": piece,
-                "special": True,
-                "normalized": False,
-                "lstrip": False,
-                "rstrip": False,
-                "single_word": False,
-            }
-            for i, piece in zip(special, tokenizer.pieces(special), strict=True)
-        }
+        pieces = tokenizer.pieces([ids.prefix, ids.middle, ids.suffix, ids.end])
+        told |= dict(zip(names, pieces, strict=True))
     if chat_template:
         told["chat_template"] = chat_template
     atomic_write_json(folder / TOKENIZER_CONFIG_NAME, told)
+
+
+@lru_cache(maxsize=4)  # it takes half a second, and every saved step of a run has one
+def _tokenizer_json(path: Path, digest: str) -> bytes | None:  # noqa: ARG001 - the key
+    content = tokenizer_json(Tokenizer.load(path))
+    if content is None:
+        return None
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def write_generation(folder: Path, config: ModelConfig, tokenizer: Path | None) -> None:
