@@ -208,9 +208,7 @@ def _opened(request: Request) -> Checkpoint:
     wrong = out.is_dir() if request.layout is Layout.GGUF else out.is_file()
     if out.exists() and wrong:
         kind = "a folder" if out.is_dir() else "a file"
-        raise UserError(
-            f"{out} is {kind}, which is not replaced", hint="choose another destination"
-        )
+        raise UserError(f"{out} is {kind}, and is not replaced", hint="choose another destination")
     return source
 
 

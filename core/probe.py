@@ -55,24 +55,21 @@ def suspicions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> l
     rivals = _rivals(told)
     scores = logits(weights, [told, *(rival.view for rival in rivals)], ids, positions)
     own, *others = (_losses(score, ids) for score in scores)
-    lines = []
     chance = math.log(config.vocab_size)
     if not own.mean() <= chance + WORSE_THAN_CHANCE:
-        lines.append(
+        return [
             f"plain code costs {own.mean():.1f} nats a token, and an even guess {chance:.1f}:"
             " the tokenizer is of another vocabulary, or the weights are spoilt"
-        )
+        ]
     better = [
         (float(other.mean()), rival)
         for other, rival in zip(others, rivals, strict=True)
         if _clearly_less(other, own)
     ]
-    if better:
-        loss, rival = min(better, key=lambda pair: pair[0])
-        lines.append(
-            f"{rival.meaning}: plain code then costs {loss:.2f} nats a token, not {own.mean():.2f}"
-        )
-    return lines
+    if not better:
+        return []
+    loss, rival = min(better, key=lambda pair: pair[0])
+    return [f"{rival.meaning}: plain code then costs {loss:.2f} nats a token, not {own.mean():.2f}"]
 
 
 def _rivals(told: View) -> list[Rival]:

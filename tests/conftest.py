@@ -1,9 +1,11 @@
 """Small real things that many tests need: a corpus, a tokenizer trained on it, a shard set."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -155,3 +157,15 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
     monkeypatch.setitem(stage.MODELS, "1m", tiny)
     monkeypatch.setattr(stage.machine, "matmul_flops", lambda *_: 1e11)
+
+
+@pytest.fixture(scope="session")
+def meta_layout() -> ModuleType:
+    """The module tests/meta_layout.py, which tests cannot import by its name."""
+    path = Path(__file__).with_name("meta_layout.py")
+    spec = importlib.util.spec_from_file_location("meta_layout", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

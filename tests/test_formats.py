@@ -2,12 +2,12 @@
 
 import itertools
 import json
-import math
 import os
 import pickle
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from codecria.core.attention import PackedAttention
 from codecria.core.checkpoint import Checkpoint, load_model, publish
-from codecria.core.config import PAPER_MODELS, ModelConfig
+from codecria.core.config import PAPER_MODELS
 from codecria.core.formats.chat_template import TEMPLATES, template_for
 from codecria.core.formats.hugging_face import write_tokenizer, write_weights
 from codecria.core.formats.layout import (
@@ -47,82 +47,7 @@ CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[1].parent / "shared"
 LLAMA2 = SHARED / "tokenizers" / "llama2.model"
 
-# Structurally as the paper's, a hundredth as wide: (ranks, shape).
-NARROW = {
-    "7b": (
-        1,
-        ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=4, hidden_dim=256, vocab_size=112),
-    ),
-    "13b": (
-        2,
-        ModelConfig(dim=80, n_layers=2, n_heads=10, n_kv_heads=10, hidden_dim=256, vocab_size=112),
-    ),
-    "34b": (
-        4,
-        ModelConfig(dim=128, n_layers=3, n_heads=16, n_kv_heads=4, hidden_dim=512, vocab_size=96),
-    ),
-    "70b": (
-        8,
-        ModelConfig(dim=128, n_layers=2, n_heads=16, n_kv_heads=8, hidden_dim=4096, vocab_size=112),
-    ),
-}
-
-
-def meta_parts(weights: dict[str, torch.Tensor], ranks: int) -> list[dict[str, torch.Tensor]]:
-    """Split weights under Meta's names as its trainer lays them out; written for the tests."""
-    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(ranks)]
-    for name, weight in weights.items():
-        if any(key in name for key in ("wq", "wk", "wv", "w1", "w3", "output")):
-            pieces = weight.chunk(ranks, 0)
-        elif any(key in name for key in ("wo", "w2", "tok_embeddings")):
-            pieces = weight.chunk(ranks, 1)
-        else:
-            pieces = (weight,) * ranks
-        for part, piece in zip(parts, pieces, strict=True):
-            part[name] = piece.clone()
-    for part in parts:
-        part["rope.freqs"] = torch.ones(4)
-    return parts
-
-
-def meta_folder(
-    path: Path,
-    config: ModelConfig,
-    *,
-    ranks: int = 1,
-    dtype: torch.dtype = torch.bfloat16,
-    seed: int = 0,
-    tokenizer: Path | None = None,
-    **params: object,
-) -> dict[str, torch.Tensor]:
-    """A folder as Meta releases them, of random weights, which are returned whole."""
-    draws = torch.Generator().manual_seed(seed)
-    weights = {}
-    for ours, shape in shapes_of(config).items():
-        scale = 1.0 if len(shape) == 1 else 0.3 / math.sqrt(shape[1] / 16)
-        value = torch.randn(shape, generator=draws) * scale + (1.0 if len(shape) == 1 else 0.0)
-        weights[meta_name(ours)] = value.to(dtype)
-    path.mkdir(parents=True)
-    for rank, part in enumerate(meta_parts(weights, ranks)):
-        torch.save(part, path / f"consolidated.{rank:02d}.pth")
-    multiple_of, multiplier = width_rule(config.dim, config.hidden_dim)
-    told: dict[str, object] = {
-        "dim": config.dim,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "multiple_of": multiple_of,
-        "norm_eps": config.norm_eps,
-    }
-    if multiplier is not None:
-        told["ffn_dim_multiplier"] = multiplier
-    if config.n_kv_heads != config.n_heads:
-        told["n_kv_heads"] = config.n_kv_heads
-    if config.rope_theta != 1e4:
-        told["rope_theta"] = config.rope_theta
-    (path / "params.json").write_text(json.dumps(told | params))
-    if tokenizer is not None:
-        (path / "tokenizer.model").write_bytes(tokenizer.read_bytes())
-    return weights
+SIZES = ("7b", "13b", "34b", "70b")
 
 
 # Names and orders of rows
@@ -156,13 +81,13 @@ def test_an_order_of_rows_and_back_changes_nothing(
 # Meta's layout
 
 
-@pytest.mark.parametrize("size", NARROW)
+@pytest.mark.parametrize("size", SIZES)
 def test_ranks_of_every_paper_shape_are_joined_and_compute_what_meta_s_order_says(
-    size: str, tmp_path: Path
+    meta_layout: ModuleType, size: str, tmp_path: Path
 ) -> None:
-    ranks, config = NARROW[size]
+    ranks, config = meta_layout.NARROW[size]
     config = replace(config, rope_theta=1e6, max_context=16_384)
-    weights = meta_folder(tmp_path / "m", config, ranks=ranks)
+    weights = meta_layout.meta_folder(tmp_path / "m", config, ranks=ranks)
     checkpoint = Checkpoint.open(tmp_path / "m")
     assert checkpoint.config == config
     assert checkpoint.problems() == []
@@ -224,9 +149,11 @@ def test_the_rule_prefers_what_was_released() -> None:
     ]
 
 
-def test_params_cannot_say_rotary_scaling() -> None:
+def test_params_cannot_say_rotary_scaling(
+    meta_layout: ModuleType,
+) -> None:
     with pytest.raises(UserError, match="no word for rotary scaling"):
-        params_of(replace(NARROW["7b"][1], rope_scale=4.0))
+        params_of(replace(meta_layout.NARROW["7b"][1], rope_scale=4.0))
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -259,9 +186,11 @@ class Hostile:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_hostile_pickle_is_refused_and_does_nothing(zipped: bool, tmp_path: Path) -> None:
-    _, config = NARROW["7b"]
-    meta_folder(tmp_path / "m", config)
+def test_a_hostile_pickle_is_refused_and_does_nothing(
+    meta_layout: ModuleType, zipped: bool, tmp_path: Path
+) -> None:
+    _, config = meta_layout.NARROW["7b"]
+    meta_layout.meta_folder(tmp_path / "m", config)
     target = tmp_path / "m" / "consolidated.00.pth"
     marker = tmp_path / "harmed"
     if zipped:
@@ -308,18 +237,20 @@ def of_another_model(folder: Path) -> None:
     ],
 )
 def test_damaged_meta_folders_are_refused_by_name(
-    damage: object, message: str, tmp_path: Path
+    meta_layout: ModuleType, damage: object, message: str, tmp_path: Path
 ) -> None:
-    ranks, config = NARROW["34b"]
-    meta_folder(tmp_path / "m", config, ranks=ranks)
+    ranks, config = meta_layout.NARROW["34b"]
+    meta_layout.meta_folder(tmp_path / "m", config, ranks=ranks)
     damage(tmp_path / "m")  # type: ignore[operator]
     with pytest.raises(UserError, match=message):
         Checkpoint.open(tmp_path / "m")
 
 
-def test_params_of_another_model_are_told_by_its_weights(tmp_path: Path) -> None:
-    ranks, config = NARROW["34b"]
-    meta_folder(tmp_path / "m", config, ranks=ranks)
+def test_params_of_another_model_are_told_by_its_weights(
+    meta_layout: ModuleType, tmp_path: Path
+) -> None:
+    ranks, config = meta_layout.NARROW["34b"]
+    meta_layout.meta_folder(tmp_path / "m", config, ranks=ranks)
     rewrite_params(tmp_path / "m", n_kv_heads=8, n_layers=2)
     problems = Checkpoint.open(tmp_path / "m").problems()
     assert "layers.0.attention.wk.weight has shape (32, 128), the model's is (64, 128)" in problems
@@ -383,7 +314,7 @@ FRAGMENTS = st.lists(
 
 @pytest.fixture(scope="module")
 def pairs(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer
+    meta_layout: ModuleType, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer
 ) -> list[tuple[Tokenizer, object]]:
     """Tokenizers and what transformers makes of the files we write for them."""
     transformers = pytest.importorskip("transformers")
@@ -398,7 +329,7 @@ def pairs(
         path.write_bytes(content)
         out = folder / str(number)
         out.mkdir()
-        write_tokenizer(out, path, NARROW["7b"][1], TEMPLATES["llama2"])
+        write_tokenizer(out, path, meta_layout.NARROW["7b"][1], TEMPLATES["llama2"])
         theirs = transformers.AutoTokenizer.from_pretrained(out)
         made.append((Tokenizer.load(path), theirs))
     return made
@@ -467,7 +398,7 @@ def with_step(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("skip_system", [False, True])
 def test_the_turns_template_gives_the_ids_of_our_prompts(
-    tokenizer: Tokenizer, skip_system: bool, tmp_path: Path
+    meta_layout: ModuleType, tokenizer: Tokenizer, skip_system: bool, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
     path = tmp_path / "t.model"
@@ -475,7 +406,7 @@ def test_the_turns_template_gives_the_ids_of_our_prompts(
     ours = Tokenizer.load(path)
     assert chat.form_of(ours) == "turns"
     (tmp_path / "x").mkdir()
-    write_tokenizer(tmp_path / "x", path, NARROW["7b"][1], TEMPLATES["turns"])
+    write_tokenizer(tmp_path / "x", path, meta_layout.NARROW["7b"][1], TEMPLATES["turns"])
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
     dialog = DIALOG[skip_system:]
     messages = [{"role": m.role, "content": m.content} for m in dialog]
@@ -491,8 +422,11 @@ def test_a_template_goes_with_models_that_learnt_dialogs(tokenizer: Tokenizer) -
     assert template_for(None, {"recipe": "instruct"}) == ""
 
 
-def test_a_quantised_checkpoint_is_named_as_one(tmp_path: Path) -> None:
-    config = NARROW["7b"][1]
+def test_a_quantised_checkpoint_is_named_as_one(
+    meta_layout: ModuleType,
+    tmp_path: Path,
+) -> None:
+    config = meta_layout.NARROW["7b"][1]
     model = Transformer(config)
     model.initialise(0)
     publish(tmp_path / "m", model, dtype=torch.float32, tokenizer=None, lineage={})
