@@ -439,7 +439,8 @@ class _Job:
                 )
             else:
                 # Norms are float32 in GGUF; widening changes nothing.
-                sound = torch.equal(found.to(torch.float64), wanted.to(torch.float64))
+                common = torch.promote_types(found.dtype, wanted.dtype)
+                sound = torch.equal(found.to(common), wanted.to(common))
         if not sound:
             raise _differs(f"{result.name(ours)} is not what was written")
 

@@ -254,23 +254,22 @@ def test_transformers_computes_the_same_from_a_converted_meta_folder(
     assert theirs.generation_config.eos_token_id == [2, config.vocab_size - 6]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0"])
 def test_llama_cpp_generates_the_same_tokens(
-    instruct: Path, extended: Tokenizer, dtype: str, tmp_path: Path
+    learnt: Path, extended: Tokenizer, dtype: str, tmp_path: Path
 ) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    run(instruct, tmp_path / "m.gguf", "gguf", dtype=dtype)
-    engine = llama_cpp.Llama(
-        str(tmp_path / "m.gguf"), n_ctx=256, verbose=False, n_threads=1, logits_all=False
-    )
+    run(learnt, tmp_path / "m.gguf", "gguf", dtype=dtype, chat=Chat.LLAMA2)
+    engine = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=256, verbose=False, n_threads=1)
     for text in ("def add(a, b):\n", "  x = [1,  2]\n\n\treturn é"):
         assert engine.tokenize(text.encode(), add_bos=True) == [1, *extended.encode(text)]
-    prompt = [1, *extended.encode("def add(a, b):\n    return")]
-    tokens, margins = greedy(instruct, prompt, 24)
+    prompt = [1, *extended.encode(PROBE_TEXT[:80])]
+    tokens, margins = greedy(learnt, prompt, 24)
     found = list(itertools.islice(engine.generate(prompt, temp=0.0, repeat_penalty=1.0), 24))
-    least = 1e-3 if dtype == "float32" else 0.03
+    # As far as rounding cannot have changed which token is first.
+    least = {"float32": 1e-3, "bfloat16": 0.05, "q8_0": 0.1}[dtype]
     sure = next((i for i, margin in enumerate(margins) if margin < least), len(margins))
-    assert sure >= 3, "the model of the test is too undecided"
+    assert sure >= 4, "the model of the test is too undecided"
     assert found[:sure] == tokens[:sure]
     assert engine.metadata["tokenizer.chat_template"] == TEMPLATES["llama2"]
 
