@@ -9,6 +9,9 @@ from typing import Any
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
+from .multilingual import needs
+from .problems import Problem
+
 __all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict"]
 
 
@@ -22,6 +25,18 @@ class Job:
 
     program: Program
     wall_s: float
+
+
+def program_of(problem: Problem, source: str) -> Program:
+    """What runs to judge a program of a problem.
+
+    Args:
+        problem: its tests, language and libraries count.
+        source: the program without the tests.
+    """
+    return Program(
+        language=problem.language, source=source, tests=problem.tests, needs=needs(problem)
+    )
 
 
 def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:

@@ -17,7 +17,7 @@ from typing import Any
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, digest_json, read_json
 
-from .execution import Job, Limits, Program, Sandbox, passed, result_of, run_all
+from .execution import Job, Limits, Program, Sandbox, passed, program_of, result_of, run_all
 from .problems import Problem
 
 FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
@@ -115,9 +115,7 @@ def check(
 
 def program(problem: Problem, completion: str) -> Program:
     """What runs to judge a completion."""
-    return Program(
-        language=problem.language, source=problem.source(completion), tests=problem.tests
-    )
+    return program_of(problem, problem.source(completion))
 
 
 def require(

@@ -25,11 +25,12 @@ from typing import Any, Self
 
 from codecria.data.errors import UserError
 
-from . import jail
+from . import jail, languages
 from .verdict import Limits, Outcome, Program, Tier, Verdict
 from .worker import receive, send
 
 START_S = 30.0  # until a server must be ready
+END_S = 2.0  # for a server to end what it runs, and itself
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
@@ -159,23 +160,31 @@ class Sandbox:
             yield n, self._once(programs[n], limits)
 
     def _once(self, program: Program, limits: Limits) -> Verdict:
-        if program.language != "python":
-            return Verdict(
-                outcome=Outcome.SKIPPED,
-                detail=f"the sandbox does not run {program.language} yet",
-                seconds=0.0,
-                tier=self.tier,
-                limits=limits,
-            )
+        language = languages.canonical(program.language)
         job = asdict(program) | {
             "limits": asdict(limits),
             "confined": self.tier is Tier.NATIVE,
         }
+        patience = limits.wall_s
+        if language != "python":
+            if why := languages.missing(language, program.needs):
+                return self._untouched(Outcome.SKIPPED, why, limits)
+            if why := languages.LANGUAGES[language].refusal(program.source):
+                return self._untouched(Outcome.FAILED, why, limits)
+            job |= languages.job_of(
+                language,
+                program.source,
+                program.tests,
+                program.needs,
+                limits.memory_bytes,
+                limits.wall_s,
+            )
+            patience = sum(step["wall_s"] for step in job["steps"])
         for _ in range(2):
             server = self._free.get()
             answer = None
             try:
-                answer = server.ask(job, timeout_s=limits.wall_s + GRACE_S)
+                answer = server.ask(job, timeout_s=patience + GRACE_S)
             finally:
                 if answer is None:
                     self._replace(server)
@@ -186,6 +195,10 @@ class Sandbox:
             "the sandbox's server died twice under one program",
             hint="the machine may be out of memory or processes: fewer --workers need less",
         )
+
+    def _untouched(self, outcome: Outcome, why: str, limits: Limits) -> Verdict:
+        """The verdict of a program that was not run."""
+        return Verdict(outcome=outcome, detail=why, seconds=0.0, tier=self.tier, limits=limits)
 
     def _verdict(self, answer: dict[str, Any], limits: Limits) -> Verdict:
         outcome = Outcome(answer.pop("outcome"))
@@ -256,6 +269,10 @@ class _Server:
         """Kill it and what it runs, and wait for it."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
         if self.process.stderr is not None:

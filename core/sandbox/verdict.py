@@ -57,17 +57,19 @@ class Program:
     """A program.
 
     Attributes:
-        language: what it is written in; those but Python are skipped.
+        language: what it is written in: "python", or one of `languages.LANGUAGES`.
         source: a solution, or a whole program with its tests.
         tests: run after it in the same namespace, with the builtins and the standard library's
             modules as they were before the solution touched them.
         stdin: what it reads; with it, the program's name is "__main__".
+        needs: names of `languages.LIBRARIES` that its tests stand on.
     """
 
     source: str
     language: str = "python"
     tests: str = ""
     stdin: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

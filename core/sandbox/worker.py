@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -39,6 +40,8 @@ else:
 
 KEY_BYTES = 32
 LOOK_S = 0.05  # between looks at the box
+MOST_THREADS = 256  # of one program
+RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
 TAIL = 2_000  # characters of output that a verdict keeps
 # Loaded once, before the first fork: what solutions commonly import.
 PRELOADED = (
@@ -96,6 +99,7 @@ def serve(jobs: socket.socket, boxes: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    signal.signal(signal.SIGTERM, _leave)
     clean = snapshot(sys.modules[name] for name in ("builtins", *RESTORED))
     gc.collect()
     gc.freeze()  # so that a child's collector copies no page of what it shares
@@ -116,6 +120,8 @@ def judge(job: dict[str, Any], boxes: str, keep: int, clean: Pristine) -> dict[s
     """
     box = tempfile.mkdtemp(dir=boxes)
     try:
+        if "steps" in job:
+            return _judge_steps(job, box)
         return _judge(job, box, keep, clean)
     finally:
         shutil.rmtree(box, ignore_errors=True)
@@ -159,9 +165,14 @@ def _judge(job: dict[str, Any], box: str, keep: int, clean: Pristine) -> dict[st
     }
 
 
-def _outcome(reason: str, status: int, proved: bool, stderr: str) -> tuple[str, str]:
+def _outcome(
+    reason: str, status: int, proved: bool, stderr: str, *, first: bool = False
+) -> tuple[str, str]:
+    """The outcome, and why; the last line of the errors says, or the `first` that names one."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     last = lines[-1].strip()[:300] if lines else ""
+    if first:
+        last = next((line for line in lines if _TELLING.search(line)), last).strip()[:300]
     code = os.waitstatus_to_exitcode(status)
     if reason == "time":
         return "timeout", "it did not end in time"
@@ -175,11 +186,139 @@ def _outcome(reason: str, status: int, proved: bool, stderr: str) -> tuple[str, 
         return "crashed", f"signal {signal.Signals(-code).name}"
     if code == 0 and proved:
         return "passed", ""
-    if last.startswith("MemoryError"):
+    if last.startswith("MemoryError") or (first and any(word in stderr for word in _NO_MEMORY)):
         return "resource", last
     if code == 0:
         return "failed", "it ended before its last statement"
     return "failed", last or f"exit status {code}"
+
+
+# Of what compilers and runtimes print, the line to show, and what says that memory ran out.
+_TELLING = re.compile(r"(?i)\b(?:error|exception|failed)\b|Error:")
+_NO_MEMORY = (
+    "std::bad_alloc", "OutOfMemoryError", "heap out of memory", "virtual memory exhausted",
+    "out of memory allocating", "Array buffer allocation failed",
+)  # fmt: skip
+
+
+def _judge_steps(job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Compile a program of another language and run it, each in a process of its own."""
+    build, box = f"{folder}/build", f"{folder}/box"
+    os.mkdir(build)  # noqa: PTH102 - pathlib is not loaded here
+    os.mkdir(box)  # noqa: PTH102
+    for name, text in job["files"].items():
+        path = f"{build}/{name}"
+        os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
+        with open(path, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            file.write(text.replace("{build}", build) if name == "sources" else text)
+    for number, step in enumerate(job["steps"]):
+        last = number == len(job["steps"]) - 1
+        answer = _run_step(job, step, build, box, last=last)
+        if not last and answer["outcome"] != "passed":
+            if answer["outcome"] == "timeout":
+                answer["detail"] = "it was not compiled in time"
+            return answer
+        for name in () if last else os.listdir(build):  # noqa: PTH208
+            if name == "program":  # a linker in the jail cannot change modes
+                os.chmod(f"{build}/{name}", 0o755)  # noqa: PTH101
+    return answer
+
+
+def _run_step(
+    job: dict[str, Any], step: dict[str, Any], build: str, box: str, *, last: bool
+) -> dict[str, Any]:
+    """Execute one step; a compiler passes by its status, the program by its proof too."""
+    limits = job["limits"] | {"wall_s": step["wall_s"], "resident_bytes": step["memory_bytes"]}
+    (given, given_in), (out, out_in), (err, err_in) = (os.pipe() for _ in range(3))
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            _execute(job, step, build, box, (given, out_in, err_in), own=not last)
+        finally:
+            os._exit(70)  # not reached: it has become another program
+    key = os.urandom(KEY_BYTES).hex().encode()
+    feed = key + job["stdin"].encode(errors="replace") if last else b""
+    for descriptor in (given, out_in, err_in):
+        os.close(descriptor)
+    watch = _Watch(limits, box if last else build, child, started)
+    streams = {out: bytearray(), err: bytearray()}
+    _running.add(child)
+    try:
+        status = watch.until_end(streams, feed=(given_in, feed))
+    finally:
+        _running.discard(child)
+    seconds = time.monotonic() - started
+    for descriptor in streams:
+        os.close(descriptor)
+    proved = not last or key in streams[out]
+    said = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
+    stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
+    outcome, detail = _outcome(watch.reason, status, proved, stderr, first=True)
+    return {
+        "outcome": outcome,
+        "detail": detail,
+        "seconds": seconds,
+        "exit_status": os.waitstatus_to_exitcode(status),
+        "stdout": stdout[-TAIL:],
+        "stderr": stderr[-TAIL:],
+    }
+
+
+_running: set[int] = set()  # groups that are to end with this process
+
+
+def _leave(*_: object) -> None:
+    """End this process, and the processes that a compiler may have started."""
+    for group in _running:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+    os._exit(1)
+
+
+def _execute(
+    job: dict[str, Any],
+    step: dict[str, Any],
+    build: str,
+    box: str,
+    streams: tuple[int, int, int],
+    *,
+    own: bool,
+) -> None:
+    """Turn this process into a step's: its streams, its folder, its limits, the jail.
+
+    Args:
+        own: whether it writes in the folder that it builds in, and not in the box.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    jail.die_with_parent()
+    os.setsid()  # a group that is killed whole
+    for place, descriptor in enumerate(streams):
+        os.dup2(descriptor, place)
+    os.closerange(3, 65_536)
+    folder = build if own else box
+    os.chdir(folder)
+    jail.limit(
+        memory_bytes=step["address_bytes"],
+        disk_bytes=job["limits"]["disk_bytes"],
+        # Of all threads together: runtimes compile and collect beside the program.
+        cpu_s=int(2 * step["wall_s"]) + 2,
+    )
+    argv = [part.replace("{build}", build).replace("{box}", box) for part in step["argv"]]
+    executable = [*job["executable"], *(() if own else (f"{build}/program",))]
+    if job["confined"]:
+        jail.confine(
+            readable=[*job["readable"], *(() if own else (build,))],
+            box=folder,
+            executable=executable,
+            processes=step["processes"],
+        )
+    os.execve(
+        argv[0],
+        argv,
+        {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin", "TZ": "UTC", "LANG": "C.UTF-8"},
+    )
 
 
 class _Watch:
@@ -192,9 +331,20 @@ class _Watch:
         self.deadline = started + limits["wall_s"]
         self.reason = ""
 
-    def until_end(self, streams: dict[int, bytearray]) -> int:
-        """Read the streams until the child has ended; its wait status."""
+    def until_end(
+        self, streams: dict[int, bytearray], feed: tuple[int, bytes] | None = None
+    ) -> int:
+        """Read the streams until the child has ended; its wait status.
+
+        Args:
+            streams: where what it prints goes, by descriptor.
+            feed: a descriptor that it reads from, which is closed here, and what it is given.
+        """
         poll = select.poll()
+        fed, left = feed or (-1, b"")
+        if feed is not None:
+            os.set_blocking(fed, False)
+            poll.register(fed, select.POLLOUT)
         ended = os.pidfd_open(self.child)
         for descriptor in (*streams, ended):
             poll.register(descriptor, select.POLLIN)
@@ -208,13 +358,26 @@ class _Watch:
                 look = now + LOOK_S
                 if self._box_is_full():
                     self._kill("it wrote more files, or larger ones, than it may")
+                elif too_much := self._takes_too_much():
+                    self._kill(too_much)
             wait = max(0.0, min(look, self.deadline) - now)
             for descriptor, _ in poll.poll(1_000 * wait + 1):
                 if descriptor == ended:
                     alive = False
+                elif descriptor == fed:
+                    left = _written(fed, left)
+                    if not left:
+                        poll.unregister(fed)
+                        os.close(fed)
+                        fed = -1
                 elif not self._read(descriptor, streams):
                     poll.unregister(descriptor)
         os.close(ended)
+        if fed >= 0:
+            os.close(fed)
+        if feed is not None:  # what a compiler started ends with it
+            with contextlib.suppress(OSError):
+                os.killpg(self.child, signal.SIGKILL)
         # No process of the program is left that could fill a pipe: what is there is all there is.
         for descriptor in streams:
             os.set_blocking(descriptor, False)
@@ -234,9 +397,27 @@ class _Watch:
 
     def _kill(self, reason: str) -> None:
         self.reason = self.reason or reason
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             os.kill(self.child, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # before it has made its group, it is alone
+            os.killpg(self.child, signal.SIGKILL)
         self.deadline = float("inf")
+
+    def _takes_too_much(self) -> str:
+        """What the child holds beyond its limits, empty where nothing; /proc tells."""
+        try:
+            with open(f"/proc/{self.child}/status", encoding="utf-8") as file:  # noqa: PTH123
+                told = dict(line.split(":", 1) for line in file if ":" in line)
+        except (OSError, ValueError):
+            return ""
+        if int(told.get("Threads", "0")) > MOST_THREADS:
+            return "it started more threads than it may"
+        most = self.limits.get("resident_bytes")
+        held = int(told.get("VmRSS", "0 kB").split()[0]) << 10
+        # Where the address space says little, because a runtime reserves much of it.
+        if most and held > most + RUNTIME_BYTES:
+            return "it took more memory than it may"
+        return ""
 
     def _box_is_full(self) -> bool:
         size = count = 0
@@ -248,6 +429,16 @@ class _Watch:
             if count > self.limits["files"] or size > self.limits["disk_bytes"]:
                 return True
         return False
+
+
+def _written(to: int, data: bytes) -> bytes:
+    """What is left of the data after as much was written as goes in; nothing if nobody reads."""
+    try:
+        return data[os.write(to, data[: 1 << 16]) :] if data else b""
+    except BlockingIOError:
+        return data
+    except OSError:
+        return b""
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -279,6 +470,7 @@ def _become(
         opened = open(n, mode, encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - for good
         vars(sys).update({stream: opened, f"__{stream}__": opened})
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limits = job["limits"]
     jail.limit(
         memory_bytes=limits["memory_bytes"],
