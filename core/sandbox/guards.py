@@ -100,6 +100,11 @@ CPP_ASSERT = """\
 #endif
 """
 _NAME = re.compile(r"[A-Za-z_]\w*")
+# Words that cannot be macros: the operators spelled out, and the preprocessor's own.
+_NEVER = frozenset(
+    ["and", "and_eq", "bitand", "bitor", "compl", "not", "not_eq", "or", "or_eq", "xor", "xor_eq"]
+    + ["defined", "__has_include", "__has_cpp_attribute"]
+)
 _ALWAYS = ("assert", "NDEBUG", "main", "codecria_failed", "void", "int", "return")
 
 
@@ -112,7 +117,7 @@ def cpp_program(source: str, tests: str) -> str:
     if not tests:
         return source
     names = {name for name in _NAME.findall(tests) if name != name.upper()}
-    undone = "".join(f"#undef {name}\n" for name in sorted(names | set(_ALWAYS)))
+    undone = "".join(f"#undef {name}\n" for name in sorted((names | set(_ALWAYS)) - _NEVER))
     return f"{source}\n\n{undone}#include <assert.h>\n{tests}"
 
 

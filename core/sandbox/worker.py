@@ -194,7 +194,9 @@ def _outcome(
 
 
 # Of what compilers and runtimes print, the line to show, and what says that memory ran out.
-_TELLING = re.compile(r"(?i)\b(?:error|exception|failed)\b|Error:")
+_TELLING = re.compile(
+    r"error: |^(?:Uncaught )?[\w.]*(?:Error|Exception)\b|^(?:assertion failed|terminate called|FATAL)"
+)
 _NO_MEMORY = (
     "std::bad_alloc", "OutOfMemoryError", "heap out of memory", "virtual memory exhausted",
     "out of memory allocating", "Array buffer allocation failed",
@@ -254,6 +256,7 @@ def _run_step(
     proved = not last or key in streams[out]
     said = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
     stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
+    stderr = stderr.replace(f"{build}/", "")  # by the same name wherever it was
     outcome, detail = _outcome(watch.reason, status, proved, stderr, first=True)
     return {
         "outcome": outcome,
