@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from codecria.core.sandbox import languages
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
@@ -37,6 +38,34 @@ def program_of(problem: Problem, source: str) -> Program:
     return Program(
         language=problem.language, source=source, tests=problem.tests, needs=needs(problem)
     )
+
+
+def unready(language: str, libraries: tuple[str, ...] = ()) -> str:
+    """Why programs of a language cannot run here, by name; empty where they can."""
+    language = languages.canonical(language)
+    return "" if language == "python" else languages.missing(language, libraries)
+
+
+def trial(sandbox: Sandbox, language: str) -> str:
+    """What is wrong with how a language's sample is judged; empty where it is judged right."""
+    for tests, expected in samples_of(language):
+        verdict = sandbox.run(tests)
+        if verdict.outcome is not expected:
+            return f"a program that should have {expected}: {result_of(verdict)}"
+    return ""
+
+
+def samples_of(language: str) -> list[tuple[Program, Outcome]]:
+    """A program that passes and one that fails, of a language that the sandbox knows."""
+    language = languages.canonical(language)
+    source, tests = "def one(): return 1", "assert one() + one() == 2"
+    if language != "python":
+        source, tests = languages.LANGUAGES[language].sample
+    wrong = tests.replace("2", "3")
+    return [
+        (Program(language=language, source=source, tests=tests), Outcome.PASSED),
+        (Program(language=language, source=source, tests=wrong), Outcome.FAILED),
+    ]
 
 
 def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:

@@ -93,6 +93,13 @@ _LIBRARIES = {
 }
 
 
+# References that are wrong as published; their tests are right, so the tasks count.
+WRONG_REFERENCES = {
+    "JavaScript/112": "it returns one value in place of two",
+    "JavaScript/155": "it counts no digit in 0",
+}
+
+
 def needs(problem: Problem) -> tuple[str, ...]:
     """The libraries that a problem's prompt, tests or reference name, as the sandbox calls them.
 

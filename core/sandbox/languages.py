@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from . import guards
@@ -47,6 +47,7 @@ class Language:
         run: the program.
         refusal: what in a solution is not run at all; empty where nothing is.
         readable: more that may be read, as patterns of paths.
+        sample: a solution and its tests, which pass; with "3" for "2", the tests do not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Language:
     compile: tuple[Step, ...] = ()
     refusal: Callable[[str], str] = field(default=lambda _source: "")
     readable: tuple[str, ...] = ()
+    sample: tuple[str, str]
 
 
 def _js_files(source: str, tests: str) -> dict[str, str]:
@@ -101,6 +103,10 @@ LANGUAGES: Mapping[str, Language] = {
                 address_bytes=4 * GIB,  # V8 reserves what it may never use
             ),
             readable=("/etc/ssl/openssl.cnf",),
+            sample=(
+                "const one = () => 1",
+                "if (one() + one() !== 2) throw new Error('wrong')",
+            ),
         ),
         Language(
             name="cpp",
@@ -123,6 +129,10 @@ LANGUAGES: Mapping[str, Language] = {
             ),
             run=Step(argv=("{build}/program",)),
             refusal=guards.cpp_refusal,
+            sample=(
+                "#include <vector>\nint one() { return 1; }",
+                "int main() { std::vector<int> v(one()); assert(v.size() + one() == 2); }",
+            ),
         ),
         Language(
             name="java",
@@ -152,6 +162,11 @@ LANGUAGES: Mapping[str, Language] = {
                 address_bytes=4 * GIB,  # less is a fatal error of the JVM's
             ),
             readable=("/etc/java*",),
+            sample=(
+                "class One { static int one() { return 1; } }",
+                "public class Main { public static void main(String[] words)"
+                " { assert One.one() + One.one() == 2; } }",
+            ),
         ),
     )
 }

@@ -182,11 +182,13 @@ def _outcome(
         return "timeout", "it computed longer than it may"
     if code == -signal.SIGXFSZ:
         return "resource", "a file grew larger than it may"
-    if code < 0:
-        return "crashed", f"signal {signal.Signals(-code).name}"
     if code == 0 and proved:
         return "passed", ""
-    if last.startswith("MemoryError") or (first and any(word in stderr for word in _NO_MEMORY)):
+    if first and any(word in stderr for word in _NO_MEMORY):
+        return "resource", last
+    if code < 0:
+        return "crashed", f"signal {signal.Signals(-code).name}"
+    if last.startswith("MemoryError"):
         return "resource", last
     if code == 0:
         return "failed", "it ended before its last statement"
@@ -293,7 +295,7 @@ def _execute(
     Args:
         own: whether it writes in the folder that it builds in, and not in the box.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     jail.die_with_parent()
     os.setsid()  # a group that is killed whole
