@@ -116,6 +116,11 @@ def landlock_abi() -> int:
         return 0
 
 
+def filters() -> bool:
+    """Whether system calls can be filtered here, whatever Landlock is."""
+    return sys.platform == "linux" and platform.machine() in _CALLS
+
+
 def problem() -> str:
     """Why a process cannot be confined here, empty where it can."""
     if sys.platform != "linux":

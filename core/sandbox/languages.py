@@ -284,6 +284,12 @@ def version(language: str) -> str | None:
     return lines[0].removeprefix("v") if lines else "unknown"
 
 
+def readable_beside() -> list[str]:
+    """What the languages here read beside the system's folders."""
+    patterns = [pattern for language in LANGUAGES.values() for pattern in language.readable]
+    return sorted(path for pattern in patterns for path in glob.glob(pattern))
+
+
 # What compilers and runtimes are made of. Reading it says nothing of the user's own files.
 _SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/lib", "/lib64", "/bin")
 _READ = (

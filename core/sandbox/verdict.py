@@ -10,10 +10,13 @@ class Tier(StrEnum):
     """How a program is kept from everything else.
 
     NATIVE is Landlock, seccomp and resource limits of the Linux kernel, applied by the process to
-    itself. NONE is resource limits alone: the program has its user's rights.
+    itself. BWRAP is that within bubblewrap's namespaces. COMMAND is what a command of the user's
+    makes, such as a container. NONE is resource limits alone: the program has its user's rights.
     """
 
+    BWRAP = "bwrap"
     NATIVE = "native"
+    COMMAND = "command"
     NONE = "none"
 
 

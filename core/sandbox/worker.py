@@ -173,7 +173,24 @@ def _outcome(
     last = lines[-1].strip()[:300] if lines else ""
     if first:
         last = next((line for line in lines if _TELLING.search(line)), last).strip()[:300]
-    code = os.waitstatus_to_exitcode(status)
+    return judged(reason, os.waitstatus_to_exitcode(status), proved, stderr, last, first=first)
+
+
+def judged(
+    reason: str, code: int, proved: bool, stderr: str, last: str | None = None, *, first: bool = False
+) -> tuple[str, str]:
+    """The outcome, and why.
+
+    Args:
+        reason: for which the program was killed: "time", or a sentence; empty where it was not.
+        code: its exit status, or the signal that ended it, below zero.
+        proved: whether it proved that it reached its end.
+        stderr: what it printed.
+        last: the line of it to show; None takes the last.
+        first: whether what runtimes print says that memory ran out.
+    """
+    if last is None:
+        last = next((line.strip()[:300] for line in reversed(stderr.splitlines()) if line.strip()), "")
     if reason == "time":
         return "timeout", "it did not end in time"
     if reason:
@@ -318,6 +335,7 @@ def _execute(
             box=folder,
             executable=executable,
             processes=step["processes"],
+            files=job["landlock"],
         )
     os.execve(
         argv[0],
@@ -461,7 +479,8 @@ def _become(
 ) -> None:
     """Turn this process into the program's: its streams, its box, its limits, the jail."""
     jail.die_with_parent()
-    os.setsid()
+    with contextlib.suppress(PermissionError):  # it leads a session already
+        os.setsid()
     proof, key = (os.dup2(fd, place, inheritable=False) for fd, place in ((proof, 201), (key, 200)))
     for place, descriptor in enumerate((given, out, err)):
         os.dup2(descriptor, place)
@@ -483,10 +502,26 @@ def _become(
         cpu_s=int(limits["wall_s"]) + 2,
     )
     if job["confined"]:
-        jail.confine(readable=READABLE, box=box)
+        jail.confine(readable=READABLE, box=box, files=job["landlock"])
     _forget()
     name = "__main__" if job["stdin"] else "solution"
     _play(job["source"], job["tests"], name, proof, key, clean)
+
+
+def alone(job: dict[str, Any]) -> None:
+    """Be the program of a job, in a process that some command made for it alone.
+
+    Standard input has the key next; it is written to standard output, in the end.
+    """
+    for name in PRELOADED:
+        importlib.import_module(name)
+    clean = snapshot(sys.modules[name] for name in ("builtins", *RESTORED))
+    box = tempfile.mkdtemp()
+    with tempfile.TemporaryFile() as given:
+        given.write(job["stdin"].encode(errors="replace"))
+        given.seek(0)
+        job |= {"confined": not jail.problem(), "landlock": True}
+        _become(job, box, given.fileno(), 1, 2, 1, 0, clean)
 
 
 READABLE = [
