@@ -8,6 +8,7 @@ from typing import Any
 
 from codecria.core.sandbox import languages
 from codecria.core.sandbox.sandbox import Sandbox
+from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
 from .multilingual import needs
@@ -48,24 +49,12 @@ def unready(language: str, libraries: tuple[str, ...] = ()) -> str:
 
 def trial(sandbox: Sandbox, language: str) -> str:
     """What is wrong with how a language's sample is judged; empty where it is judged right."""
-    for tests, expected in samples_of(language):
-        verdict = sandbox.run(tests)
+    right, wrong = sample(languages.canonical(language))
+    for one, expected in ((right, Outcome.PASSED), (wrong, Outcome.FAILED)):
+        verdict = sandbox.run(one)
         if verdict.outcome is not expected:
             return f"a program that should have {expected}: {result_of(verdict)}"
     return ""
-
-
-def samples_of(language: str) -> list[tuple[Program, Outcome]]:
-    """A program that passes and one that fails, of a language that the sandbox knows."""
-    language = languages.canonical(language)
-    source, tests = "def one(): return 1", "assert one() + one() == 2"
-    if language != "python":
-        source, tests = languages.LANGUAGES[language].sample
-    wrong = tests.replace("2", "3")
-    return [
-        (Program(language=language, source=source, tests=tests), Outcome.PASSED),
-        (Program(language=language, source=source, tests=wrong), Outcome.FAILED),
-    ]
 
 
 def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:
