@@ -160,6 +160,13 @@ def evaluate_task(
             help="For --sandbox command: as 'podman run --rm -i --network none IMAGE'.",
         ),
     ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate",
+            help="Run Python solutions and tests in two processes that exchange plain data.",
+        ),
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
     timeout: Annotated[
         float | None,
@@ -231,7 +238,7 @@ def evaluate_task(
         limit=limit,
         out=out,
         generate_only=generate_only,
-        tier=_tier(sandbox, sandbox_command),
+        tier=_tier(sandbox, sandbox_command, isolate=isolate),
         workers=workers,
         timeout_s=timeout,
         memory_bytes=memory_mb << 20,
@@ -257,11 +264,11 @@ def evaluate_task(
         _gate(told, fail_under)
 
 
-def _tier(sandbox: str, command: str | None) -> str:
+def _tier(sandbox: str, command: str | None, *, isolate: bool) -> str:
     """The tier as the sandbox takes it.
 
     Raises:
-        UsageError: a command is given for another tier, or none for this.
+        UsageError: a command is given for another tier, or none for this, or it is to isolate.
     """
     from codecria.data.errors import UsageError
 
@@ -270,7 +277,11 @@ def _tier(sandbox: str, command: str | None) -> str:
             "--sandbox command and --sandbox-command go together",
             hint="--sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'",
         )
-    return sandbox if command is None else f"{sandbox}: {command}"
+    if command is not None:
+        if isolate:
+            raise UsageError("--isolate is not for the tier command", hint="leave one out")
+        return f"{sandbox}: {command}"
+    return f"{sandbox}+isolate" if isolate else sandbox
 
 
 def _forms(task: str, form: str | None, *, chat: bool, order: str) -> tuple[str, ...]:
@@ -315,9 +326,7 @@ def _check_references(request: Request, *, as_json: bool) -> None:
     for task_id, why in told["not_passed"].items():
         if task_id in WRONG_REFERENCES:
             render.note(f"{task_id}: wrong as published ({WRONG_REFERENCES[task_id]})")
-        elif why.startswith("skipped") and told["passed"]:
-            render.note(f"{task_id}: {why}")
-        else:
+        elif not (why.startswith("skipped") and told["passed"]):
             failed[task_id] = why
     if failed:
         first, why = next(iter(failed.items()))

@@ -113,6 +113,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "detail": verdict.detail,
         "seconds": round(verdict.seconds, 4),
         "tier": str(verdict.tier),
+        "isolated": verdict.isolated,
         "wall_s": verdict.limits.wall_s,
         "exit_status": verdict.exit_status,
     }

@@ -41,7 +41,7 @@ def text(): return take(int(take(12)))
 package = types.ModuleType("sandbox")
 package.__path__ = []
 sys.modules["sandbox"] = package
-for name in ("jail", "worker"):
+for name in ("jail", "bridge", "worker"):
     module = types.ModuleType("sandbox." + name)
     module.__package__ = "sandbox"
     sys.modules["sandbox." + name] = module
@@ -66,7 +66,7 @@ def judge(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """
     limits = job["limits"]
     key = os.urandom(KEY_BYTES)
-    parts = [Path(__file__).with_name(name).read_bytes() for name in ("jail.py", "worker.py")]
+    parts = [Path(__file__).with_name(name).read_bytes() for name in ("jail.py", "bridge.py", "worker.py")]
     parts.append(json.dumps(job).encode())
     given = b"".join(f"{len(part):012}".encode() + part for part in parts) + key
     started = time.monotonic()

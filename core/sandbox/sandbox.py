@@ -71,7 +71,8 @@ class Sandbox:
     """Runs programs; use it as a context manager.
 
     Args:
-        tier: see `choose_tier`; "command: ARGV" names the command too.
+        tier: see `choose_tier`; "command: ARGV" names the command too. "auto+isolate" runs a
+            Python solution and its tests in two processes, where they are given apart.
         workers: programs at a time; None takes as many as this process may use cores. More give
             false timeouts.
         limits: of every program that is given none of its own.
@@ -84,6 +85,11 @@ class Sandbox:
         self, tier: str = "auto", *, workers: int | None = None, limits: Limits | None = None
     ) -> None:
         name, _, words = tier.partition(":")
+        name, _, isolate = name.partition("+")
+        if isolate not in ("", "isolate"):
+            raise UserError(f"there is no sandbox {tier!r}", hint='as "auto+isolate"')
+        self.isolate = bool(isolate)
+        self._shared: set[str] = set()
         self.tier = choose_tier(name)
         self._command = _split(words) if self.tier is Tier.COMMAND else []
         self.limits = limits or Limits()
@@ -123,6 +129,17 @@ class Sandbox:
         for server in servers:
             server.end()
         shutil.rmtree(self._boxes, ignore_errors=True)
+
+    def share(self, tests: str) -> None:
+        """Let a solution run in one process with these tests, since isolation does not fit them.
+
+        Only who knows that a right solution fails in two processes may say so: a solution must not.
+        """
+        self._shared.add(tests)
+
+    def _isolates(self, program: Program, language: str) -> bool:
+        apart = language == "python" and bool(program.tests) and self.tier is not Tier.COMMAND
+        return self.isolate and apart and program.tests not in self._shared
 
     def run(self, program: Program, limits: Limits | None = None) -> Verdict:
         """Judge one program.
@@ -182,6 +199,7 @@ class Sandbox:
             "limits": asdict(limits),
             "confined": self.tier in (Tier.NATIVE, Tier.BWRAP),
             "landlock": not jail.problem(),
+            "isolate": self._isolates(program, language),
         }
         patience = limits.wall_s
         if self.tier is Tier.COMMAND:

@@ -86,6 +86,7 @@ class Verdict:
         tier, limits: it ran under.
         stdout, stderr: the ends of what it printed.
         exit_status: of the process; negative the signal that ended it.
+        isolated: whether solution and tests ran in two processes.
     """
 
     outcome: Outcome
@@ -96,3 +97,4 @@ class Verdict:
     stdout: str = ""
     stderr: str = ""
     exit_status: int | None = None
+    isolated: bool = False

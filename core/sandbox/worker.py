@@ -32,13 +32,16 @@ from typing import Any
 
 if __name__ == "__main__":  # started by its path, with nothing of the project to import from
     sys.path.insert(0, os.path.dirname(__file__))  # noqa: PTH120 - pathlib is not loaded here
+    import bridge  # type: ignore[import-not-found]
     import jail  # type: ignore[import-not-found]
 
     del sys.path[0]
 else:
-    from . import jail
+    from . import bridge, jail
 
 KEY_BYTES = 32
+BRIDGE = (202, 203)  # where a side of a program in two processes reads and writes
+ENDS_S = 0.5  # that a solution's process has to end, after its tests'
 LOOK_S = 0.05  # between looks at the box
 MOST_THREADS = 256  # of one program
 RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
@@ -122,6 +125,8 @@ def judge(job: dict[str, Any], boxes: str, keep: int, clean: Pristine) -> dict[s
     try:
         if "steps" in job:
             return _judge_steps(job, box)
+        if job["isolate"]:
+            return _judge_apart(job, box, keep, clean)
         return _judge(job, box, keep, clean)
     finally:
         shutil.rmtree(box, ignore_errors=True)
@@ -163,6 +168,101 @@ def _judge(job: dict[str, Any], box: str, keep: int, clean: Pristine) -> dict[st
         "stdout": stdout[-TAIL:],
         "stderr": stderr[-TAIL:],
     }
+
+
+def _judge_apart(job: dict[str, Any], folder: str, keep: int, clean: Pristine) -> dict[str, Any]:
+    """Run a solution and its tests in a process each; the tests' one alone can prove a pass."""
+    (asked, ask), (told, tell) = os.pipe(), os.pipe()
+    limits, started = job["limits"], time.monotonic()
+    solution = _Side(job, f"{folder}/solution", keep, (asked, tell), (ask, told), clean)
+    tests = _Side(job, f"{folder}/tests", keep, (told, ask), (asked, tell), clean, tests=True)
+    for descriptor in (ask, asked, tell, told):
+        os.close(descriptor)
+    watch = _Watch(limits, folder, tests.child, started)
+    watch.also = solution.child
+    streams = {**solution.streams, **tests.streams}
+    status = watch.until_end(streams)
+    # Nobody asks any more: the solution's process ends by itself, or is ended.
+    first = _Watch(limits, folder, solution.child, started)
+    first.deadline = min(watch.deadline, time.monotonic() + ENDS_S)
+    first_status = first.until_end(solution.streams)
+    seconds = time.monotonic() - started
+    for descriptor in streams:
+        os.close(descriptor)
+    stderr = tests.text(2)
+    outcome, detail = _outcome(watch.reason, status, tests.proof() == tests.key, stderr)
+    first_code = os.waitstatus_to_exitcode(first_status)
+    if not watch.reason and not first.reason and first_code != 0 and outcome != "passed":
+        stderr = solution.text(2)
+        outcome, detail = _outcome("", first_status, False, stderr)
+    return {
+        "outcome": outcome,
+        "detail": detail,
+        "seconds": seconds,
+        "exit_status": os.waitstatus_to_exitcode(status),
+        "stdout": (solution.text(1) + tests.text(1))[-TAIL:],
+        "stderr": stderr[-TAIL:],
+        "isolated": True,
+    }
+
+
+class _Side:
+    """One of two processes that a program is run in.
+
+    Args:
+        box: a folder that is made for it.
+        own, others: the bridge's pipes of this side, read and written, and of the other.
+        tests: whether it is the tests' one.
+    """
+
+    def __init__(
+        self,
+        job: dict[str, Any],
+        box: str,
+        keep: int,
+        own: tuple[int, int],
+        others: tuple[int, int],
+        clean: Pristine,
+        *,
+        tests: bool = False,
+    ) -> None:
+        os.mkdir(box)  # noqa: PTH102 - pathlib is not loaded here
+        given = os.memfd_create("stdin")
+        if not tests:
+            os.write(given, job["stdin"].encode(errors="replace"))
+            os.lseek(given, 0, os.SEEK_SET)
+        (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
+            os.pipe() for _ in range(4)
+        )
+        self.child = os.fork()
+        if self.child == 0:
+            try:
+                os.close(keep)
+                os.close(key_in)
+                for descriptor in others:
+                    os.close(descriptor)
+                for descriptor, place in zip(own, BRIDGE, strict=True):
+                    os.dup2(descriptor, place, inheritable=False)
+                _become(
+                    job, box, given, out_in, err_in, proof_in, key_out, clean,
+                    side="tests" if tests else "solution",
+                )  # fmt: skip
+            finally:
+                os._exit(70)  # not reached
+        self.key = os.urandom(KEY_BYTES)
+        os.write(key_in, self.key if tests else bytes(KEY_BYTES))
+        for descriptor in (given, out_in, err_in, proof_in, key_out, key_in):
+            os.close(descriptor)
+        self._places = {1: out, 2: err, 3: proof}
+        self.streams = {descriptor: bytearray() for descriptor in (out, err, proof)}
+
+    def text(self, stream: int) -> str:
+        """What it printed: 1 its output, 2 its errors."""
+        return bytes(self.streams[self._places[stream]]).decode(errors="replace")
+
+    def proof(self) -> bytes:
+        """What it wrote to prove that it reached its end."""
+        return bytes(self.streams[self._places[3]])
 
 
 def _outcome(
@@ -351,6 +451,7 @@ class _Watch:
         self.limits = limits
         self.box = box
         self.child = child
+        self.also: int | None = None  # another process of the same program
         self.deadline = started + limits["wall_s"]
         self.reason = ""
 
@@ -422,6 +523,8 @@ class _Watch:
         self.reason = self.reason or reason
         with contextlib.suppress(OSError):
             os.kill(self.child, signal.SIGKILL)
+        if self.also is not None:
+            os.kill(self.also, signal.SIGKILL)  # it is waited for later, so the number is its own
         with contextlib.suppress(OSError):  # before it has made its group, it is alone
             os.killpg(self.child, signal.SIGKILL)
         self.deadline = float("inf")
@@ -476,8 +579,13 @@ def _become(
     proof: int,
     key: int,
     clean: Pristine,
+    side: str = "",
 ) -> None:
-    """Turn this process into the program's: its streams, its box, its limits, the jail."""
+    """Turn this process into the program's: its streams, its box, its limits, the jail.
+
+    Args:
+        side: "solution" or "tests", where each has a process of its own.
+    """
     jail.die_with_parent()
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()
@@ -485,7 +593,7 @@ def _become(
     for place, descriptor in enumerate((given, out, err)):
         os.dup2(descriptor, place)
     os.closerange(3, 200)
-    os.closerange(202, 65_536)
+    os.closerange(204 if side else 202, 65_536)
     os.chdir(box)
     os.environ.clear()
     os.environ.update(HOME=box, TMPDIR=box, PATH="/usr/bin:/bin", TZ="UTC", LANG="C.UTF-8")
@@ -505,7 +613,10 @@ def _become(
         jail.confine(readable=READABLE, box=box, files=job["landlock"])
     _forget()
     name = "__main__" if job["stdin"] else "solution"
-    _play(job["source"], job["tests"], name, proof, key, clean)
+    if side == "tests":
+        _play("", job["tests"], name, proof, key, clean, bridged=True)
+    else:
+        _play(job["source"], "" if side else job["tests"], name, proof, key, clean, serves=bool(side))
 
 
 def alone(job: dict[str, Any]) -> None:
@@ -536,6 +647,12 @@ def _forget() -> None:
     """Take away what only the server needs."""
     for name in ("ctypes", "_ctypes", "ctypes._endian", "jail"):
         sys.modules.pop(name, None)
+
+
+def _names(code: Any) -> set[str]:
+    """The names that code, and the functions in it, may look up."""
+    inner = (_names(part) for part in code.co_consts if hasattr(part, "co_names"))
+    return set(code.co_names).union(*inner)
 
 
 def _guard(event: str, arguments: tuple[Any, ...]) -> None:
@@ -569,13 +686,25 @@ def snapshot(modules: Iterable[Any]) -> Pristine:
     )
 
 
-def _play(source: str, tests: str, name: str, proof: int, key: int, clean: Pristine) -> None:
+def _play(
+    source: str,
+    tests: str,
+    name: str,
+    proof: int,
+    key: int,
+    clean: Pristine,
+    *,
+    serves: bool = False,
+    bridged: bool = False,
+) -> None:
     """Run a program, prove that it reached its end, and end this process.
 
     Args:
         source, tests, name: of the program.
         proof, key: where the key is written to, and read from.
         clean: the modules as they were before anything ran.
+        serves: whether the source's functions are called by another process.
+        bridged: whether the tests find another process's functions in place of a source.
     """
     import traceback
 
@@ -593,6 +722,13 @@ def _play(source: str, tests: str, name: str, proof: int, key: int, clean: Prist
         pristine = (*clean, *snapshot(modules[name] for name in CHILDS_OWN)) if tests else ()
         known = tuple(modules.items())
         sys.addaudithook(_guard)
+        if serves:
+            execute(code, namespace)
+            bridge.answer(namespace, *BRIDGE)
+            flush()
+            leave(0)
+        if bridged:
+            namespace.update(bridge.proxies(BRIDGE[1], BRIDGE[0], _names(checks)))
         # In order, from left to right: the key is read, the solution runs, what it may have put in
         # the place of builtins and modules is put back, the tests run, the key is written.
         write(
