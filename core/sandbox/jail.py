@@ -314,15 +314,30 @@ def filter_program(
     return b"".join(struct.pack("<HBBI", *line) for line in code)
 
 
+class _Filter(ctypes.Structure):
+    """The kernel's `struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+_STAND_IN = 0x7FFFFF7F  # beyond any process's number
+_made: dict[tuple[bool, bool], bytes] = {}
+
+
+def prepare() -> None:
+    """Make the filters before processes are forked, so that each has but to fill in its number."""
+    if filters():
+        for executes, processes in ((False, False), (True, False), (True, True)):
+            _made[executes, processes] = filter_program(
+                platform.machine(), _STAND_IN, executes=executes, processes=processes
+            )
+
+
 def _seccomp(*, executes: bool, processes: bool) -> None:
-    program = filter_program(
-        platform.machine(), os.getpid(), executes=executes, processes=processes
-    )
-    buffer = ctypes.create_string_buffer(program, len(program))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-    held = Program(len(program) // 8, ctypes.addressof(buffer))
+    if (executes, processes) not in _made:
+        prepare()
+    number, stand_in = struct.pack("<I", os.getpid()), struct.pack("<I", _STAND_IN)
+    program = _made[executes, processes].replace(stand_in, number)
+    held = _Filter(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
     if _libc.prctl(22, 2, ctypes.byref(held), 0, 0) != 0:  # PR_SET_SECCOMP, filter mode
         raise OSError(ctypes.get_errno(), "seccomp")
