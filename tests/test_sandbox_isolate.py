@@ -63,7 +63,7 @@ def exact(value: object) -> object:
     if isinstance(value, dict):
         return dict, [(exact(k), exact(v)) for k, v in value.items()]
     if isinstance(value, set | frozenset):
-        return type(value), Counter(repr(exact(part)) for part in value)
+        return type(value), sorted(repr(exact(part)) for part in value)
     return type(value), value.hex() if isinstance(value, float) else value
 
 

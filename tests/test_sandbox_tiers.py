@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from codecria.core.sandbox import jail, outer, sandbox
+from codecria.core.sandbox import jail, languages, outer, sandbox
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
+from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
 from codecria.data.errors import UserError
 
@@ -87,6 +88,22 @@ def test_a_bubblewrap_server_ends_with_what_it_runs() -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in inner) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(Path(f"/proc/{pid}").exists() for pid in inner)
+
+
+@wrapped
+@pytest.mark.parametrize("name", languages.LANGUAGES)
+def test_other_languages_run_in_bubblewrap_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := languages.missing(name):
+        pytest.skip(why)
+    right, wrong = sample(name)
+    for without_landlock in (False, True):
+        if without_landlock:
+            monkeypatch.setattr(jail, "landlock_abi", lambda: 0)
+        with Sandbox("bwrap", workers=1, limits=Limits(wall_s=10.0)) as opened:
+            assert opened.run(right).outcome is Outcome.PASSED
+            assert opened.run(wrong).outcome is Outcome.FAILED
 
 
 # --- a command ------------------------------------------------------------------------------------
