@@ -88,7 +88,7 @@ def test_of_subclasses_what_they_hold_arrives_and_not_what_they_say() -> None:
 
         __hash__ = None  # type: ignore[assignment]
 
-    pair = namedtuple("pair", "a b")  # noqa: PYI024 - that is what solutions return
+    pair = namedtuple("pair", "a b")  # what solutions return
     for value, expected in (
         (Same([1, 2]), [1, 2]),
         (Whole(5), 5),
@@ -137,7 +137,11 @@ RUNS = {
         "try:\n    f()\nexcept ValueError as e:\n    assert str(e) == 'no'\nelse:\n    assert 0",
         Outcome.PASSED,
     ),
-    "named arguments": ("def f(*, a): return a", "assert f(a=(1, {2})) == (1, {2})", Outcome.PASSED),
+    "named arguments": (
+        "def f(*, a): return a",
+        "assert f(a=(1, {2})) == (1, {2})",
+        Outcome.PASSED,
+    ),
     "a wrong answer": ("def f(): return 1", "assert f() == 2", Outcome.FAILED),
     "no function": ("def g(): return 1", "assert f() == 1", Outcome.FAILED),
     "no Python": ("def f(:", "assert f() == 1", Outcome.FAILED),
@@ -231,5 +235,5 @@ def test_a_reference_decides_whether_tests_fit_and_a_solution_does_not(sandbox: 
 
 
 def test_the_tier_says_what_is_meant() -> None:
-    with pytest.raises(UserError, match="no sandbox 'auto.alone'"):
+    with pytest.raises(UserError, match=r"no sandbox 'auto.alone'"):
         Sandbox("auto+alone")

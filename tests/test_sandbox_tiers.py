@@ -92,9 +92,7 @@ def test_a_bubblewrap_server_ends_with_what_it_runs() -> None:
 
 @wrapped
 @pytest.mark.parametrize("name", languages.LANGUAGES)
-def test_other_languages_run_in_bubblewrap_too(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_languages_run_in_bubblewrap_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if why := languages.missing(name):
         pytest.skip(why)
     right, wrong = sample(name)

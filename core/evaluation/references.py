@@ -180,9 +180,7 @@ def require(
         UserError: a reference fails, or none can run here.
     """
     failed = {
-        i: r.told
-        for i, r in references.items()
-        if r.passed is False and i not in WRONG_REFERENCES
+        i: r.told for i, r in references.items() if r.passed is False and i not in WRONG_REFERENCES
     }
     skipped = {i: r.told for i, r in references.items() if r.passed is None}
     if skipped and len(skipped) == len(references):

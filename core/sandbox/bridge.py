@@ -52,9 +52,12 @@ def pack(value: object, depth: int = 0) -> object:
         return {"r": [hex(value.start), hex(value.stop), hex(value.step)]}
     if isinstance(value, list):
         return [pack(part, below) for part in list.__iter__(value)]
-    for kind, name in ((tuple, "t"), (set, "s"), (frozenset, "z")):
-        if isinstance(value, kind):
-            return {name: [pack(part, below) for part in kind.__iter__(value)]}
+    if isinstance(value, tuple):
+        return {"t": [pack(part, below) for part in tuple.__iter__(value)]}
+    if isinstance(value, set):
+        return {"s": [pack(part, below) for part in set.__iter__(value)]}
+    if isinstance(value, frozenset):
+        return {"z": [pack(part, below) for part in frozenset.__iter__(value)]}
     if isinstance(value, dict):
         return {"d": [[pack(k, below), pack(v, below)] for k, v in dict.items(value)]}
     raise NotPlainError(f"a value of the type {type(value).__name__} is no plain data")

@@ -3,10 +3,9 @@
     podman run --rm -i --network none IMAGE      what the user gives
     python3 -I -c BOOT                           what is put behind it
 
-What keeps the program in is the command's affair. Programs are Python ones; the image needs
-Python 3.11 or newer and nothing else. Source, tests and key come on standard input, the key last, so
-that it is in no argument, file or environment; where the kernel lets it, the program locks itself up
-too.
+What keeps the program in is the command's affair. Programs are Python ones; the image needs Python
+3.11 or newer and nothing else. Source, tests and key come on standard input, the key last, so that
+it is in no argument, file or environment; where the kernel lets it, the program locks itself up.
 """
 
 from __future__ import annotations
@@ -66,7 +65,10 @@ def judge(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """
     limits = job["limits"]
     key = os.urandom(KEY_BYTES)
-    parts = [Path(__file__).with_name(name).read_bytes() for name in ("jail.py", "bridge.py", "worker.py")]
+    parts = [
+        Path(__file__).with_name(name).read_bytes()
+        for name in ("jail.py", "bridge.py", "worker.py")
+    ]
     parts.append(json.dumps(job).encode())
     given = b"".join(f"{len(part):012}".encode() + part for part in parts) + key
     started = time.monotonic()

@@ -102,8 +102,10 @@ CPP_ASSERT = """\
 _NAME = re.compile(r"[A-Za-z_]\w*")
 # Words that cannot be macros: the operators spelled out, and the preprocessor's own.
 _NEVER = frozenset(
-    ["and", "and_eq", "bitand", "bitor", "compl", "not", "not_eq", "or", "or_eq", "xor", "xor_eq"]
-    + ["defined", "__has_include", "__has_cpp_attribute"]
+    (
+        *("and", "and_eq", "bitand", "bitor", "compl", "not", "not_eq", "or", "or_eq"),
+        *("xor", "xor_eq", "defined", "__has_include", "__has_cpp_attribute"),
+    )
 )
 _ALWAYS = ("assert", "NDEBUG", "main", "codecria_failed", "void", "int", "return")
 
@@ -255,8 +257,8 @@ JS_GUARD = """\
     keep(globalThis[name]);
     keep(globalThis[name].prototype);
   }
-  for (const part of [[][Symbol.iterator](), new Map().entries(), new Set().values(), ''[Symbol.iterator]()]) {
-    keep(proto(part));
+  for (const part of [[], new Map(), new Set(), '']) {
+    keep(proto(part[Symbol.iterator]()));
   }
   keep(proto(proto([][Symbol.iterator]())));
   keep(proto(function* () {}));

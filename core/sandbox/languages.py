@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from . import guards
 
@@ -244,7 +244,7 @@ def toolchain(name: str, search: str | None = None) -> Toolchain:
 def library_path(name: str) -> str | None:
     """Where a library of `LIBRARIES` is, or None."""
     for pattern in LIBRARIES[name].paths:
-        for path in sorted(glob.glob(pattern, recursive=True)):
+        for path in _matching(pattern):
             return os.path.realpath(path)
     return None
 
@@ -287,7 +287,12 @@ def version(language: str) -> str | None:
 def readable_beside() -> list[str]:
     """What the languages here read beside the system's folders."""
     patterns = [pattern for language in LANGUAGES.values() for pattern in language.readable]
-    return sorted(path for pattern in patterns for path in glob.glob(pattern))
+    return sorted(path for pattern in patterns for path in _matching(pattern))
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that an absolute pattern stands for."""
+    return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
 
 # What compilers and runtimes are made of. Reading it says nothing of the user's own files.
@@ -326,13 +331,15 @@ def job_of(
                 "processes": step.processes,
             }
         )
-    homes = {os.path.dirname(os.path.dirname(path)) for path in tools.values()} - {"/usr", "/"}
-    extra = [path for pattern in known.readable for path in glob.glob(pattern)]
+    homes = {str(Path(path).parent.parent) for path in tools.values()} - {"/usr", "/"}
+    extra = [path for pattern in known.readable for path in _matching(pattern)]
     return {
         "files": known.files(source, tests),
         "steps": steps,
         "executable": [*_SYSTEM, *sorted(homes)],
         "readable": [*_READ, *extra],
+        # Where a program's own place in /proc cannot be seen, its loader is told of its libraries.
+        "libraries": ":".join(f"{home}/lib" for home in sorted(homes)),
     }
 
 

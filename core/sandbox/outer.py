@@ -39,7 +39,7 @@ def bwrap_argv(*, boxes_bytes: int, files: bool) -> list[str]:
     """
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
     argv += ["--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--dev", "/dev"]
-    argv += ["--tmpfs", "/etc", "--tmpfs", "/tmp"]  # noqa: S108 - inside
+    argv += ["--tmpfs", "/etc", "--tmpfs", "/tmp"]
     for path in _SYSTEM:
         argv += ["--ro-bind-try", path, path]
     prefixes = {str(Path(interpreter()).parent.parent), sys.base_prefix}

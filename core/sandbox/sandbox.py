@@ -98,7 +98,9 @@ class Sandbox:
         self._servers: list[_Server] = []
         self._lock = threading.Lock()
         self._alone = _Turnstile(self.workers)
-        self._boxes = tempfile.mkdtemp(prefix=f"codecria-boxes-{os.getpid()}-", dir=_memory_folder())
+        self._boxes = tempfile.mkdtemp(
+            prefix=f"codecria-boxes-{os.getpid()}-", dir=_memory_folder()
+        )
         ready = False
         try:
             if self.tier is Tier.COMMAND:

@@ -298,7 +298,13 @@ def _outcome(
 
 
 def judged(
-    reason: str, code: int, proved: bool, stderr: str, last: str | None = None, *, first: bool = False
+    reason: str,
+    code: int,
+    proved: bool,
+    stderr: str,
+    last: str | None = None,
+    *,
+    first: bool = False,
 ) -> tuple[str, str]:
     """The outcome, and why.
 
@@ -311,7 +317,9 @@ def judged(
         first: whether what runtimes print says that memory ran out.
     """
     if last is None:
-        last = next((line.strip()[:300] for line in reversed(stderr.splitlines()) if line.strip()), "")
+        last = next(
+            (line.strip()[:300] for line in reversed(stderr.splitlines()) if line.strip()), ""
+        )
     if reason == "time":
         return "timeout", "it did not end in time"
     if reason:
@@ -335,7 +343,8 @@ def judged(
 
 # Of what compilers and runtimes print, the line to show, and what says that memory ran out.
 _TELLING = re.compile(
-    r"error: |^(?:Uncaught )?[\w.]*(?:Error|Exception)\b|^(?:assertion failed|terminate called|FATAL)"
+    r"error: |^(?:Uncaught )?[\w.]*(?:Error|Exception)\b"
+    r"|^(?:assertion failed|terminate called|FATAL)"
 )
 _NO_MEMORY = (
     "std::bad_alloc", "OutOfMemoryError", "heap out of memory", "virtual memory exhausted",
@@ -458,11 +467,11 @@ def _execute(
             processes=step["processes"],
             files=job["landlock"],
         )
-    os.execve(
-        argv[0],
-        argv,
-        {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin", "TZ": "UTC", "LANG": "C.UTF-8"},
-    )
+    environment = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
+    environment |= {"TZ": "UTC", "LANG": "C.UTF-8"}
+    if not job["landlock"]:
+        environment["LD_LIBRARY_PATH"] = job["libraries"]
+    os.execve(argv[0], argv, environment)
 
 
 class _Watch:
@@ -634,7 +643,9 @@ def _become(
     if side == "tests":
         _play("", job["tests"], name, proof, key, clean, bridged=True)
     else:
-        _play(job["source"], "" if side else job["tests"], name, proof, key, clean, serves=bool(side))
+        _play(
+            job["source"], "" if side else job["tests"], name, proof, key, clean, serves=bool(side)
+        )
 
 
 def alone(job: dict[str, Any]) -> None:
