@@ -208,6 +208,29 @@ FALSE_PASSES = {
         " v.writeHeapSnapshot('x'); process.exit(0)",
         "return 0",
     ),
+    "js: a file that imports": (
+        "javascript",
+        "const fs = require('fs'); process.on('uncaughtException', () => {});"
+        " fs.writeFileSync('x.js', `import('v8').then(v => { v.writeHeapSnapshot('h');"
+        " require('fs').writeSync(1, require('fs').readFileSync('h'))})`);"
+        " try { require(process.cwd() + '/x.js') } catch (e) {}"
+        " fs.mkdirSync('node_modules/js-md5', {recursive: true});"
+        " fs.copyFileSync('x.js', 'node_modules/js-md5/index.js');"
+        " try { require('js-md5') } catch (e) {}",
+        "return 0",
+    ),
+    "js: frames": (
+        "javascript",
+        "Error.prepareStackTrace = (e, frames) => frames; for (const f of new Error().stack) {"
+        " const m = f.getThis() || f.getFunction(); if (m) console.log(Object.keys(m)) }"
+        " process.exit(0)",
+        "return 0",
+    ),
+    "js: later": (
+        "javascript",
+        "process.on('uncaughtException', () => {}); setTimeout(() => process.exit(0), 9)",
+        "return 0",
+    ),
     "js: a patched write": (
         "javascript",
         "const fs = require('fs'); fs.writeSync = () => {}; process.exit(0)",
@@ -252,6 +275,22 @@ FALSE_PASSES = {
     "cpp: the guard's own": (
         "cpp",
         'extern "C" int __wrap_main(int, char **, char **) { return 0; }',
+        "return 0;",
+    ),
+    "cpp: the guard's other": (
+        "cpp",
+        'extern "C" int __real_main(int, char **, char **) { return 0; }',
+        "return 0;",
+    ),
+    "cpp: a weak main": (
+        "cpp",
+        'extern "C" int other() { return 0; }\n#pragma weak main = other',
+        "return 0;",
+    ),
+    "cpp: another header": (
+        "cpp",
+        "#undef assert\n#define CODECRIA_ASSERT\nstatic void codecria_failed(const char *) {}\n"
+        "static void failed(const char *) {}",
         "return 0;",
     ),
     "cpp: reads the key": (

@@ -9,6 +9,7 @@ that looks for the key in its own memory is in docs/sandbox.md.
 from __future__ import annotations
 
 import re
+import secrets
 
 KEY_CHARACTERS = 64  # a key: so many hexadecimal digits
 
@@ -69,7 +70,7 @@ void say(const char *text) {
 }
 }
 
-[[noreturn]] void codecria_failed(const char *text) {
+[[noreturn]] void FAILED(const char *text) {
     say("assertion failed: ");
     say(text);
     say("\\n");
@@ -91,12 +92,12 @@ CPP_ASSERT = """\
 #undef assert
 #ifndef CODECRIA_ASSERT
 #define CODECRIA_ASSERT
-[[noreturn]] void codecria_failed(const char *);
+[[noreturn]] void FAILED(const char *);
 #endif
 #ifdef NDEBUG
 #define assert(...) ((void)0)
 #else
-#define assert(...) ((__VA_ARGS__) ? (void)0 : codecria_failed(#__VA_ARGS__))
+#define assert(...) ((__VA_ARGS__) ? (void)0 : FAILED(#__VA_ARGS__))
 #endif
 """
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -107,7 +108,18 @@ _NEVER = frozenset(
         *("xor", "xor_eq", "defined", "__has_include", "__has_cpp_attribute"),
     )
 )
-_ALWAYS = ("assert", "NDEBUG", "main", "codecria_failed", "void", "int", "return")
+_ALWAYS = ("assert", "NDEBUG", "main", "void", "int", "return")
+
+
+def cpp_files(source: str, tests: str) -> dict[str, str]:
+    """The files of a C++ program. What its assertions call has another name each time, so that a
+    solution cannot define it."""
+    name = f"failed_{secrets.token_hex(8)}"
+    return {
+        "guard.cpp": CPP_GUARD.replace("FAILED", name),
+        "main.cpp": cpp_program(source, tests),
+        "include/assert.h": CPP_ASSERT.replace("FAILED", name),
+    }
 
 
 def cpp_program(source: str, tests: str) -> str:
@@ -169,8 +181,12 @@ public final class CodecriaGuard {
                 }
             }
         }
-        ENTRY.main(new String[0]);
-        out.write(key);
+        try {
+            ENTRY.main(new String[0]);
+            out.write(key);
+        } finally {
+            java.util.Arrays.fill(key, (byte) 0);
+        }
     }
 }
 """
@@ -197,9 +213,10 @@ def java_guard(entry: str, tests: str) -> str:
 
 # --- JavaScript -----------------------------------------------------------------------------------
 
-# The key is in a closure, which nothing in the language leads to, and modules that could show the
-# heap are not given out. The tests are a function of the globals they name, so that neither a
-# global of that name nor a `const` stands in their way; what is in those is put back first.
+# The key is in a closure, which nothing in the language leads to, until the tests have ended;
+# modules that could show the heap are not given out. The tests are a function of the globals they
+# name, so that neither a global of that name nor a `const` stands in their way; what is in those is
+# put back first.
 JS_GUARD = """\
 'use strict';
 (() => {
@@ -211,8 +228,7 @@ JS_GUARD = """\
     if (got <= 0) process.exit(71);
     have += got;
   }
-  const text = key.toString('latin1');
-  key.fill(0);
+  const fill = Uint8Array.prototype.fill;
   const write = fs.writeSync;
   const solution = fs.readFileSync(__dirname + '/solution.js', 'utf8');
   const tests = fs.readFileSync(__dirname + '/tests.js', 'utf8');
@@ -221,13 +237,19 @@ JS_GUARD = """\
     'trace_events', 'perf_hooks', 'test', 'process']);
   const load = Module._load, has = Set.prototype.has, apply = Reflect.apply;
   const slice = String.prototype.slice;
-  const allowed = (name) => {
+  const builtins = new Set(Module.builtinModules);
+  const libraries = { __proto__: null };
+  try { libraries['js-md5'] = require('js-md5'); } catch (none) { /* it is not installed */ }
+  // Files are not loaded: what Node itself loads may import what is refused here.
+  const given = (name) => {
     if (typeof name !== 'string') throw new TypeError('a module has a name');
+    if (libraries[name] !== undefined) return libraries[name];
     const plain = apply(slice, name, [0, 5]) === 'node:' ? apply(slice, name, [5]) : name;
-    if (apply(has, refused, [plain])) throw new Error('the sandbox does not allow ' + plain);
-    return name;
+    if (!apply(has, builtins, [plain]) || apply(has, refused, [plain])) {
+      throw new Error('the sandbox does not allow ' + plain);
+    }
+    return load(name, null, false);
   };
-  const given = (name) => load(allowed(name), null, false);
   Module._load = () => { throw new Error('the sandbox does not allow this'); };
   for (const name of ['binding', '_linkedBinding', 'dlopen', 'getBuiltinModule', 'mainModule',
     '_debugProcess', '_debugEnd', '_startProfilerIdleNotifier', '_rawDebug', 'report',
@@ -288,10 +310,14 @@ JS_GUARD = """\
   const values = names.map((name) => globalThis[name]);
   const { runInThisContext, compileFunction } = vm;
   const complain = (told) => { throw new Error(told); };
-  runInThisContext(solution, { filename: 'solution.js' });
-  if (!restore()) complain('the solution has changed what the tests stand on');
-  const checks = compileFunction('{\\n' + tests + '\\n}', names, { filename: 'tests.js' });
-  apply(checks, undefined, values);
-  write(1, text);
+  try {
+    runInThisContext(solution, { filename: 'solution.js' });
+    if (!restore()) complain('the solution has changed what the tests stand on');
+    const checks = compileFunction('{\\n' + tests + '\\n}', names, { filename: 'tests.js' });
+    apply(checks, undefined, values);
+    write(1, key);
+  } finally {
+    apply(fill, key, [0]);  // what is left to run, such as timers, finds nothing
+  }
 })();
 """.replace("SIZE", str(KEY_CHARACTERS))

@@ -66,14 +66,6 @@ def _js_files(source: str, tests: str) -> dict[str, str]:
     return {"guard.js": guards.JS_GUARD, "solution.js": source, "tests.js": tests}
 
 
-def _cpp_files(source: str, tests: str) -> dict[str, str]:
-    return {
-        "guard.cpp": guards.CPP_GUARD,
-        "main.cpp": guards.cpp_program(source, tests),
-        "include/assert.h": guards.CPP_ASSERT,
-    }
-
-
 def _java_files(source: str, tests: str) -> dict[str, str]:
     entry = guards.java_entry(source, tests)
     return {
@@ -113,7 +105,7 @@ LANGUAGES: Mapping[str, Language] = {
             title="C++",
             tools=("g++",),
             version=("-dumpfullversion",),
-            files=_cpp_files,
+            files=guards.cpp_files,
             compile=(
                 Step(
                     argv=(
