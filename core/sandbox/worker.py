@@ -676,6 +676,28 @@ def _forget() -> None:
         sys.modules.pop(name, None)
 
 
+# Builtins that look up no module: not `print`, which asks `sys` where to.
+_SELF_CONTAINED = frozenset(
+    (
+        *("abs", "all", "any", "ascii", "bin", "bool", "bytes", "chr", "complex", "dict", "divmod"),
+        *("enumerate", "filter", "float", "frozenset", "hash", "hex", "int", "isinstance", "iter"),
+        *("len", "list", "map", "max", "min", "next", "oct", "ord", "pow", "range", "repr"),
+        *("reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip"),
+        *("AssertionError", "Exception", "IndexError", "KeyError", "TypeError", "ValueError"),
+        *("ZeroDivisionError",),
+    )
+)
+
+
+def _needs_no_module(tests: str, checks: Any) -> bool:
+    """Whether tests import nothing and name no module, nor a builtin that may use one."""
+    own = vars(sys.modules["builtins"])
+    return "import" not in tests and not any(
+        name in sys.stdlib_module_names or (name in own and name not in _SELF_CONTAINED)
+        for name in _names(checks)
+    )
+
+
 def _names(code: Any) -> set[str]:
     """The names that code, and the functions in it, may look up."""
     inner = (_names(part) for part in code.co_consts if hasattr(part, "co_names"))
@@ -753,9 +775,11 @@ def _play(
         modules = sys.modules
         lists: tuple[list[Any], ...] = (sys.meta_path, sys.path_hooks, sys.path)
         kept = tuple((part, tuple(part)) for part in lists)
-        # Without tests of their own, nothing looks at modules after the program has.
-        pristine = clean if tests else ()
-        known = tuple(modules.items())
+        # Without tests of their own, nothing looks at modules after the program has; and tests that
+        # name none look at builtins alone.
+        few = not tests or _needs_no_module(tests, checks)
+        pristine = clean[: bool(tests)] if few else clean
+        known = () if few else tuple(modules.items())
         sys.addaudithook(_guard)
         if serves:
             execute(code, namespace)
@@ -778,7 +802,7 @@ def _play(
                     # identity, as a program's own objects may be equal to anything.
                     if pack(each(same, part)) != keys or pack(each(same, part.values())) != values
                 ],
-                modules.clear() or modules.update(known),  # type: ignore[func-returns-value]
+                few or modules.clear() or modules.update(known),  # type: ignore[func-returns-value]
                 [part.clear() or part.extend(items) for part, items in kept],  # type: ignore[func-returns-value]
                 execute(checks, namespace),
                 flush(),
