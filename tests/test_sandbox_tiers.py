@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from codecria.cli.evaluate_tasks import _tier
 from codecria.core.sandbox import jail, languages, outer, sandbox
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
-from codecria.data.errors import UserError
+from codecria.data.errors import UsageError, UserError
 
 LIMITS = Limits(wall_s=1.0, output_bytes=1 << 16, disk_bytes=8 << 20)
 wrapped = pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem())
@@ -102,6 +103,28 @@ def test_other_languages_run_in_bubblewrap_too(name: str, monkeypatch: pytest.Mo
         with Sandbox("bwrap", workers=1, limits=Limits(wall_s=10.0)) as opened:
             assert opened.run(right).outcome is Outcome.PASSED
             assert opened.run(wrong).outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("given", "tier"),
+    [
+        (("auto", None, False), "auto"),
+        (("native", None, True), "native+isolate"),
+        (("command", "podman run -i X", False), "command: podman run -i X"),
+        (("command", None, False), None),
+        (("auto", "podman", False), None),
+        (("command", "podman", True), None),
+    ],
+)
+def test_options_of_the_command_line_name_the_tier(
+    given: tuple[str, str | None, bool], tier: str | None
+) -> None:
+    sandbox_name, command, isolate = given
+    if tier is not None:
+        assert _tier(sandbox_name, command, isolate=isolate) == tier
+        return
+    with pytest.raises(UsageError):
+        _tier(sandbox_name, command, isolate=isolate)
 
 
 # --- a command ------------------------------------------------------------------------------------
