@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import render
 
-HELP = """Show versions, device, kernels in use, and measured speed.
+HELP = """Show versions, device, kernels in use, the sandbox, and measured speed.
 
-Takes a few seconds: matrix products and memory are measured.
+Takes a few seconds: matrix products, memory, and a run in each language are measured.
 """
 
 
@@ -39,6 +39,7 @@ def doctor(
         ("memory, free disk", f"{told['memory_gb']} GB, {told['free_disk_gb']} GB"),
         ("attention", f"{told['attention']['backend']}: {told['attention']['why']}"),
         ("sandbox", told["sandbox"]["tier"] or f"none: {told['sandbox']['why']}"),
+        *_sandbox_rows(told["sandbox"]),
         ("torch.compile", "can build kernels" if told["compiler"] else "cannot build kernels"),
         ("float32 products", f"{told['float32_gflops']} GFLOP/s"),
         ("bfloat16 products", f"{told['bfloat16_gflops']} GFLOP/s"),
@@ -48,3 +49,12 @@ def doctor(
     render.table("machine", ["", ""], rows, to_stdout=True)
     for line in told["advice"]:
         render.note(line)
+
+
+def _sandbox_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+    """Tiers and languages of the sandbox, a line each."""
+    rows = [(f"  tier {name}", state) for name, state in told["tiers"].items()]
+    for name, found in told["languages"].items():
+        state = f"{found['version']}, {found['ms']:g} ms a run" if found["ready"] else found["why"]
+        rows.append((f"  {name}", state))
+    return rows

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .attention import choose_backend
-from .sandbox import jail
+from .sandbox import survey as sandboxes
 
 PROBE_S = 0.25  # how long one probe may go on
 PACKAGES = ("codecria", "torch", "xformers", "sentencepiece", "safetensors", "numpy", "pyarrow")
@@ -150,7 +150,6 @@ def survey(folder: Path) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, why = choose_backend(device)
-    unconfined = jail.problem()
     return {
         "versions": versions(),
         "device": device_name(),
@@ -161,7 +160,7 @@ def survey(folder: Path) -> dict[str, Any]:
         "memory_gb": round(memory_size(torch.device("cpu")) / 1e9, 1),
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "attention": {"backend": backend, "why": why},
-        "sandbox": {"tier": None if unconfined else "native", "why": unconfined},
+        "sandbox": sandboxes.survey(),
         "compiler": compiler_available(),
         "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
         "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),

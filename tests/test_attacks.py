@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from codecria.core.sandbox import jail
+from codecria.core.sandbox import jail, outer
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
@@ -28,9 +28,18 @@ pytestmark = pytest.mark.skipif(bool(jail.problem()), reason=f"no jail here: {ja
 LIMITS = Limits(wall_s=2.0, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox("native", limits=LIMITS) as opened:
+TIERS = [
+    "native",
+    pytest.param(
+        "bwrap",
+        marks=pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem()),
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=TIERS)
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    with Sandbox(request.param, limits=LIMITS) as opened:
         yield opened
 
 

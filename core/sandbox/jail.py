@@ -15,6 +15,7 @@ import platform
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same everywhere
 LEAST_ABI = 3  # from which Landlock also governs truncation; before, files could be emptied
@@ -55,7 +56,7 @@ _CALLS: dict[str, dict[str, int]] = {
         "chmod": 90, "fchmod": 91, "fchmodat": 268, "chown": 92, "fchown": 93, "lchown": 94,
         "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280,
         "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197,
-        "lremovexattr": 198, "fremovexattr": 199,
+        "lremovexattr": 198, "fremovexattr": 199, "setpgid": 109, "setsid": 112,
     },
     "aarch64": {
         "socket": 198, "shmget": 194, "shmctl": 195, "shmat": 196, "clone": 220, "execve": 221,
@@ -79,7 +80,7 @@ _CALLS: dict[str, dict[str, int]] = {
         "execveat": 281, "userfaultfd": 282, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240,
         "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88,
         "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
-        "fremovexattr": 16,
+        "fremovexattr": 16, "setpgid": 154, "setsid": 157,
     },
 }  # fmt: skip
 # Numbers since 424 are the same everywhere: pidfd_send_signal, io_uring, the new mount calls,
@@ -90,6 +91,8 @@ _NEW_FROM = 448  # calls that did not exist when this was written are answered a
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
 _CLONE_THREAD = 0x00010000
+_CLONE_NEW = 0x7E020080  # every namespace
+_GROUPS = ("setsid", "setpgid")
 _EPERM, _EAGAIN, _EACCES, _ENOSYS = 1, 11, 13, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -111,6 +114,11 @@ def landlock_abi() -> int:
         return _syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError:
         return 0
+
+
+def filters() -> bool:
+    """Whether system calls can be filtered here, whatever Landlock is."""
+    return sys.platform == "linux" and platform.machine() in _CALLS
 
 
 def problem() -> str:
@@ -150,20 +158,33 @@ def die_with_parent() -> None:
     _libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
 
 
-def confine(*, readable: list[str], box: str) -> None:
+def confine(
+    *,
+    readable: list[str],
+    box: str,
+    executable: Sequence[str] = (),
+    processes: bool = False,
+    files: bool = True,
+) -> None:
     """Lock this process up, for good.
 
     Args:
         readable: folders and files that may be read.
         box: the folder it may write in.
+        executable: those that may be executed too; with none, nothing is.
+        processes: whether it may start others, as compilers do. They stay in its group.
+        files: whether Landlock governs files; without, something else must.
 
     Raises:
         OSError: the kernel refused; nothing is to be run then.
     """
     _syscall_no_new_privileges()
+    if executable:
+        _drop_bounds()
     _drop_capabilities()
-    _landlock(readable, box)
-    _seccomp()
+    if files:
+        _landlock(readable, box, executable)
+    _seccomp(executes=bool(executable), processes=processes)
 
 
 def _syscall_no_new_privileges() -> None:
@@ -180,7 +201,14 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _landlock(readable: list[str], box: str) -> None:
+def _drop_bounds() -> None:
+    """Keep root from getting capabilities back by executing something."""
+    for capability in range(64):
+        if _libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+            break  # beyond the kernel's last one; or a user's process, which has none
+
+
+def _landlock(readable: list[str], box: str, executable: Sequence[str]) -> None:
     abi = landlock_abi()
     handled = _ALL_FILE_RIGHTS | (_IOCTL_DEVICE if abi >= 5 else 0)
     attributes = struct.pack("<QQQ", handled, _NET if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
@@ -189,6 +217,7 @@ def _landlock(readable: list[str], box: str) -> None:
         LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0)
     )
     rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
+    rules += [(path, _EXECUTE | _READ_FILE | _READ_DIR) for path in executable]
     rules += [("/dev/null", _READ_FILE | _WRITE_FILE), (box, _BOX_RIGHTS)]
     for path, rights in rules:
         try:
@@ -218,12 +247,16 @@ _FIRST, _SECOND = 16, 24  # the arguments' lower halves, on little-endian machin
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
-def filter_program(machine: str, pid: int) -> bytes:
+def filter_program(
+    machine: str, pid: int, *, executes: bool = False, processes: bool = False
+) -> bytes:
     """The filter, as an array of the kernel's `struct sock_filter`.
 
     Args:
         machine: whose system calls.
         pid: of the process: the only one it may send signals to, or look up the limits of.
+        executes: whether it may execute files; which ones is Landlock's to say.
+        processes: whether it may start processes; they cannot leave its group then.
     """
     calls = _CALLS[machine]
     code: list[tuple[int, int, int, int]] = [
@@ -248,22 +281,29 @@ def filter_program(machine: str, pid: int) -> bytes:
         code.extend(body)
 
     # Threads are made, processes are not; clone3 hides its flags, and libraries go on without it.
+    # Where processes are made, they get no namespaces of their own.
+    wanted = (_ANY_BIT, 0, 1, _CLONE_NEW) if processes else (_ANY_BIT, 1, 0, _CLONE_THREAD)
     code += [
         (_EQUAL, 0, 4, calls["clone"]),
         (_LOAD, 0, 0, _FIRST),
-        (_ANY_BIT, 1, 0, _CLONE_THREAD),
+        wanted,
         (_RETURN, 0, 0, _ERROR | _EAGAIN),
         (_RETURN, 0, 0, _ALLOW),
     ]
     deny(_CLONE3, _ENOSYS)
     for name in ("fork", "vfork"):
-        if name in calls:
+        if name in calls and not processes:
             deny(calls[name], _EAGAIN)
+    for name in _GROUPS:
+        if processes:
+            deny(calls[name], _EPERM)
     deny(calls["socket"], _EACCES)
     for name in ("kill", "tgkill"):
         only(calls[name], _FIRST, (pid,))
     only(calls["prlimit64"], _FIRST, (0, pid))
-    special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64"}
+    special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64", *_GROUPS}
+    if executes:
+        special.add("execve")
     for name, number in calls.items():
         if name not in special:
             deny(number, _EPERM)
@@ -274,13 +314,30 @@ def filter_program(machine: str, pid: int) -> bytes:
     return b"".join(struct.pack("<HBBI", *line) for line in code)
 
 
-def _seccomp() -> None:
-    program = filter_program(platform.machine(), os.getpid())
-    buffer = ctypes.create_string_buffer(program, len(program))
+class _Filter(ctypes.Structure):
+    """The kernel's `struct sock_fprog`."""
 
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
-    held = Program(len(program) // 8, ctypes.addressof(buffer))
+
+_STAND_IN = 0x7FFFFF7F  # beyond any process's number
+_made: dict[tuple[bool, bool], bytes] = {}
+
+
+def prepare() -> None:
+    """Make the filters before processes are forked, so that each has but to fill in its number."""
+    if filters():
+        for executes, processes in ((False, False), (True, False), (True, True)):
+            _made[executes, processes] = filter_program(
+                platform.machine(), _STAND_IN, executes=executes, processes=processes
+            )
+
+
+def _seccomp(*, executes: bool, processes: bool) -> None:
+    if (executes, processes) not in _made:
+        prepare()
+    number, stand_in = struct.pack("<I", os.getpid()), struct.pack("<I", _STAND_IN)
+    program = _made[executes, processes].replace(stand_in, number)
+    held = _Filter(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
     if _libc.prctl(22, 2, ctypes.byref(held), 0, 0) != 0:  # PR_SET_SECCOMP, filter mode
         raise OSError(ctypes.get_errno(), "seccomp")

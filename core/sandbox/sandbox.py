@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,11 +26,12 @@ from typing import Any, Self
 
 from codecria.data.errors import UserError
 
-from . import jail
+from . import command, jail, languages, outer
 from .verdict import Limits, Outcome, Program, Tier, Verdict
 from .worker import receive, send
 
 START_S = 30.0  # until a server must be ready
+END_S = 2.0  # for a server to end what it runs, and itself
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
@@ -37,19 +39,30 @@ def choose_tier(requested: str = "auto") -> Tier:
     """The tier to run under.
 
     Args:
-        requested: "auto", "native", or "none", which nothing chooses by itself.
+        requested: "auto", or a tier by name; nothing chooses "none" or "command" by itself.
 
     Raises:
         UserError: it is not offered here. Nothing is ever run unconfined in its place.
     """
+    if requested not in ("auto", *Tier):
+        raise UserError(
+            f"there is no sandbox {requested!r}", hint="auto, bwrap, native, command or none"
+        )
     if requested == Tier.NONE and sys.platform == "linux":  # the servers are built on its calls
         return Tier.NONE
-    if requested not in ("auto", *Tier):
-        raise UserError(f"there is no sandbox {requested!r}", hint="auto, native or none")
+    if requested == Tier.COMMAND:
+        return Tier.COMMAND
+    unwrapped = outer.bwrap_problem() if requested != Tier.NATIVE else ""
+    if requested == Tier.BWRAP and unwrapped:
+        raise UserError(unwrapped, hint="--sandbox auto takes what there is")
+    if requested != Tier.NATIVE and not unwrapped:
+        return Tier.BWRAP
     if why := jail.problem():
         raise UserError(
-            f"generated code cannot be confined here: {why}",
-            hint="run it on Linux 6.2 or newer, or in a container of your own with --sandbox none",
+            f"generated code cannot be confined here: {why}"
+            + (f"; {unwrapped}" if unwrapped else ""),
+            hint="run it on Linux 6.2 or newer, install bubblewrap, or name what confines it:"
+            " --sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'",
         )
     return Tier.NATIVE
 
@@ -58,7 +71,8 @@ class Sandbox:
     """Runs programs; use it as a context manager.
 
     Args:
-        tier: see `choose_tier`.
+        tier: see `choose_tier`; "command: ARGV" names the command too. "auto+isolate" runs a
+            Python solution and its tests in two processes, where they are given apart.
         workers: programs at a time; None takes as many as this process may use cores. More give
             false timeouts.
         limits: of every program that is given none of its own.
@@ -70,18 +84,30 @@ class Sandbox:
     def __init__(
         self, tier: str = "auto", *, workers: int | None = None, limits: Limits | None = None
     ) -> None:
-        self.tier = choose_tier(tier)
+        name, _, words = tier.partition(":")
+        name, _, isolate = name.partition("+")
+        if isolate not in ("", "isolate"):
+            raise UserError(f"there is no sandbox {tier!r}", hint='as "auto+isolate"')
+        self.isolate = bool(isolate)
+        self._shared: set[str] = set()
+        self.tier = choose_tier(name)
+        self._command = _split(words) if self.tier is Tier.COMMAND else []
         self.limits = limits or Limits()
         self.workers = workers or len(os.sched_getaffinity(0))
         self._free: queue.Queue[_Server] = queue.Queue()
         self._servers: list[_Server] = []
         self._lock = threading.Lock()
         self._alone = _Turnstile(self.workers)
-        self._boxes = tempfile.mkdtemp(prefix="codecria-boxes-", dir=_memory_folder())
+        self._boxes = tempfile.mkdtemp(
+            prefix=f"codecria-boxes-{os.getpid()}-", dir=_memory_folder()
+        )
         ready = False
         try:
-            for _ in range(self.workers):
-                self._free.put(self._start())
+            if self.tier is Tier.COMMAND:
+                self._try_command()
+            else:
+                for _ in range(self.workers):
+                    self._free.put(self._start())
             ready = True
         finally:
             if not ready:
@@ -105,6 +131,17 @@ class Sandbox:
         for server in servers:
             server.end()
         shutil.rmtree(self._boxes, ignore_errors=True)
+
+    def share(self, tests: str) -> None:
+        """Let a solution run in one process with these tests, since isolation does not fit them.
+
+        Only who knows that a right solution fails in two processes may say so: a solution must not.
+        """
+        self._shared.add(tests)
+
+    def _isolates(self, program: Program, language: str) -> bool:
+        apart = language == "python" and bool(program.tests) and self.tier is not Tier.COMMAND
+        return self.isolate and apart and program.tests not in self._shared
 
     def run(self, program: Program, limits: Limits | None = None) -> Verdict:
         """Judge one program.
@@ -159,33 +196,55 @@ class Sandbox:
             yield n, self._once(programs[n], limits)
 
     def _once(self, program: Program, limits: Limits) -> Verdict:
-        if program.language != "python":
-            return Verdict(
-                outcome=Outcome.SKIPPED,
-                detail=f"the sandbox does not run {program.language} yet",
-                seconds=0.0,
-                tier=self.tier,
-                limits=limits,
-            )
+        language = languages.canonical(program.language)
         job = asdict(program) | {
             "limits": asdict(limits),
-            "confined": self.tier is Tier.NATIVE,
+            "confined": self.tier in (Tier.NATIVE, Tier.BWRAP),
+            "landlock": not jail.problem(),
+            "isolate": self._isolates(program, language),
         }
+        patience = limits.wall_s
+        if self.tier is Tier.COMMAND:
+            if language != "python":
+                why = f"the sandbox's command runs Python alone, not {language}"
+                return self._untouched(Outcome.SKIPPED, why, limits)
+            return self._verdict(command.judge(self._command, job), limits)
+        if language != "python":
+            if why := languages.missing(language, program.needs):
+                return self._untouched(Outcome.SKIPPED, why, limits)
+            if why := languages.LANGUAGES[language].refusal(program.source):
+                return self._untouched(Outcome.FAILED, why, limits)
+            job |= languages.job_of(
+                language,
+                program.source,
+                program.tests,
+                program.needs,
+                limits.memory_bytes,
+                limits.wall_s,
+            )
+            patience = sum(step["wall_s"] for step in job["steps"])
         for _ in range(2):
             server = self._free.get()
             answer = None
             try:
-                answer = server.ask(job, timeout_s=limits.wall_s + GRACE_S)
+                answer = server.ask(job, timeout_s=patience + GRACE_S)
             finally:
                 if answer is None:
                     self._replace(server)
             if answer is not None:
-                self._free.put(server)
+                if self.tier is Tier.BWRAP and not job["landlock"]:
+                    self._replace(server)  # what a program wrote beside its box goes with it
+                else:
+                    self._free.put(server)
                 return self._verdict(answer, limits)
         raise UserError(
             "the sandbox's server died twice under one program",
             hint="the machine may be out of memory or processes: fewer --workers need less",
         )
+
+    def _untouched(self, outcome: Outcome, why: str, limits: Limits) -> Verdict:
+        """The verdict of a program that was not run."""
+        return Verdict(outcome=outcome, detail=why, seconds=0.0, tier=self.tier, limits=limits)
 
     def _verdict(self, answer: dict[str, Any], limits: Limits) -> Verdict:
         outcome = Outcome(answer.pop("outcome"))
@@ -198,11 +257,52 @@ class Sandbox:
                 self._servers.remove(server)
         self._free.put(self._start())
 
+    def _try_command(self) -> None:
+        """See that the command runs a program, and that it judges a failing one right.
+
+        Raises:
+            UserError: it does not.
+        """
+        for source, expected in (("assert True", Outcome.PASSED), ("assert 0", Outcome.FAILED)):
+            verdict = self._once(Program(source=source), self.limits)
+            if verdict.outcome is not expected:
+                raise UserError(
+                    f"the sandbox's command does not run Python programs: {verdict.detail}",
+                    hint="it must pass its input on (podman: -i) and find python3 (3.11 or newer)",
+                )
+
     def _start(self) -> _Server:
-        server = _Server(tempfile.mkdtemp(dir=self._boxes))
+        if self.tier is Tier.BWRAP:
+            size = max(outer.LEAST_BOXES_BYTES, 4 * self.limits.disk_bytes)
+            wall = outer.bwrap_argv(boxes_bytes=size, files=not jail.problem())
+            argv = [*wall, outer.interpreter(), "-I", "-S", f"{outer.CODE}/worker.py"]
+            server = _Server(argv, outer.BOXES)
+        else:
+            path = str(Path(__file__).with_name("worker.py"))
+            # Isolated and without site-packages: programs find the standard library and no more.
+            argv = [sys.executable, "-I", "-S", path]
+            server = _Server(argv, tempfile.mkdtemp(dir=self._boxes))
         with self._lock:
             self._servers.append(server)
         return server
+
+
+def _split(command: str) -> list[str]:
+    """The words of a command, as a shell takes them.
+
+    Raises:
+        UserError: there is none, or a quotation does not end.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"the sandbox's command cannot be read: {error}") from error
+    if not words:
+        raise UserError(
+            "the tier command needs a command",
+            hint="--sandbox-command 'podman run --rm -i --network none IMAGE'",
+        )
+    return words
 
 
 def _memory_folder() -> str | None:
@@ -213,19 +313,17 @@ def _memory_folder() -> str | None:
 class _Server:
     """A running `worker.py` and the socket to it."""
 
-    def __init__(self, boxes: str) -> None:
+    def __init__(self, argv: list[str], boxes: str) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
-        path = Path(__file__).with_name("worker.py")
-        # Isolated and without site-packages: programs find the standard library and nothing else.
         # An empty environment: what is not there cannot leak.
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(path), str(theirs.fileno()), boxes],
+            [*argv, str(theirs.fileno()), boxes],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={"LANG": "C.UTF-8", "TZ": "UTC"},
+            env={"LANG": "C.UTF-8", "TZ": "UTC", "PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )
         theirs.close()
@@ -256,6 +354,10 @@ class _Server:
         """Kill it and what it runs, and wait for it."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
         if self.process.stderr is not None:

@@ -10,10 +10,13 @@ class Tier(StrEnum):
     """How a program is kept from everything else.
 
     NATIVE is Landlock, seccomp and resource limits of the Linux kernel, applied by the process to
-    itself. NONE is resource limits alone: the program has its user's rights.
+    itself. BWRAP is that within bubblewrap's namespaces. COMMAND is what a command of the user's
+    makes, such as a container. NONE is resource limits alone: the program has its user's rights.
     """
 
+    BWRAP = "bwrap"
     NATIVE = "native"
+    COMMAND = "command"
     NONE = "none"
 
 
@@ -57,17 +60,19 @@ class Program:
     """A program.
 
     Attributes:
-        language: what it is written in; those but Python are skipped.
+        language: what it is written in: "python", or one of `languages.LANGUAGES`.
         source: a solution, or a whole program with its tests.
         tests: run after it in the same namespace, with the builtins and the standard library's
             modules as they were before the solution touched them.
         stdin: what it reads; with it, the program's name is "__main__".
+        needs: names of `languages.LIBRARIES` that its tests stand on.
     """
 
     source: str
     language: str = "python"
     tests: str = ""
     stdin: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,7 @@ class Verdict:
         tier, limits: it ran under.
         stdout, stderr: the ends of what it printed.
         exit_status: of the process; negative the signal that ended it.
+        isolated: whether solution and tests ran in two processes.
     """
 
     outcome: Outcome
@@ -91,3 +97,4 @@ class Verdict:
     stdout: str = ""
     stderr: str = ""
     exit_status: int | None = None
+    isolated: bool = False

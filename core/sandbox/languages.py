@@ -1,0 +1,345 @@
+"""The languages beside Python: how each is compiled and run, as data; another is one entry more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from . import guards
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A program that is executed in the jail.
+
+    Attributes:
+        argv: with {tool} for the path of a tool, {build} and {box} for folders, {heap_mb} for half
+            of what the program may have of memory, and {jars} for Java's class path.
+        wall_s: seconds by the clock; None takes the program's own limit.
+        address_bytes: of address space at least, as runtimes reserve more than they use.
+        processes: whether it may start others, as compilers do.
+    """
+
+    argv: tuple[str, ...]
+    wall_s: float | None = None
+    address_bytes: int = 0
+    processes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """A language that the sandbox runs where its tools are.
+
+    Attributes:
+        name: as problems name it.
+        title: as people write it.
+        tools: commands that must be there.
+        version: arguments that make the first tool tell its version.
+        files: makes the files of a solution and its tests.
+        compile: the steps ahead of the program.
+        run: the program.
+        refusal: what in a solution is not run at all; empty where nothing is.
+        readable: more that may be read, as patterns of paths.
+        sample: a solution and its tests, which pass; with "3" for "2", the tests do not.
+    """
+
+    name: str
+    title: str
+    tools: tuple[str, ...]
+    version: tuple[str, ...]
+    files: Callable[[str, str], dict[str, str]]
+    run: Step
+    compile: tuple[Step, ...] = ()
+    refusal: Callable[[str], str] = field(default=lambda _source: "")
+    readable: tuple[str, ...] = ()
+    sample: tuple[str, str]
+
+
+def _js_files(source: str, tests: str) -> dict[str, str]:
+    return {"guard.js": guards.JS_GUARD, "solution.js": source, "tests.js": tests}
+
+
+def _java_files(source: str, tests: str) -> dict[str, str]:
+    entry = guards.java_entry(source, tests)
+    return {
+        f"{entry}.java": f"{source}\n{tests}",
+        f"guard/{guards.JAVA_GUARD_NAME}.java": guards.java_guard(entry, tests),
+        "sources": f"{{build}}/{entry}.java\n{{build}}/guard/{guards.JAVA_GUARD_NAME}.java\n",
+    }
+
+
+# Without those that read memory or dump it: jdk.unsupported, jdk.management, jdk.attach, jdk.jdi.
+JAVA_MODULES = "java.base,java.logging,java.xml"
+_JVM = ("-XX:-UsePerfData", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+LANGUAGES: Mapping[str, Language] = {
+    language.name: language
+    for language in (
+        Language(
+            name="javascript",
+            title="JavaScript",
+            tools=("node",),
+            version=("--version",),
+            files=_js_files,
+            run=Step(
+                argv=(
+                    *("{node}", "--max-old-space-size={heap_mb}", "--no-addons"),
+                    *("--stack-trace-limit=5", "{build}/guard.js"),
+                ),
+                address_bytes=4 * GIB,  # V8 reserves what it may never use
+            ),
+            readable=("/etc/ssl/openssl.cnf",),
+            sample=(
+                "const one = () => 1",
+                "if (one() + one() !== 2) throw new Error('wrong')",
+            ),
+        ),
+        Language(
+            name="cpp",
+            title="C++",
+            tools=("g++",),
+            version=("-dumpfullversion",),
+            files=guards.cpp_files,
+            compile=(
+                Step(
+                    argv=(
+                        *("{g++}", "-std=gnu++17", "-w", "-I{build}/include", "-o"),
+                        *("{build}/program", "{build}/guard.cpp", "{build}/main.cpp"),
+                        *("-Wl,--wrap=main", "-pthread", "-lm"),
+                        "{link}",
+                    ),
+                    wall_s=30.0,
+                    address_bytes=2 * GIB,
+                    processes=True,
+                ),
+            ),
+            run=Step(argv=("{build}/program",)),
+            refusal=guards.cpp_refusal,
+            sample=(
+                "#include <vector>\nint one() { return 1; }",
+                "int main() { std::vector<int> v(one()); assert(v.size() + one() == 2); }",
+            ),
+        ),
+        Language(
+            name="java",
+            title="Java",
+            tools=("java", "javac"),
+            version=("-version",),
+            files=_java_files,
+            compile=(
+                Step(
+                    argv=(
+                        *("{javac}", *(f"-J{option}" for option in _JVM), "-J-Xmx512m"),
+                        *("-proc:none", "-nowarn", "-implicit:none", "-encoding", "UTF-8"),
+                        *("-Xmaxerrs", "5", "--limit-modules", JAVA_MODULES),
+                        *("-cp", "{build}{jars}", "-d", "{build}/classes", "@{build}/sources"),
+                    ),
+                    wall_s=30.0,
+                    address_bytes=4 * GIB,
+                ),
+            ),
+            run=Step(
+                argv=(
+                    *("{java}", *_JVM, "-Xmx{heap_mb}m", "-XX:CompressedClassSpaceSize=64m"),
+                    *("-Djava.io.tmpdir={box}", "-Duser.home={box}", "-Dfile.encoding=UTF-8"),
+                    *("--limit-modules", JAVA_MODULES, "-ea", "-cp", "{build}/classes{jars}"),
+                    *(guards.JAVA_GUARD_NAME, "{build}/classes"),
+                ),
+                address_bytes=4 * GIB,  # less is a fatal error of the JVM's
+            ),
+            readable=("/etc/java*",),
+            sample=(
+                "class One { static int one() { return 1; } }",
+                "public class Main { public static void main(String[] words)"
+                " { assert One.one() + One.one() == 2; } }",
+            ),
+        ),
+    )
+}
+ALIASES = {"js": "javascript", "c++": "cpp"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """Something that tests of a suite stand on, beside the language.
+
+    Attributes:
+        title: its name, and what installs it on Debian.
+        paths: patterns of files, of which one must be there.
+        jar: whether it goes on Java's class path.
+    """
+
+    title: str
+    paths: tuple[str, ...]
+    jar: bool = False
+
+
+LIBRARIES: Mapping[str, Library] = {
+    "boost": Library(
+        title="Boost (libboost-dev)",
+        paths=("/usr/include/boost/any.hpp", "/usr/local/include/boost/any.hpp"),
+    ),
+    "openssl": Library(
+        title="OpenSSL's headers (libssl-dev)",
+        paths=("/usr/include/openssl/md5.h", "/usr/local/include/openssl/md5.h"),
+    ),
+    "javatuples": Library(
+        title="javatuples (libjavatuples-java)",
+        paths=("/usr/share/java/javatuples.jar", "/usr/share/maven-repo/**/javatuples*.jar"),
+        jar=True,
+    ),
+    "js-md5": Library(
+        title="js-md5 (npm)",
+        paths=("/usr/share/nodejs/js-md5/package.json",),
+    ),
+}
+
+
+def canonical(language: str) -> str:
+    """A language's name as this module has it."""
+    return ALIASES.get(language, language)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """The tools of a language on this machine.
+
+    Attributes:
+        paths: by command, links followed.
+        missing: commands that are not there.
+    """
+
+    paths: Mapping[str, str]
+    missing: tuple[str, ...]
+
+
+@lru_cache(maxsize=32)
+def toolchain(name: str, search: str | None = None) -> Toolchain:
+    """The tools of a language of `LANGUAGES`.
+
+    Args:
+        name: canonical.
+        search: PATH; None for this process's.
+    """
+    found = {tool: shutil.which(tool, path=search) for tool in LANGUAGES[name].tools}
+    paths = {tool: os.path.realpath(path) for tool, path in found.items() if path}
+    return Toolchain(paths, tuple(tool for tool, path in found.items() if not path))
+
+
+@lru_cache(maxsize=32)
+def library_path(name: str) -> str | None:
+    """Where a library of `LIBRARIES` is, or None."""
+    for pattern in LIBRARIES[name].paths:
+        for path in _matching(pattern):
+            return os.path.realpath(path)
+    return None
+
+
+def missing(language: str, needs: tuple[str, ...] = ()) -> str:
+    """Why programs of a language cannot run here, by name; empty where they can.
+
+    Args:
+        language: canonical; not Python.
+        needs: names of libraries.
+    """
+    known = LANGUAGES.get(language)
+    if known is None:
+        return f"the sandbox does not run {language}"
+    if lost := toolchain(language).missing:
+        return f"{known.title} needs {' and '.join(lost)}, not installed here"
+    for name in needs:
+        if library_path(name) is None:
+            return f"the tests need {LIBRARIES[name].title}, not installed here"
+    return ""
+
+
+def version(language: str) -> str | None:
+    """What a language's first tool says of its version, or None where it is missing."""
+    tools = toolchain(language)
+    if tools.missing:
+        return None
+    known = LANGUAGES[language]
+    try:
+        told = subprocess.run(
+            [tools.paths[known.tools[0]], *known.version],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = (told.stdout.strip() or told.stderr.strip()).splitlines()
+    return lines[0].removeprefix("v") if lines else "unknown"
+
+
+def readable_beside() -> list[str]:
+    """What the languages here read beside the system's folders."""
+    patterns = [pattern for language in LANGUAGES.values() for pattern in language.readable]
+    return sorted(path for pattern in patterns for path in _matching(pattern))
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that an absolute pattern stands for."""
+    return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
+
+
+# What compilers and runtimes are made of. Reading it says nothing of the user's own files.
+_SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/lib", "/lib64", "/bin")
+_READ = (
+    *("/usr/include", "/usr/local/include", "/usr/share/java", "/usr/share/nodejs"),
+    *("/usr/share/zoneinfo", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/dev/urandom", "/dev/random", "/dev/zero"),
+)
+
+
+def job_of(
+    language: str, source: str, tests: str, needs: tuple[str, ...], memory_bytes: int, wall_s: float
+) -> dict[str, object]:
+    """What a worker is told to run: files, steps, and what they may read and execute.
+
+    Args:
+        language: canonical, and not `missing`.
+        source, tests, needs: of the program.
+        memory_bytes, wall_s: its limits.
+    """
+    known = LANGUAGES[language]
+    tools = toolchain(language).paths
+    places = (library_path(name) for name in needs if LIBRARIES[name].jar)
+    jars = "".join(f":{place}" for place in places if place)
+    heap = max(16, memory_bytes // 2 >> 20)
+    steps = []
+    for step in (*known.compile, known.run):
+        filled = (_filled(part, tools, jars=jars, heap_mb=heap) for part in step.argv)
+        # Linked where the tests ask for it alone: elsewhere it may not be there.
+        link = "-lcrypto" if "openssl" in needs else ""
+        argv = [part for part in (p.replace("{link}", link) for p in filled) if part]
+        steps.append(
+            {
+                "argv": argv,
+                "wall_s": wall_s if step.wall_s is None else step.wall_s,
+                "address_bytes": max(step.address_bytes, memory_bytes),
+                "memory_bytes": memory_bytes if step.wall_s is None else step.address_bytes,
+                "processes": step.processes,
+            }
+        )
+    homes = {str(Path(path).parent.parent) for path in tools.values()} - {"/usr", "/"}
+    extra = [path for pattern in known.readable for path in _matching(pattern)]
+    return {
+        "files": known.files(source, tests),
+        "steps": steps,
+        "executable": [*_SYSTEM, *sorted(homes)],
+        "readable": [*_READ, *extra],
+        # Where a program's own place in /proc cannot be seen, its loader is told of its libraries.
+        "libraries": ":".join(f"{home}/lib" for home in sorted(homes)),
+    }
+
+
+def _filled(part: str, tools: Mapping[str, str], *, jars: str, heap_mb: int) -> str:
+    """An argument with what is known of its places; folders are the worker's to fill in."""
+    for tool, path in tools.items():
+        part = part.replace(f"{{{tool}}}", path)
+    return part.replace("{jars}", jars).replace("{heap_mb}", str(heap_mb))

@@ -1,0 +1,88 @@
+"""Walls around a server of the sandbox: bubblewrap's namespaces, or a command of the user's.
+
+In bubblewrap the server sees the system's libraries and toolchains, its own source, and folders in
+memory; no network, no process but its own, no home. Each program locks itself up inside as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from . import jail, languages
+
+BOXES = "/boxes"  # in memory, within the namespace
+CODE = "/codecria"
+LEAST_BOXES_BYTES = 256 << 20
+PROBE_S = 10.0
+# What a system is made of; links such as /bin are bound as what they lead to.
+_SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
+_FEW = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf")
+
+
+def interpreter() -> str:
+    """The Python that runs servers: the real one where this is a virtual environment's."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def bwrap_argv(*, boxes_bytes: int, files: bool) -> list[str]:
+    """bubblewrap's arguments, up to the program to run.
+
+    Args:
+        boxes_bytes: of the folder in memory where boxes are made.
+        files: whether Landlock governs files inside. Where it does not, nothing shows processes,
+            whose memory could be written to otherwise.
+    """
+    argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+    argv += ["--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--dev", "/dev"]
+    argv += ["--tmpfs", "/etc", "--tmpfs", "/tmp"]
+    for path in _SYSTEM:
+        argv += ["--ro-bind-try", path, path]
+    prefixes = {str(Path(interpreter()).parent.parent), sys.base_prefix}
+    for language in languages.LANGUAGES.values():
+        tools = languages.toolchain(language.name).paths.values()
+        prefixes |= {str(Path(path).parent.parent) for path in tools}
+    apart = (prefix for prefix in sorted(prefixes) if not _below(prefix, _SYSTEM))
+    for path in (*_FEW, *languages.readable_beside(), *apart):
+        argv += ["--ro-bind-try", path, path]
+    if files:
+        argv += ["--proc", "/proc"]
+    argv += ["--ro-bind", str(Path(__file__).parent), CODE]
+    argv += ["--size", str(boxes_bytes), "--tmpfs", BOXES, "--chdir", "/"]
+    return [*argv, "--"]
+
+
+def _below(path: str, folders: tuple[str, ...]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+@lru_cache(maxsize=1)
+def _probe(search: str | None) -> str:
+    where = shutil.which("bwrap", path=search)
+    if where is None:
+        return "bubblewrap is not installed (on Debian and Ubuntu: apt install bubblewrap)"
+    argv = bwrap_argv(boxes_bytes=1 << 20, files=True)
+    try:
+        done = subprocess.run(
+            [where, *argv[1:], interpreter(), "-I", "-S", "-c", "pass"],
+            capture_output=True, timeout=PROBE_S, check=False, env={}, text=True, errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap does not run here: {error}"
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        return f"bubblewrap does not run here: {said[-1] if said else 'no reason given'}"
+    return ""
+
+
+def bwrap_problem() -> str:
+    """Why bubblewrap cannot be the outer wall here, empty where it can; tried once."""
+    if sys.platform != "linux":
+        return f"bubblewrap is Linux's, this is {sys.platform}"
+    if not jail.filters():
+        return "no table of system calls for this machine"
+    return _probe(os.environ.get("PATH"))

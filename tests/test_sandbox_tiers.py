@@ -1,0 +1,171 @@
+"""Tiers around the jail: bubblewrap with and without Landlock, and a user's command."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from codecria.cli.evaluate_tasks import _tier
+from codecria.core.sandbox import jail, languages, outer, sandbox
+from codecria.core.sandbox.sandbox import Sandbox, choose_tier
+from codecria.core.sandbox.survey import sample
+from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
+from codecria.data.errors import UsageError, UserError
+
+LIMITS = Limits(wall_s=1.0, output_bytes=1 << 16, disk_bytes=8 << 20)
+wrapped = pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem())
+
+
+def test_auto_takes_the_strongest_that_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.jail, "problem", lambda: "")
+    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "")
+    assert choose_tier("auto") is Tier.BWRAP
+    assert choose_tier("native") is Tier.NATIVE
+    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "no bubblewrap")
+    assert choose_tier("auto") is Tier.NATIVE
+    monkeypatch.setattr(sandbox.jail, "problem", lambda: "no Landlock")
+    with pytest.raises(UserError, match="no Landlock; no bubblewrap") as refused:
+        choose_tier("auto")
+    assert "--sandbox command" in str(refused.value.hint)
+    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "")
+    assert choose_tier("auto") is Tier.BWRAP, "it holds without Landlock too"
+
+
+def test_without_bubblewrap_the_line_that_installs_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    outer._probe.cache_clear()
+    try:
+        assert "apt install bubblewrap" in outer.bwrap_problem()
+    finally:
+        outer._probe.cache_clear()
+
+
+@wrapped
+def test_bubblewrap_holds_where_the_kernel_has_no_landlock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jail, "landlock_abi", lambda: 0)
+    monkeypatch.setenv("CODECRIA_TEST_SECRET", "secret")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    attacks = {
+        "the secret": f"open({str(secret)!r}).read()",
+        "the system": "open('/usr/lib/new', 'w')",
+        "passwd": "open('/etc/passwd').read()",
+        "processes": "open('/proc/self/environ').read()",
+        "memory of the server": "open('/proc/1/mem', 'r+b')",
+        "a socket": "import socket\nsocket.socket()",
+        "a process": "import os\nos.fork()",
+        "a file of a run before": "assert open('/boxes/left').read()",
+        "another in memory": "assert open('/dev/shm/left').read()",
+    }
+    leaves = """
+        open('/boxes/left', 'w').write('x')
+        open('/dev/shm/left', 'w').write('x')
+    """
+    with Sandbox("bwrap", workers=1, limits=LIMITS) as opened:
+        assert opened.run(Program(source=leaves.replace("    ", ""))).outcome is Outcome.PASSED
+        for name, attack in attacks.items():
+            verdict = opened.run(Program(source=f"{attack}\nprint('escaped')"))
+            assert verdict.outcome is Outcome.FAILED, (name, verdict)
+            assert "escaped" not in verdict.stdout, name
+        assert opened.run(Program(source="import os\nos._exit(0)")).outcome is Outcome.FAILED
+    assert secret.read_text() == "secret"
+
+
+@wrapped
+def test_a_bubblewrap_server_ends_with_what_it_runs() -> None:
+    with Sandbox("bwrap", workers=1, limits=LIMITS) as opened:
+        process = opened._servers[0].process
+        inner = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert inner
+    assert process.poll() is not None
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in inner) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in inner)
+
+
+@wrapped
+@pytest.mark.parametrize("name", languages.LANGUAGES)
+def test_other_languages_run_in_bubblewrap_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := languages.missing(name):
+        pytest.skip(why)
+    right, wrong = sample(name)
+    for without_landlock in (False, True):
+        if without_landlock:
+            monkeypatch.setattr(jail, "landlock_abi", lambda: 0)
+        with Sandbox("bwrap", workers=1, limits=Limits(wall_s=10.0)) as opened:
+            assert opened.run(right).outcome is Outcome.PASSED
+            assert opened.run(wrong).outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("given", "tier"),
+    [
+        (("auto", None, False), "auto"),
+        (("native", None, True), "native+isolate"),
+        (("command", "podman run -i X", False), "command: podman run -i X"),
+        (("command", None, False), None),
+        (("auto", "podman", False), None),
+        (("command", "podman", True), None),
+    ],
+)
+def test_options_of_the_command_line_name_the_tier(
+    given: tuple[str, str | None, bool], tier: str | None
+) -> None:
+    sandbox_name, command, isolate = given
+    if tier is not None:
+        assert _tier(sandbox_name, command, isolate=isolate) == tier
+        return
+    with pytest.raises(UsageError):
+        _tier(sandbox_name, command, isolate=isolate)
+
+
+# --- a command ------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "assert 1 + 1 == 2": Outcome.PASSED,
+    "assert 1 + 1 == 3": Outcome.FAILED,
+    "import os\nos._exit(0)": Outcome.FAILED,
+    "raise SystemExit(0)": Outcome.FAILED,
+    "import os\nos.write(201, os.read(200, 32))\nos._exit(0)": Outcome.FAILED,
+    "while True: print('x' * 1000)": Outcome.RESOURCE,
+    "while True: pass": Outcome.TIMEOUT,
+    "print('passed')\nassert input() == ''": Outcome.FAILED,
+}
+
+
+@pytest.mark.skipif(shutil.which("python3") is None, reason="there is no python3 on PATH")
+def test_a_command_judges_as_the_other_tiers_do() -> None:
+    with Sandbox("command: env -i PATH=/usr/bin:/bin", workers=2, limits=LIMITS) as opened:
+        programs = [Program(source=source) for source in COMMANDS]
+        found = dict(opened.run_many(programs))
+        assert {p.source: found[n].outcome for n, p in enumerate(programs)} == COMMANDS
+        assert {verdict.tier for verdict in found.values()} == {Tier.COMMAND}
+        apart = Program(source="def f(): return 1", tests="assert f() == 1")
+        assert opened.run(apart).outcome is Outcome.PASSED
+        echo = opened.run(Program(source="print(input())", stdin="hello"))
+        assert (echo.outcome, echo.stdout) == (Outcome.PASSED, "hello\n")
+        other = opened.run(Program(language="java", source=""))
+        assert other.outcome is Outcome.SKIPPED
+        assert "java" in other.detail
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("command", "needs a command"),
+        ("command: 'open", "cannot be read"),
+        ("command: no-such-command-here", "does not start"),
+        ("command: false", "does not run Python programs"),
+    ],
+)
+def test_a_command_that_does_not_work_is_refused_at_once(command: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Sandbox(command, workers=1, limits=LIMITS)
