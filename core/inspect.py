@@ -197,8 +197,14 @@ def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
     facts["chat_template"] = bool(checkpoint.chat_template())
     facts["lineage"] = checkpoint.lineage()
     if verify:
-        problems += checkpoint.verify()
-        if sound and tokenizer is not None and tokenizer.vocab_size <= config.vocab_size:
+        damage = checkpoint.verify()
+        problems += damage
+        if (
+            sound
+            and not damage
+            and tokenizer is not None
+            and tokenizer.vocab_size <= config.vocab_size
+        ):
             problems += suspicions(checkpoint.weights, config, tokenizer)
     return _told("checkpoint", path, facts, problems)
 
