@@ -11,7 +11,7 @@ import typer
 
 from . import render
 
-HELP = """Show what a shard set, run, checkpoint or tokenizer holds, and what is wrong with it.
+HELP = """Show what shards, a run, a checkpoint, GGUF or a tokenizer holds, and what is wrong.
 
 Ends with status 1 when something is missing or corrupt.
 

@@ -108,9 +108,8 @@ class Checkpoint:
         Raises:
             UserError: a weights file is damaged or incomplete.
         """
-        page = _page(self.folder)
         lines = []
-        for name, wanted in sorted(page.get(DIGESTS_KEY, {}).items()):
+        for name, wanted in sorted(_part(self.folder, DIGESTS_KEY).items()):
             path = self.folder / name
             if not path.is_file():
                 lines.append(f"{name} is missing")
@@ -119,13 +118,10 @@ class Checkpoint:
         told = asdict(self.config)
         lines += [
             f"{key} is {told[key]:g}, the model was written with {value:g}"
-            for key, value in page.get(MODEL_KEY, {}).items()
+            for key, value in _shape_recorded(self.folder).items()
             if key in told and told[key] != value
         ]
-        for name, same in checklist(self.folder):
-            if not same:
-                state = "missing" if same is None else "not the file that the checklist names"
-                lines.append(f"{name} is {state}")
+        lines += [f"{name} {problem}" for name, problem in checklist(self.folder) if problem]
         return lines + self.weights.not_finite()
 
     def digest(self) -> str:
@@ -154,9 +150,20 @@ def _page(folder: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _part(folder: Path, key: str) -> dict[str, Any]:
+    """An object within codecria.json; empty where there is none."""
+    value = _page(folder).get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _shape_recorded(folder: Path) -> dict[str, float]:
+    """The fields of the shape as codecria.json has them."""
+    return {k: v for k, v in _part(folder, MODEL_KEY).items() if isinstance(v, int | float)}
+
+
 def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
     """The shape with what Meta's layout cannot say, where codecria.json does."""
-    told = _page(folder).get(MODEL_KEY, {})
+    told: dict[str, Any] = _shape_recorded(folder)
     silent = ("max_context", "tied", "bos_id", "eos_id")
     return replace(config, **{key: told[key] for key in silent if key in told})
 
@@ -265,11 +272,12 @@ def write_checkpoint(
     )
     named = str(dtypes[EMBEDDING]).removeprefix("torch.")
     atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=named))
-    write_generation(folder, config, tokenizer)
-    if tokenizer is not None:
+    known = None if tokenizer is None else Tokenizer.load(tokenizer)
+    write_generation(folder, config, known)
+    if known is not None:
         if chat_template is None:
-            chat_template = template_for(Tokenizer.load(tokenizer), lineage)
-        write_tokenizer(folder, tokenizer, config, chat_template)
+            chat_template = template_for(known, lineage)
+        write_tokenizer(folder, known, config, chat_template)
         digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
     write_lineage(folder, lineage, config, digests)
 

@@ -27,6 +27,7 @@ from codecria.data.files import (
     atomic_write_json,
     require_free_space,
     sweep,
+    write_error,
 )
 from codecria.data.stages import Progress
 from codecria.data.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ from codecria.data.tokenizer import Tokenizer
 from . import parity
 from .checkpoint import (
     CARD_NAME,
+    CONFIG_NAME,
     DTYPES,
     MAX_SHARD_BYTES,
     TOKENIZER_NAME,
@@ -59,6 +61,7 @@ from .formats.meta import (
     PARAMS_NAME,
     MetaWeights,
     checklist,
+    is_meta_folder,
     listed,
     md5,
     params_of,
@@ -153,7 +156,10 @@ def convert(
     dtypes = _types(source, config, request)
     size = int(sum(math.prod(s) * d for s, d in _sizes(config, dtypes, request).values()))
     out = request.out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
     sweep(out)
     require_free_space(out.parent, size + SPARE_BYTES)
     _check_list(source, request, tell)
@@ -200,16 +206,38 @@ def _opened(request: Request) -> Checkpoint:
             f"{source.folder} is not sound: {'; '.join(problems[:3])}{more}",
             hint=f"see `codecria inspect {source.folder}`",
         )
+    _check_out(request, source.folder)
+    return source
+
+
+def _check_out(request: Request, source: Path) -> None:
+    """See that nothing is lost at the destination that was not meant to be.
+
+    Raises:
+        UsageError, UserError: it would be.
+    """
     out = request.out
-    if out.resolve() == source.folder.resolve():
+    if out.resolve() == source.resolve():
         raise UsageError(f"{out} is the source", hint="choose another destination")
-    if out.exists() and not request.force:
+    if out.resolve() in source.resolve().parents:
+        raise UsageError(f"{out} holds the source", hint="choose another destination")
+    if not out.exists():
+        return
+    if not request.force:
         raise UserError(f"{out} exists", hint="--force replaces it")
     wrong = out.is_dir() if request.layout is Layout.GGUF else out.is_file()
-    if out.exists() and wrong:
+    if wrong:
         kind = "a folder" if out.is_dir() else "a file"
         raise UserError(f"{out} is {kind}, and is not replaced", hint="choose another destination")
-    return source
+    replaceable = (
+        is_gguf(out)
+        if request.layout is Layout.GGUF
+        else (out / CONFIG_NAME).is_file() or is_meta_folder(out) or not any(out.iterdir())
+    )
+    if not replaceable:
+        raise UserError(
+            f"{out} is no model, and is not replaced", hint="choose another destination"
+        )
 
 
 def _corrected(config: ModelConfig, request: Request) -> ModelConfig:
@@ -258,6 +286,8 @@ def _types(source: Checkpoint, config: ModelConfig, request: Request) -> dict[st
     """The type each weight is written in, by our name; of Q8_0 what it is made from."""
     stored = source.weights.stored
     kept = {n: getattr(torch, stored[n].dtype) for n in shapes_of(config)}
+    if request.layout is Layout.GGUF:  # which has nothing wider than float32 for a weight
+        kept = {n: torch.float32 if d is torch.float64 else d for n, d in kept.items()}
     if request.dtype is None:
         return kept
     if request.dtype == GgufType.Q8_0:
@@ -303,14 +333,14 @@ def _check_list(source: Checkpoint, request: Request, tell: Tell) -> None:
     """Compare the source with its checklist, where it has one."""
     if not request.verify:
         return
-    for done, (name, same) in enumerate(checklist(source.folder), start=1):
-        if not same:
-            what = "missing" if same is None else "not the file that the checklist names"
+    files = listed(source.folder)
+    for done, (name, problem) in enumerate(checklist(source.folder), start=1):
+        if problem:
             raise UserError(
-                f"{source.folder / name} is {what}",
+                f"{source.folder / name} {problem}",
                 hint="download it again, or pass --no-verify to convert it as it is",
             )
-        tell(Progress(stage="checklist", done=done, total=listed(source.folder)))
+        tell(Progress(stage="checklist", done=done, total=files))
 
 
 class _Job:
@@ -393,13 +423,13 @@ class _Job:
             {m: (shapes[n], self.dtypes[tied.get(n, n)]) for m, n in ours.items()},
             lambda m: self._read(tied.get(ours[m], ours[m]), "neighbours"),
         )
-        listed = [folder / PARAMS_NAME, folder / "consolidated.00.pth"]
+        files = [folder / PARAMS_NAME, folder / "consolidated.00.pth"]
         if self.tokenizer is not None:
             shutil.copyfile(self.tokenizer.path, folder / TOKENIZER_NAME)
-            listed.append(folder / TOKENIZER_NAME)
+            files.append(folder / TOKENIZER_NAME)
         if self.template:
             atomic_write(folder / TEMPLATE_NAME, self.template.encode())
-        lines = [f"{md5(path)}  {path.name}\n" for path in sorted(listed)]
+        lines = [f"{md5(path)}  {path.name}\n" for path in sorted(files)]
         atomic_write(folder / CHECKLIST_NAME, "".join(lines).encode())
         write_lineage(folder, self.source.lineage(), self.config, {})
 

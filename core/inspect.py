@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -256,10 +257,12 @@ def _with_tokenizer(
     return tokenizer, problems
 
 
-def _data_of(run: Path, source: str) -> Path:
+def _data_of(run: Path, source: Mapping[str, Any]) -> Path:
     """The shard set of a run's source; that of a file of dialogs lies in the run's own folder."""
-    made = sorted((run / "dialogs").glob(f"{Path(source).name}-*"))
-    return made[0] if made and not Path(source).is_dir() else Path(source)
+    for made in sorted((run / "dialogs").glob(f"*/{MANIFEST_NAME}")):
+        if read_manifest(made.parent).digest == source["digest"]:
+            return made.parent
+    return Path(source["path"])
 
 
 def _run(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         problems += [f"{folder.name}: {line}" for line in found]
     for source in run["sources"]:
         try:
-            shards = ShardSet.open(_data_of(path, source["path"]))
+            shards = ShardSet.open(_data_of(path, source))
         except UserError as error:
             problems.append(f"data: {error.message}")
             continue

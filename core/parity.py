@@ -24,8 +24,7 @@ from .config import ModelConfig
 from .formats.layout import EMBEDDING, OUTPUT, Pairs
 from .formats.weights import Weights
 
-# What both checkpoints are asked: plain code, its first tokens alone, and the last rows of the
-# embedding, where the infilling pieces are.
+# Plain code, in words and constructs that any model of code knows.
 PROBE_TEXT = '''\
 def binary_search(values, wanted):
     """Return the index of wanted in the sorted list values, or -1 if it is not there."""
@@ -75,8 +74,16 @@ class View:
     pairs: Pairs
 
 
+def probe_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the text, after BOS where the tokenizer has one."""
+    first = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+    return [*first, *tokenizer.encode(PROBE_TEXT)]
+
+
 def prompts(config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor]:
-    """Fixed prompts at near and at far positions.
+    """Fixed prompts: code, ids from the whole vocabulary, its last ids, and the code far away.
+
+    The last rows of the embedding are those of the infilling pieces.
 
     Args:
         config: of the model; its context says what is far.
@@ -89,7 +96,7 @@ def prompts(config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[Tensor, T
     spread = [(7919 * i + config.bos_id) % config.vocab_size for i in range(T)]
     text = spread
     if tokenizer is not None and tokenizer.vocab_size <= config.vocab_size:
-        encoded = [tokenizer.bos_id, *tokenizer.encode(PROBE_TEXT)]
+        encoded = probe_ids(tokenizer)
         text = (encoded * (T // len(encoded) + 1))[:T]
     last = [config.vocab_size - 1 - i % config.vocab_size for i in range(T)]
     near = torch.arange(T)

@@ -19,8 +19,9 @@ from codecria.data.tokenizer import Tokenizer
 from .config import ModelConfig
 from .formats.layout import Pairs
 from .formats.weights import Weights
-from .parity import PROBE_TEXT, View, logits
+from .parity import View, logits, probe_ids
 
+LEAST_TOKENS = 32  # fewer are no evidence
 MOST_TOKENS = 256  # of the text: more makes the evidence no clearer, and large models slower
 THETAS = (1e4, 1e6)  # Llama 2's, and Code Llama's after long-context fine-tuning
 # A rival reading must be better by this many nats a token, and by so many standard errors of the
@@ -48,8 +49,10 @@ def suspicions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> l
     Raises:
         UserError: a weights file is damaged.
     """
-    text = [tokenizer.bos_id, *tokenizer.encode(PROBE_TEXT)]
-    ids = torch.tensor([text[: min(MOST_TOKENS, config.max_context)]])
+    text = probe_ids(tokenizer)[: min(MOST_TOKENS, config.max_context)]
+    if len(text) < LEAST_TOKENS:
+        return []
+    ids = torch.tensor([text])
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
     told = View(config=config, pairs=weights.pairs)
     rivals = _rivals(told)

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from typing import IO, Any
 from .errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+UNIQUE_DIGITS = 12  # hexadecimal, at the end of a temporary name
 DIGEST_BYTES = 16  # 128 bits: collisions are out of reach, and the hex still fits a table
 
 
 def temporary_beside(path: Path) -> Path:
     """A name for a temporary file or folder in the folder of `path`, unique to this call."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:UNIQUE_DIGITS]}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -38,25 +40,41 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which appears at `path` when the block ends well.
+
+    For writers that open the file themselves; others use `atomic_writer`.
 
     Raises:
         UserError: the file cannot be written (no space, no permission).
     """
     temporary = temporary_beside(path)
+    claim = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.touch()
+        claim = _claimed(temporary)
+        yield temporary
+        os.fsync(claim)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if claim is not None:
+            os.close(claim)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+
+    Raises:
+        UserError: the file cannot be written (no space, no permission).
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -111,33 +129,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.close(claim)
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which appears at `path` when the block ends well.
-
-    For writers that open the file themselves; others use `atomic_writer`.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = temporary_beside(path)
-    claim = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        claim = _claimed(temporary)
-        yield temporary
-        os.fsync(claim)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        if claim is not None:
-            os.close(claim)
-
-
 def _claimed(path: Path) -> int:
     """A descriptor that holds a lock on `path`, which tells `sweep` that somebody writes to it."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -147,8 +138,15 @@ def _claimed(path: Path) -> int:
 
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left beside it; those still at work are left alone."""
-    for leftover in sorted(path.parent.glob(f"{TEMPORARY_PREFIX}{path.name}-*")):
-        descriptor = os.open(leftover, os.O_RDONLY)
+    # The whole name: what begins with it may be another file's, `model-00001` beside `model`.
+    ours = re.compile(rf"{re.escape(TEMPORARY_PREFIX + path.name)}-[0-9a-f]{{{UNIQUE_DIGITS}}}")
+    for leftover in sorted(path.parent.iterdir()):
+        if not ours.fullmatch(leftover.name):
+            continue
+        try:
+            descriptor = os.open(leftover, os.O_RDONLY)
+        except OSError:
+            continue  # it has gone, or is another user's
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

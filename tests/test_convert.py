@@ -301,6 +301,45 @@ def test_nothing_is_overwritten_unless_asked_for(instruct: Path, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
+def test_only_models_are_replaced_and_never_what_holds_the_source(
+    instruct: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("keep")
+    (tmp_path / "b.txt").write_text("keep")
+    with pytest.raises(UserError, match="is no model, and is not replaced"):
+        run(instruct, tmp_path / "notes", force=True)
+    with pytest.raises(UserError, match="is no model, and is not replaced"):
+        run(instruct, tmp_path / "b.txt", "gguf", force=True)
+    shutil.copytree(instruct, tmp_path / "run" / "model")
+    with pytest.raises(UsageError, match="holds the source"):
+        run(tmp_path / "run", tmp_path / "run", force=True)
+    with pytest.raises(UserError, match="cannot write"):
+        run(instruct, tmp_path / "b.txt" / "m")
+    kept = [tmp_path / "notes" / "a.txt", tmp_path / "b.txt"]
+    assert [path.read_text() for path in kept] == ["keep", "keep"]
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_what_killed_conversions_left_is_removed_and_nothing_else(
+    instruct: Path, tmp_path: Path
+) -> None:
+    (tmp_path / f".tmp-m-{'a' * 12}").mkdir()
+    others = [tmp_path / f".tmp-m-2-{'b' * 12}", tmp_path / ".tmp-m-notes"]
+    for path in others:
+        path.touch()
+    run(instruct, tmp_path / "m")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "m"])
+
+
+def test_weights_of_float64_become_float32_in_gguf(
+    meta_layout: ModuleType, extended: Tokenizer, tmp_path: Path
+) -> None:
+    config = replace(meta_layout.NARROW["7b"][1], vocab_size=extended.vocab_size)
+    meta_layout.meta_folder(tmp_path / "m", config, dtype=torch.float64, tokenizer=extended.path)
+    assert run(tmp_path / "m", tmp_path / "m.gguf", "gguf")["dtype"] == "f32"
+
+
 def test_options_that_do_not_go_together_are_refused(
     meta_layout: ModuleType,
     instruct: Path,
@@ -544,9 +583,18 @@ def test_a_shape_that_differs_from_what_was_written_is_named(
     assert "rope_theta is 10000, the model was written with 1e+06" in problems
 
 
-def test_a_truncated_gguf_file_is_told(instruct: Path, tmp_path: Path) -> None:
+def test_a_damaged_lineage_does_not_stop_what_does_not_need_it(
+    instruct: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(instruct, tmp_path / "m")
+    (tmp_path / "m" / "codecria.json").write_text('{"files": 3, "model": {"dim": "wide"}}')
+    assert describe(tmp_path / "m", verify=True)["facts"]["dim"] == 64
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.999])
+def test_a_truncated_gguf_file_is_told(instruct: Path, share: float, tmp_path: Path) -> None:
     run(instruct, tmp_path / "m.gguf", "gguf")
     content = (tmp_path / "m.gguf").read_bytes()
-    (tmp_path / "m.gguf").write_bytes(content[: len(content) // 2])
+    (tmp_path / "m.gguf").write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"m.gguf is damaged or incomplete"):
         describe(tmp_path / "m.gguf", verify=False)

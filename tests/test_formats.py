@@ -202,6 +202,23 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_files_of_before_torch_1_6_are_read_as_often_as_is_asked(
+    meta_layout: ModuleType, ranks: int, tmp_path: Path
+) -> None:
+    """They are no zips and lie in memory: giving memory back would erase them."""
+    config = replace(meta_layout.NARROW["13b"][1], vocab_size=2_048)
+    weights = meta_layout.meta_folder(tmp_path / "m", config, ranks=ranks)
+    for path in (tmp_path / "m").glob("*.pth"):
+        part = torch.load(path, weights_only=True)
+        torch.save(part, path, _use_new_zipfile_serialization=False)
+    found = Checkpoint.open(tmp_path / "m").weights
+    for _ in range(2):
+        for ours in shapes_of(config):
+            with found.borrow(ours) as weight:
+                assert torch.equal(weight, weights[meta_name(ours)]), ours
+
+
 def drop(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
@@ -223,6 +240,13 @@ def of_another_model(folder: Path) -> None:
     torch.save(part, folder / "consolidated.01.pth")
 
 
+def of_another_width(folder: Path) -> None:
+    part = torch.load(folder / "consolidated.02.pth", weights_only=True)
+    name = "layers.1.attention.wo.weight"
+    part[name] = part[name][:-2].clone()
+    torch.save(part, folder / "consolidated.02.pth")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -233,6 +257,10 @@ def of_another_model(folder: Path) -> None:
         (lambda f: rewrite_params(f, dim="absent"), "dim is missing"),
         (lambda f: rewrite_params(f, dim="wide"), "dim = 'wide' is not a number"),
         (lambda f: rewrite_params(f, use_scaled_rope=True), "use_scaled_rope = True is not part"),
+        (lambda f: rewrite_params(f, dim=None), "dim = None is not a number"),
+        (lambda f: rewrite_params(f, multiple_of=0), "multiple_of = 0 is out of range"),
+        (lambda f: rewrite_params(f, n_heads=float("inf")), "n_heads = inf is out of range"),
+        (of_another_width, r"consolidated.02.pth and .* differ in the shape or type of layers.1"),
         (of_another_model, "layers.0.attention.wq.bias is in one alone"),
     ],
 )
@@ -329,7 +357,7 @@ def pairs(
         path.write_bytes(content)
         out = folder / str(number)
         out.mkdir()
-        write_tokenizer(out, path, meta_layout.NARROW["7b"][1], TEMPLATES["llama2"])
+        write_tokenizer(out, Tokenizer.load(path), meta_layout.NARROW["7b"][1], TEMPLATES["llama2"])
         theirs = transformers.AutoTokenizer.from_pretrained(out)
         made.append((Tokenizer.load(path), theirs))
     return made
@@ -406,7 +434,7 @@ def test_the_turns_template_gives_the_ids_of_our_prompts(
     ours = Tokenizer.load(path)
     assert chat.form_of(ours) == "turns"
     (tmp_path / "x").mkdir()
-    write_tokenizer(tmp_path / "x", path, meta_layout.NARROW["7b"][1], TEMPLATES["turns"])
+    write_tokenizer(tmp_path / "x", ours, meta_layout.NARROW["7b"][1], TEMPLATES["turns"])
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
     dialog = DIALOG[skip_system:]
     messages = [{"role": m.role, "content": m.content} for m in dialog]

@@ -312,6 +312,8 @@ def test_another_evaluation_is_not_mixed_into_a_result(
     before = out.read_bytes()
     with pytest.raises(UserError, match=r"protocol\.max_tokens: 4 -> 5"):
         run(replace(request, changes=Changes(max_tokens=5)))
+    with pytest.raises(UserError, match=r"sandbox\.isolate"):
+        run(replace(request, tier="none+isolate"))
     write_lines(request.problems, list(RECORDS[:3]))
     with pytest.raises(UserError, match=r"problems\.digest: "):
         run(request)

@@ -419,6 +419,8 @@ def _facts(
             "tier": str(bench.sandbox.tier),
             "limits": limits_json(bench.sandbox.limits),
         }
+        if bench.sandbox.isolate:
+            facts["sandbox"]["isolate"] = True
         facts["references"] = {
             "run": len(bench.references),
             "passed": sum(r.passed is True for r in bench.references.values()),

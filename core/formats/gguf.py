@@ -30,7 +30,7 @@ MAGIC = b"GGUF"
 BLOCK = 32  # weights that share a scale in Q8_0
 LINEAGE_KEY = "codecria.lineage"
 _CHUNK_BYTES = 64 << 20  # of float32 that are quantised at once
-_ALIGNMENT = 32  # of weights, where a file does not say
+_READABLE = frozenset({"F32", "F16", "BF16", "Q8_0"})  # what is written
 
 
 class GgufType(StrEnum):
@@ -213,8 +213,8 @@ def _tell_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
         ):
             writer.add_uint32(f"tokenizer.ggml.{older}_token_id", number)
             writer.add_uint32(f"tokenizer.ggml.{newer}_token_id", number)
-    # What ends a turn, beside EOS: a middle, or an answer of the 70b form.
-    end = tokenizer.step_id if tokenizer.step_id is not None else None
+    # What ends a turn, beside EOS: an answer of the 70b form, or a middle.
+    end = tokenizer.step_id
     if end is None and tokenizer.infill is not None:
         end = tokenizer.infill.end
     if end is not None:
@@ -225,6 +225,7 @@ class GgufWeights(Weights):
     """Weights in a GGUF file; quantised ones as float32."""
 
     pairs: Pairs = "neighbours"
+    readable = _READABLE
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -336,7 +337,7 @@ def quantisation_error(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """How far Q8_0 may move each value: half a step of its block, and the scale's own rounding.
 
     Args:
-        weight: (R,C) with C a multiple of 32.
+        weight: (R,C) of R rows, with C a multiple of 32.
 
     Yields:
         (rows, the bound of each of their values), a part of the rows at a time.

@@ -114,20 +114,18 @@ def _write_file(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> 
     return state.hexdigest()
 
 
-def write_tokenizer(folder: Path, path: Path, config: ModelConfig, chat_template: str) -> None:
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, config: ModelConfig, chat_template: str
+) -> None:
     """Put a tokenizer beside the weights, with what transformers and vLLM must know of it.
 
     Args:
         folder: of the checkpoint.
-        path: the tokenizer.model.
+        tokenizer: whose file is copied.
         config: the model's shape.
         chat_template: in Jinja, or empty.
-
-    Raises:
-        UserError: the tokenizer cannot be read.
     """
-    tokenizer = Tokenizer.load(path)
-    shutil.copyfile(path, folder / MODEL_NAME)
+    shutil.copyfile(tokenizer.path, folder / MODEL_NAME)
     told: dict[str, Any] = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
@@ -140,7 +138,7 @@ def write_tokenizer(folder: Path, path: Path, config: ModelConfig, chat_template
         "model_max_length": config.max_context,
         "added_tokens_decoder": {str(token.pop("id")): token for token in added_tokens(tokenizer)},
     }
-    content = _tokenizer_json(path, tokenizer.digest)
+    content = _tokenizer_json(tokenizer.path, tokenizer.digest)
     if content is not None:
         atomic_write(folder / TOKENIZER_JSON_NAME, content)
         told["tokenizer_class"] = "PreTrainedTokenizerFast"  # which changes nothing in that file
@@ -162,13 +160,12 @@ def _tokenizer_json(path: Path, digest: str) -> bytes | None:  # noqa: ARG001 - 
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def write_generation(folder: Path, config: ModelConfig, tokenizer: Path | None) -> None:
+def write_generation(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
     """Which ids begin and end what is generated: EOS, a middle's end, a turn's end."""
     ends = [config.eos_id]
     if tokenizer is not None:
-        known = Tokenizer.load(tokenizer)
-        ends += [] if known.infill is None else [known.infill.end]
-        ends += [] if known.step_id is None else [known.step_id]
+        ends += [] if tokenizer.infill is None else [tokenizer.infill.end]
+        ends += [] if tokenizer.step_id is None else [tokenizer.step_id]
     told = {"bos_token_id": config.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
     atomic_write_json(folder / GENERATION_NAME, told)
 
@@ -181,7 +178,10 @@ def read_chat_template(folder: Path) -> str:
     """
     own = folder / TEMPLATE_NAME
     if own.is_file():
-        return own.read_text(encoding="utf-8", errors="replace")
+        try:
+            return own.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"cannot read {own}: {error.strerror or error}") from error
     path = folder / TOKENIZER_CONFIG_NAME
     raw = read_json(path) if path.is_file() else {}
     told = raw.get("chat_template") if isinstance(raw, dict) else None

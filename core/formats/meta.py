@@ -8,6 +8,7 @@ the context nor, mostly, the vocabulary, and once left out n_kv_heads and rope_t
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import re
 import struct
@@ -44,6 +45,8 @@ _SHAPE_FIELDS = (
     "norm_eps",
     "rope_theta",
 )
+_NEEDED = ("dim", "n_layers", "n_heads", "multiple_of", "norm_eps")
+_COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
 _LOADER_FIELDS = ("max_seq_len", "max_batch_size", "model_parallel_size")  # of some releases
 _ALIGNMENT = 64  # of a tensor's bytes within a .pth, as torch writes them
 
@@ -82,7 +85,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object")
-    for name in ("dim", "n_layers", "n_heads", "multiple_of", "norm_eps"):
+    for name in _NEEDED:
         if name not in raw:
             raise UserError(f"{path}: {name} is missing")
     for name, value in raw.items():
@@ -91,8 +94,11 @@ def read_params(folder: Path) -> dict[str, Any]:
                 f"{path}: {name} = {value!r} is not part of the Llama 2 architecture",
                 hint="codecria reads Llama 2 and Code Llama in Meta's layout",
             )
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        absent = value is None and name not in _NEEDED
+        if not absent and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{path}: {name} = {value!r} is not a number")
+        if not absent and (not math.isfinite(value) or (name in _COUNTS and value < 1)):
+            raise UserError(f"{path}: {name} = {value!r} is out of range")
     return raw
 
 
@@ -108,7 +114,8 @@ def read_meta_config(folder: Path, weights: MetaWeights) -> ModelConfig:
     raw = read_params(folder)
     dim, heads = int(raw["dim"]), int(raw["n_heads"])
     theta = float(raw.get("rope_theta") or FIRST_THETA)
-    rows = weights.stored.get(EMBEDDING, Stored((0, 0), "")).shape[0]
+    table = weights.stored.get(EMBEDDING)
+    rows = table.shape[0] if table is not None and table.shape else 0
     told = int(raw.get("vocab_size") or -1)
     multiplier = raw.get("ffn_dim_multiplier")
     return ModelConfig(
@@ -167,8 +174,11 @@ class MetaWeights(Weights):
             UserError: files are missing or damaged, hold more than tensors, or do not fit together.
         """
         self.files = _ranks(folder)
-        self.mapped = len(self.files) == 1
-        self._parts = [_open_pickle(path) for path in self.files]
+        # torch's files before 1.6 are no zips and are read whole: there is nothing to give back.
+        in_files = all(zipfile.is_zipfile(path) for path in self.files)
+        self._parts = [_open_pickle(path, mapped=in_files) for path in self.files]
+        self.mapped = in_files and len(self.files) == 1
+        self._parts_mapped = in_files
         names = self._parts[0].keys()
         for path, part in zip(self.files, self._parts, strict=True):
             if part.keys() != names:
@@ -190,10 +200,11 @@ class MetaWeights(Weights):
         """A weight, of one rank mapped from its file, of several joined in memory."""
         parts = self._of(ours)
         axis = _axis(ours)
-        if len(parts) == 1 or axis is None:
+        if len(parts) == 1 or axis is None or parts[0].ndim != 2:
             return parts[0]
         whole = torch.cat(parts, dim=axis)
-        forget(parts)
+        if self._parts_mapped:
+            forget(parts)
         return whole
 
     def _of(self, ours: str) -> list[Tensor]:
@@ -202,9 +213,16 @@ class MetaWeights(Weights):
     def _stored(self, ours: str) -> Stored:
         parts = self._of(ours)
         shape = list(parts[0].shape)
+        for path, part in zip(self.files, parts, strict=True):
+            if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+                raise UserError(
+                    f"{path} and {self.files[0].name} differ in the shape or type of"
+                    f" {self._names[ours]}",
+                    hint="they are parts of different models: get the folder again",
+                )
         axis = _axis(ours)
         if axis is not None and len(shape) == 2:
-            shape[axis] = sum(part.shape[axis] for part in parts)
+            shape[axis] *= len(parts)
         return Stored(tuple(shape), str(parts[0].dtype).removeprefix("torch."))
 
     def _check_count(self, folder: Path) -> None:
@@ -254,13 +272,16 @@ def _ranks(folder: Path) -> list[Path]:
     return [numbers[n] for n in sorted(numbers)]
 
 
-def _open_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth, mapped; nothing in it is ever executed.
+def _open_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
+    """The tensors of a .pth; nothing in it is ever executed.
+
+    Args:
+        path: of the file.
+        mapped: leave them in the file until they are read.
 
     Raises:
         UserError: it is damaged, or holds anything but tensors.
     """
-    mapped = zipfile.is_zipfile(path)  # torch's files before 1.6 are not, and are read whole
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -286,18 +307,22 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def checklist(folder: Path) -> Iterator[tuple[str, bool | None]]:
+def checklist(folder: Path) -> Iterator[tuple[str, str]]:
     """Compare the files a checklist.chk names with their MD5 sums, reading them whole.
 
     Yields:
-        (file, whether it is as listed; None where it is missing). Nothing without a checklist.
+        (file, what is wrong with it; empty where nothing is). Nothing without a checklist.
 
     Raises:
         UserError: the checklist cannot be read.
     """
     for digest, name in _lines(folder):
         file = folder / name
-        yield name, md5(file) == digest if file.is_file() else None
+        if not file.is_file():
+            yield name, "is missing"
+        else:
+            same = md5(file) == digest
+            yield name, "" if same else "is not the file that the checklist names"
 
 
 def listed(folder: Path) -> int:

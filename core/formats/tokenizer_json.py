@@ -47,7 +47,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
     that are trained here.
     """
     vocabulary = tokenizer.vocabulary()
-    if not tokenizer.is_plain_bpe or any(kind == USER_DEFINED for _, _, kind in vocabulary):
+    framed = min(tokenizer.bos_id, tokenizer.unk_id) >= 0
+    if not (framed and tokenizer.is_plain_bpe) or any(k == USER_DEFINED for _, _, k in vocabulary):
         return None
     bos = tokenizer.pieces([tokenizer.bos_id])[0]
     space: list[dict[str, Any]] = [

@@ -38,7 +38,7 @@ SAFETENSORS_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-NO_FLOATS = ("int", "uint", "bool", "F8")  # types that need a scale beside them
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,14 @@ class Weights(ABC):
         stored: every weight of the checkpoint by our name; those that no Llama has, by their own.
         pairs: the order of the rows of wq and wk.
         mapped: whether `raw` gives tensors that lie in a file's mapping.
+        readable: types that can be read; others need a scale that lies beside them.
     """
 
     files: Sequence[Path]
     stored: Mapping[str, Stored]
     pairs: Pairs
     mapped: bool = False
+    readable: frozenset[str] = FLOATS
 
     @abstractmethod
     def raw(self, ours: str) -> Tensor:
@@ -123,7 +125,7 @@ class Weights(ABC):
         lines += [
             f"{self.name(ours)} is of type {found[ours].dtype}: quantised weights are not read"
             for ours in wanted
-            if ours in found and found[ours].dtype.startswith(NO_FLOATS)
+            if ours in found and found[ours].dtype not in self.readable
         ]
         lines += [
             f"{self.name(ours)} is not part of the model"

@@ -23,7 +23,7 @@ from typing import Any
 
 from codecria.data.errors import UserError
 
-from .worker import KEY_BYTES, TAIL, judged
+from .worker import KEY_BYTES, as_answer, judged
 
 # Reads exactly what it is told to, so that the key stays in the pipe. The parts are modules of a
 # package that is nowhere on the disk.
@@ -95,15 +95,9 @@ def judge(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 stream.close()
     stderr = err.decode(errors="replace")
-    outcome, detail = judged(reason, code, key in out, stderr)
-    return {
-        "outcome": outcome,
-        "detail": detail,
-        "seconds": time.monotonic() - started,
-        "exit_status": code,
-        "stdout": out.replace(key, b"").decode(errors="replace")[-TAIL:],
-        "stderr": stderr[-TAIL:],
-    }
+    judgement = judged(reason, code, key in out, stderr)
+    stdout = out.replace(key, b"").decode(errors="replace")
+    return as_answer(judgement, time.monotonic() - started, code, stdout, stderr)
 
 
 def _watch(

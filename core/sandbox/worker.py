@@ -181,14 +181,7 @@ def _judge(job: dict[str, Any], box: str, keep: int, clean: Pristine) -> dict[st
         os.close(descriptor)
     stdout, stderr = (bytes(streams[d]).decode(errors="replace") for d in (out, err))
     outcome, detail = _outcome(watch.reason, status, streams[proof] == key, stderr)
-    return {
-        "outcome": outcome,
-        "detail": detail,
-        "seconds": seconds,
-        "exit_status": os.waitstatus_to_exitcode(status),
-        "stdout": stdout[-TAIL:],
-        "stderr": stderr[-TAIL:],
-    }
+    return as_answer((outcome, detail), seconds, os.waitstatus_to_exitcode(status), stdout, stderr)
 
 
 def _judge_apart(job: dict[str, Any], folder: str, keep: int, clean: Pristine) -> dict[str, Any]:
@@ -216,15 +209,9 @@ def _judge_apart(job: dict[str, Any], folder: str, keep: int, clean: Pristine) -
     if not watch.reason and not first.reason and first_code != 0 and outcome != "passed":
         stderr = solution.text(2)
         outcome, detail = _outcome("", first_status, False, stderr)
-    return {
-        "outcome": outcome,
-        "detail": detail,
-        "seconds": seconds,
-        "exit_status": os.waitstatus_to_exitcode(status),
-        "stdout": (solution.text(1) + tests.text(1))[-TAIL:],
-        "stderr": stderr[-TAIL:],
-        "isolated": True,
-    }
+    stdout = solution.text(1) + tests.text(1)
+    code = os.waitstatus_to_exitcode(status)
+    return as_answer((outcome, detail), seconds, code, stdout, stderr) | {"isolated": True}
 
 
 class _Side:
@@ -295,6 +282,28 @@ def _outcome(
     if first:
         last = next((line for line in lines if _TELLING.search(line)), last).strip()[:300]
     return judged(reason, os.waitstatus_to_exitcode(status), proved, stderr, last, first=first)
+
+
+def as_answer(
+    judgement: tuple[str, str], seconds: float, code: int, stdout: str, stderr: str
+) -> dict[str, Any]:
+    """What a verdict is made of.
+
+    Args:
+        judgement: outcome and detail, see `judged`.
+        seconds: by the clock.
+        code: the exit status, or the signal that ended the program, below zero.
+        stdout, stderr: what it printed, of which the ends are kept.
+    """
+    outcome, detail = judgement
+    return {
+        "outcome": outcome,
+        "detail": detail,
+        "seconds": seconds,
+        "exit_status": code,
+        "stdout": stdout[-TAIL:],
+        "stderr": stderr[-TAIL:],
+    }
 
 
 def judged(
@@ -407,14 +416,7 @@ def _run_step(
     stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
     stderr = stderr.replace(f"{build}/", "")  # by the same name wherever it was
     outcome, detail = _outcome(watch.reason, status, proved, stderr, first=True)
-    return {
-        "outcome": outcome,
-        "detail": detail,
-        "seconds": seconds,
-        "exit_status": os.waitstatus_to_exitcode(status),
-        "stdout": stdout[-TAIL:],
-        "stderr": stderr[-TAIL:],
-    }
+    return as_answer((outcome, detail), seconds, os.waitstatus_to_exitcode(status), stdout, stderr)
 
 
 _running: set[int] = set()  # groups that are to end with this process
