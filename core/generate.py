@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -181,6 +181,8 @@ class _Sample:
     number: int
     generator: torch.Generator
     stream: TextStream
+    prompt_tokens: int
+    limit: int  # tokens
     text: str = ""
     shown: int = 0
     ids: list[int] = field(default_factory=list)
@@ -188,7 +190,7 @@ class _Sample:
     left: bytes = b""  # of the opening, that is still to come
     hidden: int = 0  # characters of it that have not come yet
 
-    def take(self, token: int, ends: frozenset[int], stops: Sequence[str], limit: int) -> str:
+    def take(self, token: int, ends: frozenset[int], stops: Sequence[str]) -> str:
         """Add a drawn token and return the text that is now certain to be shown."""
         if token in ends:
             return self._end("stop")
@@ -200,7 +202,7 @@ class _Sample:
             self.text = self.text[:cut]
             self.finish_reason = "stop"
             return self._show(len(self.text))
-        if len(self.ids) >= limit:
+        if len(self.ids) >= self.limit:
             return self._end("length")
         return self._show(len(self.text) - held_back(self.text, stops))
 
@@ -260,6 +262,105 @@ def complete(
     Raises:
         UserError: the prompt is empty, holds an id outside the vocabulary, or fills the context.
     """
+    limit = _limit(model, prompt, limits)
+    started = time.perf_counter()
+    cache = _cache(model, batch=1, positions=len(prompt) + limit)
+    scores = prefill(model, cache, [prompt])
+    first_at = time.perf_counter()
+    left = opening.text if opening is not None else b""
+    live = [
+        _Sample(
+            n,
+            sampling.generator(n),
+            new_stream(),
+            len(prompt),
+            limit,
+            left=left,
+            hidden=len(left.decode()),
+        )
+        for n in range(limits.first, limits.first + limits.samples)
+    ]
+    if limits.samples > 1:
+        cache = cache.repeated(limits.samples)
+        scores = scores.expand(limits.samples, -1)
+    yield from _decode(
+        model,
+        cache,
+        scores,
+        live,
+        sampling=sampling,
+        stops=limits.stops,
+        ends=ends,
+        opening=opening,
+        prefill_s=first_at - started,
+    )
+
+
+def complete_each(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_stream: Callable[[], TextStream],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    limits: Limits,
+    ends: frozenset[int],
+) -> Iterator[tuple[int, Completion]]:
+    """Generate a completion of each of several prompts, side by side.
+
+    Args:
+        model: in evaluation.
+        prompts: token ids, BOS included; of any lengths.
+        new_stream: makes a streaming decoder, one a prompt.
+        sampling: how tokens are drawn; its seed is not used.
+        seeds: one a prompt.
+        limits: how long, and where they end; the sample drawn is its `first`.
+        ends: ids that end a completion and are not part of it.
+
+    Yields:
+        (place of the prompt, its completion) as they end.
+
+    Raises:
+        UserError: a prompt is empty, holds an id outside the vocabulary, or fills the context.
+    """
+    room = [_limit(model, prompt, limits) for prompt in prompts]
+    started = time.perf_counter()
+    positions = max(len(p) + limit for p, limit in zip(prompts, room, strict=True))
+    cache = _cache(model, batch=len(prompts), positions=positions)
+    scores = prefill(model, cache, prompts)
+    first_at = time.perf_counter()
+    live = [
+        _Sample(
+            place,
+            replace(sampling, seed=seed).generator(limits.first),
+            new_stream(),
+            len(prompt),
+            limit,
+        )
+        for place, (prompt, seed, limit) in enumerate(zip(prompts, seeds, room, strict=True))
+    ]
+    events = _decode(
+        model,
+        cache,
+        scores,
+        live,
+        sampling=sampling,
+        stops=limits.stops,
+        ends=ends,
+        opening=None,
+        prefill_s=first_at - started,
+    )
+    for place, event in events:
+        if not isinstance(event, str):
+            yield place, event
+
+
+def _limit(model: Transformer, prompt: Sequence[int], limits: Limits) -> int:
+    """How many tokens may follow a prompt.
+
+    Raises:
+        UserError: it is empty, holds an id outside the vocabulary, or fills the context.
+    """
     if not prompt:
         raise UserError("the prompt has no tokens", hint="it needs at least the BOS token")
     V = model.config.vocab_size
@@ -274,26 +375,38 @@ def complete(
             f"the prompt has {len(prompt)} tokens, the context {len(prompt) + room}",
             hint="shorten it, pass --truncate left, or widen the window with --context",
         )
-    limit = min(limits.max_tokens, room)
+    return min(limits.max_tokens, room)
+
+
+def _cache(model: Transformer, *, batch: int, positions: int) -> KeyValueCache:
     weight = model.tok_embeddings
-    started = time.perf_counter()
-    cache = KeyValueCache(
-        model.config,
-        batch=1,
-        positions=len(prompt) + limit,
-        dtype=weight.dtype,
-        device=weight.device,
+    return KeyValueCache(
+        model.config, batch=batch, positions=positions, dtype=weight.dtype, device=weight.device
     )
-    scores = prefill(model, cache, [prompt])
+
+
+def _decode(
+    model: Transformer,
+    cache: KeyValueCache,
+    scores: Tensor,
+    live: list[_Sample],
+    *,
+    sampling: Sampling,
+    stops: Sequence[str],
+    ends: frozenset[int],
+    opening: Opening | None,
+    prefill_s: float,
+) -> Iterator[tuple[int, str | Completion]]:
+    """Token by token for as long as a sample lives; (number, event) as `complete` yields them.
+
+    Args:
+        model, sampling, stops, ends, opening: see `complete`.
+        cache: (B,...) of the samples' prompts.
+        scores: (B,V) of each one's first token.
+        live: the samples, one a row.
+        prefill_s: what their prompts took.
+    """
     first_at = time.perf_counter()
-    left = opening.text if opening is not None else b""
-    live = [
-        _Sample(n, sampling.generator(n), new_stream(), left=left, hidden=len(left.decode()))
-        for n in range(limits.first, limits.first + limits.samples)
-    ]
-    if limits.samples > 1:
-        cache = cache.repeated(limits.samples)
-        scores = scores.expand(limits.samples, -1)
     while live:
         if opening is not None:
             scores = _held_to(opening, live, scores)
@@ -304,7 +417,7 @@ def complete(
             for sample, token in zip(live, tokens, strict=True):
                 sample.left = opening.after(sample.left, token)
         for sample, token in zip(live, tokens, strict=True):
-            text = sample.take(token, ends, limits.stops, limit)
+            text = sample.take(token, ends, stops)
             if text:
                 yield sample.number, text
             if sample.finish_reason is not None:
@@ -313,9 +426,9 @@ def complete(
                     Completion(
                         text=sample.text,
                         ids=tuple(sample.ids),
-                        prompt_tokens=len(prompt),
+                        prompt_tokens=sample.prompt_tokens,
                         finish_reason=sample.finish_reason,
-                        prefill_s=first_at - started,
+                        prefill_s=prefill_s,
                         decode_s=time.perf_counter() - first_at,
                     ),
                 )
