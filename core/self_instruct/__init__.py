@@ -1,0 +1,1 @@
+"""Self-instruct: instruction data that a model makes itself, and tests filter (PAPER 7)."""

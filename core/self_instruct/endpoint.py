@@ -1,0 +1,290 @@
+"""An OpenAI-compatible endpoint as the model that answers: vLLM, SGLang, llama.cpp, ollama, ...
+
+What passes (no connection, a time-out, 429, 5xx, a response that is no JSON) is tried again after a
+pause that doubles; what does not (another 4xx) is a refusal of that one request. Where the endpoint
+itself is wrong (no such model, no such key) the run stops. The key is read from the environment,
+goes to the endpoint's own address and nowhere else, and stands in no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import json
+import os
+import queue
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codecria.data.errors import UsageError, UserError
+
+from .models import Ask, Reply, Wanted, body_of, reply_of
+from .prompts import Form
+
+PASSING = frozenset({408, 409, 425, 429})  # besides all from 500 on
+WRONG_ENDPOINT = frozenset({401, 402, 403, 404, 405})
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+MOST_BYTES = 16 << 20  # of a response
+SHOWN = 300  # characters of an error's body
+GIVE_UP_AFTER = 20  # requests in a row that failed for good
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How an endpoint is spoken to.
+
+    Attributes:
+        url: its base, such as http://127.0.0.1:8000/v1.
+        key: for its Authorization header; empty for none.
+        concurrency: requests at a time.
+        retries: of a request, after its first try.
+        timeout_s: of one try.
+    """
+
+    url: str
+    key: str = ""
+    concurrency: int = 8
+    retries: int = 5
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check the address.
+
+        Raises:
+            UsageError: it is none, or carries a password or a query.
+        """
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(
+                f"{self.url!r} is no address of an endpoint", hint="as http://127.0.0.1:8000/v1"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UsageError(
+                "an endpoint's address holds no user, password or query",
+                hint="the key comes from the environment, see --key-env",
+            )
+        if any(c in self.key for c in "\r\n\0"):
+            raise UsageError("the endpoint's key holds a line's end")
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether the key would travel unencrypted, beyond this machine."""
+        parts = urllib.parse.urlsplit(self.url)
+        return bool(self.key) and parts.scheme == "http" and parts.hostname not in LOOPBACK
+
+
+def key_from(variable: str) -> str:
+    """The key in an environment variable; empty where it is not set."""
+    return os.environ.get(variable, "").strip()
+
+
+class _Passing(Exception):
+    """A try failed, and another may not."""
+
+    def __init__(self, told: str, pause_s: float | None = None) -> None:
+        super().__init__(told)
+        self.pause_s = pause_s
+
+
+class _Refused(Exception):
+    """This request will not be answered."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another address: it is an error instead."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow nothing."""
+        return
+
+
+class Endpoint:
+    """A model at an endpoint.
+
+    Args:
+        access: where and how.
+        name: of the model there.
+        form: "chat" for chat completions, "few-shot" for completions of plain text.
+        note: takes remarks for people.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        name: str,
+        *,
+        form: Form = "chat",
+        note: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.access = access
+        self.form: Form = form
+        self.facts: dict[str, Any] = {"kind": "openai", "model": name}
+        self.failed = 0
+        self._name = name
+        self._note = note
+        self._sleep = sleep
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
+        """The replies that are not known yet, as they come; see `models.Model`.
+
+        What failed after all retries is left unanswered, and counted in `failed`.
+        """
+        self.failed = 0
+        todo: queue.SimpleQueue[tuple[Ask, int, str]] = queue.SimpleQueue()
+        count = 0
+        for ask in asks:
+            for sample, key in enumerate(ask.ids()):
+                if key not in known:
+                    todo.put((ask, sample, key))
+                    count += 1
+        results: queue.SimpleQueue[Reply | UserError | str | None] = queue.SimpleQueue()
+        stop = threading.Event()
+        # Daemons: a request under way must not hold up the end of the process.
+        for number in range(min(self.access.concurrency, count)):
+            threading.Thread(
+                target=self._work,
+                args=(todo, results, stop),
+                name=f"endpoint-{number}",
+                daemon=True,
+            ).start()
+        in_a_row = 0
+        try:
+            for _ in range(count):
+                result = results.get()
+                if isinstance(result, Reply):
+                    in_a_row = 0
+                    yield [result]
+                    continue
+                if isinstance(result, UserError):
+                    raise result
+                assert result is not None, "a request's thread failed"
+                self.failed += 1
+                in_a_row += 1
+                self._note(f"no answer after {self.access.retries + 1} tries: {result}")
+                if in_a_row >= GIVE_UP_AFTER:
+                    raise UserError(
+                        f"{self.access.url} failed {in_a_row} requests in a row: {result}",
+                        hint="what was answered is kept; the same command goes on",
+                    )
+        finally:
+            stop.set()
+
+    def _work(
+        self,
+        todo: queue.SimpleQueue[tuple[Ask, int, str]],
+        results: queue.SimpleQueue[Reply | UserError | str | None],
+        stop: threading.Event,
+    ) -> None:
+        while not stop.is_set():
+            try:
+                ask, sample, key = todo.get_nowait()
+            except queue.Empty:
+                return
+            result: Reply | UserError | str | None = None  # None: a slip of ours, to be seen
+            try:
+                result = self._ask(ask, sample, key, stop)
+            except UserError as error:
+                result = error
+            except _Passing as error:
+                result = str(error)
+            finally:
+                results.put(result)
+
+    def _ask(self, ask: Ask, sample: int, key: str, stop: threading.Event) -> Reply:
+        """One reply, tried again as often as is allowed.
+
+        Raises:
+            _Passing: the last try failed too.
+            UserError: the endpoint itself is wrong.
+        """
+        path, body = body_of(ask, sample, self._name)
+        for attempt in range(self.access.retries + 1):
+            started = time.perf_counter()
+            try:
+                response = self._post(path, body)
+                return reply_of(key, response, seconds=time.perf_counter() - started)
+            except _Refused as error:
+                return Reply(id=key, text="", finish_reason="refused", detail=str(error))
+            except (_Passing, ValueError) as error:
+                if attempt == self.access.retries or stop.is_set():
+                    raise _Passing(str(error)) from error
+                pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
+                told = getattr(error, "pause_s", None)
+                self._sleep(pause if told is None else min(told, LONGEST_PAUSE_S))
+        raise AssertionError("every try returns or raises")
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """The response to one try.
+
+        Raises:
+            _Passing: it failed, and may not another time.
+            _Refused: this request will not be answered.
+            UserError: no request will.
+            ValueError: the response is no JSON.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.access.key:
+            headers["Authorization"] = f"Bearer {self.access.key}"
+        url = self.access.url.rstrip("/") + path
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        try:
+            with self._opener.open(request, timeout=self.access.timeout_s) as response:
+                content = _read(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._http_error(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise _Passing(self._clean(f"{type(error).__name__}: {reason}")) from None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            told = content[:SHOWN].decode("utf-8", "replace")
+            raise ValueError(self._clean(f"the response is no JSON: {told!r}")) from None
+
+    def _http_error(self, error: urllib.error.HTTPError) -> Exception:
+        said = ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            said = " ".join(error.read(MOST_BYTES).decode("utf-8", "replace").split())[:SHOWN]
+        told = self._clean(f"HTTP {error.code}{': ' + said if said else ''}")
+        if error.code in PASSING or error.code >= 500:
+            return _Passing(told, _retry_after(error.headers.get("Retry-After")))
+        if error.code in WRONG_ENDPOINT or 300 <= error.code < 400:
+            return UserError(
+                f"{self.access.url} does not take requests for {self._name}: {told}",
+                hint="check --endpoint, --endpoint-model and the key's variable (--key-env)",
+            )
+        return _Refused(told)
+
+    def _clean(self, text: str) -> str:
+        """A message without the key, which a server may have sent back."""
+        return text.replace(self.access.key, "[key]") if self.access.key else text
+
+
+def _read(response: Any) -> bytes:
+    content: bytes = response.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise _Passing(f"the response is longer than {MOST_BYTES >> 20} MB")
+    return content
+
+
+def _retry_after(value: str | None) -> float | None:
+    """The seconds that a Retry-After header asks for."""
+    if not value:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None

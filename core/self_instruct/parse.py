@@ -1,0 +1,297 @@
+"""What models say, read: questions of a numbered list, tests between tags, a program.
+
+Models number otherwise than they were asked, fence code, go on talking, or stop in the middle. What
+can be read with certainty is taken, the rest is a loss with a reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from codecria.core.evaluation.mbpp import answered_code
+from codecria.data.chat import TAGS
+from codecria.data.files import digest_bytes
+
+LEAST_WORDS, MOST_CHARACTERS = 4, 4_000  # of a question
+MOST_CODE = 64_000  # characters of tests or of a program that are parsed
+OUR_TAGS = ("[TESTS]", "[/TESTS]", "[PYTHON]", "[/PYTHON]")
+SENTINELS = (
+    "<PRE>",
+    "<SUF>",
+    "<MID>",
+    "<EOT>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "=== user",
+    "=== assistant",
+)
+_ITEM = re.compile(
+    r"^(?P<indent>[ \t]*)(?:#+[ \t]*)?(?:\*\*|__)?(?:(?:Question|Problem|Q)[ \t]*#?[ \t]*)?"
+    r"(?P<number>\d{1,4})[ \t]*(?:[.):]|-(?=[ \t]))(?!\d)[ \t]*(?P<text>.*)$",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(?P<text>.*)$")
+_BUILTINS = frozenset(dir(builtins))
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def questions_in(answer: str, *, cut: bool) -> Iterator[tuple[str, str]]:
+    """The items of a numbered list.
+
+    Args:
+        answer: what the model said.
+        cut: whether it was stopped by its length, so that the last item is not whole.
+
+    Yields:
+        (question, "") for each, or (text, why it is none).
+
+    >>> list(questions_in("Sure!\\n1. Write a function f.\\n2) Add two whole numbers.", cut=False))
+    [('Write a function f.', ''), ('Add two whole numbers.', '')]
+    """
+    items = _items(answer)
+    for place, item in enumerate(items):
+        if cut and place == len(items) - 1:
+            yield item, "cut short"
+        else:
+            yield item, problem_of_question(item)
+
+
+def problem_of_question(text: str) -> str:
+    """Why a text cannot be asked as a question; empty where it can."""
+    if len(text.split()) < LEAST_WORDS:
+        return "too short"
+    if len(text) > MOST_CHARACTERS:
+        return "too long"
+    return held_tags(text)
+
+
+def held_tags(text: str) -> str:
+    """Why a text would break a prompt or a dialog; empty where it would not."""
+    if any(tag in text for tag in (*TAGS, *OUR_TAGS, *SENTINELS)):
+        return "holds a control tag"
+    if any("\ud800" <= c <= "\udfff" for c in text) or "\x00" in text:
+        return "is no text"
+    return ""
+
+
+def _items(answer: str) -> list[str]:
+    """The items of the list in an answer: numbered lines, else bullets; each with its own lines."""
+    lines = answer.replace("\r\n", "\n").split("\n")
+    items: list[list[str]] = []
+    last, indent, open_item = 0, 0, False
+    for line in lines:
+        found = _ITEM.match(line)
+        if found and _begins(int(found["number"]), last, len(found["indent"]) > indent):
+            if not items:
+                indent = len(found["indent"])
+            last, open_item = int(found["number"]), True
+            items.append([found["text"]])
+        elif not line.strip():
+            open_item = open_item and bool(items and not items[-1][0].strip())
+        elif items and (open_item or line[:1] in (" ", "\t")):
+            items[-1].append(line)
+            open_item = True
+    if not items:
+        items = [[found["text"]] for line in lines if (found := _BULLET.match(line))]
+    return [text for item in items if (text := _plain("\n".join(item)))]
+
+
+def _begins(number: int, last: int, deeper: bool) -> bool:
+    """Whether a numbered line is a question of its own, and no step within one."""
+    return number == last + 1 or (not deeper and (number > last or number == 1))
+
+
+def _plain(item: str) -> str:
+    """An item without the marks around it."""
+    text = item.strip()
+    if text.count("**") % 2:  # the item's number stood inside the bold text
+        text = text.replace("**", "", 1)
+    if text.startswith("**") and text.endswith("**") and len(text) > 4:
+        text = text[2:-2]
+    return "\n".join(line.rstrip() for line in text.strip().split("\n")).strip()
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """The tests of one question.
+
+    Attributes:
+        setup: imports that they stand on.
+        asserts: each with the assignments before it.
+    """
+
+    setup: tuple[str, ...]
+    asserts: tuple[str, ...]
+
+    @property
+    def program(self) -> str:
+        """What runs behind a solution."""
+        return "\n".join((*self.setup, *self.asserts))
+
+
+def tests_in(answer: str) -> tuple[Tests, list[tuple[str, str]]]:
+    """The asserts in an answer, and what is left out of it.
+
+    Args:
+        answer: with the tags around the tests, or without.
+
+    Returns:
+        the tests, which may be none; (source, why not) of every other statement.
+    """
+    return checked_tests(_between(answer, "[TESTS]", "[/TESTS]"))
+
+
+def checked_tests(code: str) -> tuple[Tests, list[tuple[str, str]]]:
+    """As `tests_in`, of code alone."""
+    setup: list[str] = []
+    asserts: list[str] = []
+    lost: list[tuple[str, str]] = []
+    pending: list[ast.stmt] = []
+    known: set[str] = set(_BUILTINS)
+    if len(code) > MOST_CODE:
+        return Tests((), ()), [(code, "too long")]
+    for statement, source in _statements(code):
+        if statement is None:
+            lost.append((source, "syntax error"))
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            setup.append(ast.unparse(statement))
+            known |= {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            pending.append(statement)
+        elif isinstance(statement, ast.Assert):
+            group = [*pending, statement]
+            pending = []
+            text = "\n".join(ast.unparse(part) for part in group)
+            if not called_by(group, known):
+                lost.append((text, "calls nothing of the solution"))
+            elif text in asserts:
+                lost.append((text, "repeated"))
+            elif why := held_tags(text):
+                lost.append((text, why))
+            else:
+                asserts.append(text)
+        elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+            lost.append((source, "no assert"))
+    return Tests(tuple(setup), tuple(asserts)), lost
+
+
+def called_by(statements: list[ast.stmt], known: set[str] | frozenset[str] = _BUILTINS) -> set[str]:
+    """The names that statements call and do not make themselves.
+
+    Args:
+        statements: of tests.
+        known: names that are no solution's.
+    """
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    # A class's static method: Counter.of(...), where Counter is nobody else's.
+    called |= {
+        n.func.value.id
+        for n in nodes
+        if isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Attribute)
+        and isinstance(n.func.value, ast.Name)
+    }
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    return called - made - known
+
+
+def _between(answer: str, tag: str, end: str) -> str:
+    """The code in an answer: between the tags, in a fence, or all of it."""
+    inside = answer
+    if tag in answer or end in answer:
+        inside = answer.split(tag, 1)[-1].split(end, 1)[0]
+    return answered_code(inside.replace("\r\n", "\n"))
+
+
+def _statements(code: str) -> Iterator[tuple[ast.stmt | None, str]]:
+    """The statements of code, those that parse taken one by one where the whole does not."""
+    tree = parsed(code)
+    if tree is not None:
+        for statement in tree.body:
+            yield statement, ast.get_source_segment(code, statement) or ""
+        return
+    for chunk in _chunks(code):
+        tree = parsed(chunk)
+        if tree is None:
+            yield None, chunk.strip()
+            continue
+        for statement in tree.body:
+            yield statement, ast.get_source_segment(chunk, statement) or ""
+
+
+def _chunks(code: str) -> Iterator[str]:
+    """Runs of lines that each begin with an unindented statement."""
+    lines: list[str] = []
+    for line in code.split("\n"):
+        begins = re.match(r"(assert|import|from|[A-Za-z_]\w*\s*=[^=])", line)
+        if begins and lines:
+            yield "\n".join(lines)
+            lines = []
+        if lines or line.strip():
+            lines.append(line)
+    if lines:
+        yield "\n".join(lines)
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A program as parsed.
+
+    Attributes:
+        source: as the model wrote it.
+        shape: digest of its syntax tree, the same for other layout and comments.
+    """
+
+    source: str
+    shape: str
+
+
+def code_in(answer: str) -> Code | str:
+    """The program in an answer, or why there is none."""
+    source = _between(answer, "[PYTHON]", "[/PYTHON]").strip("\n").rstrip()
+    if not source.strip():
+        return "no code"
+    if len(source) > MOST_CODE:
+        return "too long"
+    if why := held_tags(source):
+        return why
+    tree = parsed(source)
+    if tree is None:
+        return "syntax error"
+    defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)
+    if not any(isinstance(statement, defines) for statement in tree.body):
+        return "defines nothing"
+    try:
+        shape = ast.dump(tree)
+    except RecursionError:
+        return "syntax error"
+    return Code(source, digest_bytes(shape.encode("utf-8", "surrogatepass")))
+
+
+def parsed(code: str) -> ast.Module | None:
+    """The syntax tree of code; None where it has none, or one too deep to walk."""
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes, which are the model's
+            tree = ast.parse(code)
+            ast.unparse(tree)  # what follows walks it, and recurses as deep
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return tree
