@@ -13,12 +13,33 @@ import typer
 
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 
-from . import convert, doctor, evaluate, generate, inspect, prepare_data, recipes, render, train
+from . import (
+    convert,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    prepare_data,
+    recipes,
+    render,
+    self_instruct,
+    train,
+)
 from .group import QuickGroup
 
 PROG = "codecria"
 ENV_PREFIX = "CODECRIA"
-MODULES = (prepare_data, train, convert, generate, evaluate, recipes, inspect, doctor)
+MODULES = (
+    prepare_data,
+    train,
+    self_instruct,
+    convert,
+    generate,
+    evaluate,
+    recipes,
+    inspect,
+    doctor,
+)
 
 HELP = """The whole Code Llama system from the shell.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from . import render
+from .options import tier_of
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.evaluate import Request
@@ -238,7 +239,7 @@ def evaluate_task(
         limit=limit,
         out=out,
         generate_only=generate_only,
-        tier=_tier(sandbox, sandbox_command, isolate=isolate),
+        tier=tier_of(sandbox, sandbox_command, isolate=isolate),
         workers=workers,
         timeout_s=timeout,
         memory_bytes=memory_mb << 20,
@@ -262,26 +263,6 @@ def evaluate_task(
         render.note(f"written: {out}")
     if fail_under is not None:
         _gate(told, fail_under)
-
-
-def _tier(sandbox: str, command: str | None, *, isolate: bool) -> str:
-    """The tier as the sandbox takes it.
-
-    Raises:
-        UsageError: a command is given for another tier, or none for this, or it is to isolate.
-    """
-    from codecria.data.errors import UsageError
-
-    if (sandbox == "command") != (command is not None):
-        raise UsageError(
-            "--sandbox command and --sandbox-command go together",
-            hint="--sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'",
-        )
-    if command is not None:
-        if isolate:
-            raise UsageError("--isolate is not for the tier command", hint="leave one out")
-        return f"{sandbox}: {command}"
-    return f"{sandbox}+isolate" if isolate else sandbox
 
 
 def _forms(task: str, form: str | None, *, chat: bool, order: str) -> tuple[str, ...]:

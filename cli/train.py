@@ -12,6 +12,7 @@ import typer
 from codecria.data.errors import UsageError
 
 from . import render
+from .options import pairs_of
 
 if TYPE_CHECKING:
     from codecria.core.plan import Plan
@@ -180,7 +181,7 @@ def train(
         tokens=tokens,
         steps=steps,
         epochs=epochs,
-        changes=_pairs(changes or []),
+        changes=pairs_of(changes or []),
         micro_rows=micro_rows,
         device=device,
         dtype=dtype,
@@ -206,21 +207,6 @@ def train(
     if out is None:
         raise UsageError("there is no --out", hint="name a folder for the run, such as --out run")
     _train(request, out, as_json=as_json)
-
-
-def _pairs(changes: list[str]) -> dict[str, str]:
-    """`--set` values as a mapping.
-
-    Raises:
-        UsageError: one is not FIELD=VALUE.
-    """
-    pairs = [change.partition("=") for change in changes]
-    for name, equals, _ in pairs:
-        if not name or not equals:
-            raise UsageError(
-                f"--set {name}{equals} is not FIELD=VALUE", hint="for example --set peak_lr=1e-3"
-            )
-    return {name.replace("-", "_"): value for name, _, value in pairs}
 
 
 def _show_plan(request: StageRequest, out: Path | None, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codecria.cli.evaluate_tasks import _tier
+from codecria.cli.options import tier_of
 from codecria.core.sandbox import jail, languages, outer, sandbox
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.survey import sample
@@ -121,10 +121,10 @@ def test_options_of_the_command_line_name_the_tier(
 ) -> None:
     sandbox_name, command, isolate = given
     if tier is not None:
-        assert _tier(sandbox_name, command, isolate=isolate) == tier
+        assert tier_of(sandbox_name, command, isolate=isolate) == tier
         return
     with pytest.raises(UsageError):
-        _tier(sandbox_name, command, isolate=isolate)
+        tier_of(sandbox_name, command, isolate=isolate)
 
 
 # --- a command ------------------------------------------------------------------------------------

