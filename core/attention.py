@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -80,6 +81,7 @@ def choose_backend(device: torch.device, requested: str = "auto") -> tuple[Backe
                 hint="pip install 'xformers>=0.0.34,<0.0.36'",
             ) from error
         return "sdpa", f"xformers cannot be imported: {error}"
+    _leave_uncompiled()
     return "xformers", "the block-diagonal kernels of xformers"
 
 
@@ -110,7 +112,7 @@ class PackedAttention:
         B, T, H, D = q.shape
         k, v = repeat_heads(k, H), repeat_heads(v, H)
         if self.backend == "xformers":
-            packed: Tensor = _xformers_packed(q, k, v, self.offsets)
+            packed: Tensor = _packed(q, k, v, self.offsets)
             return packed
         if self.offsets is None:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -237,7 +239,6 @@ def _loop_over_documents(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Te
     return torch.cat(parts).view(B, T, H, D)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> Tensor:
     """Packed causal attention by xformers, forward and backward."""
     B, T, H, D = q.shape
@@ -245,6 +246,19 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) ->
     mask = xformers_mask(B, T, offsets)
     out: Tensor = _xformers().memory_efficient_attention(*packed, attn_bias=mask)
     return out.view(B, T, H, D)
+
+
+_packed: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _xformers_packed
+
+
+def _leave_uncompiled() -> None:
+    """Keep torch.compile out of the xformers call.
+
+    When the backend is chosen, not as a decorator: that would load the whole compiler, two seconds,
+    for every command.
+    """
+    global _packed
+    _packed = torch.compiler.disable(_xformers_packed)  # type: ignore[no-untyped-call]
 
 
 def xformers_mask(B: int, T: int, offsets: Tensor | None) -> Any:

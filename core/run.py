@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, read_json
 
@@ -103,6 +101,8 @@ class RunConfig:
 
 def environment() -> dict[str, Any]:
     """What bit-for-bit repetition depends on beside the run: versions, instructions, threads."""
+    import torch  # here, as much that compares runs needs it not, and it takes seconds
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "torch": torch.__version__,

@@ -16,9 +16,10 @@ pytest.importorskip("codecria.core.sandbox.sandbox")
 from codecria.core.evaluation import mbpp, tasks
 from codecria.core.evaluation.problems import Problem, ProblemSet
 from codecria.core.evaluation.protocol import Changes, Form, Protocol, freeze
-from codecria.core.evaluation.sampling import generate, task_seed
+from codecria.core.evaluation.sampling import generate
 from codecria.core.evaluation.tasks import TASKS, Asker, answer_to, known_id, load, select
 from codecria.core.generator import Generator
+from codecria.core.seed import seed_of
 from codecria.data.errors import UserError
 from codecria.data.infill import Infiller, Order
 from codecria.data.tokenizer import Tokenizer
@@ -365,7 +366,7 @@ def test_an_evaluation_that_goes_on_draws_the_same_samples(generator: Generator)
 def test_samples_and_tasks_draw_each_from_their_own_source(generator: Generator) -> None:
     whole = drawn(generator, known=frozenset(), batch=5)
     assert len(set(whole.values())) == len(whole), "two samples are alike"
-    assert task_seed(0, "Own/0") != task_seed(0, "Own/1") != task_seed(1, "Own/1")
+    assert seed_of(0, "Own/0") != seed_of(0, "Own/1") != seed_of(1, "Own/1")
 
 
 def test_a_prompt_that_does_not_fit_is_a_sample_that_says_so(generator: Generator) -> None:

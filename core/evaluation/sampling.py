@@ -6,12 +6,12 @@ with the same samples. (Texts repeat on one build and thread count, as everywher
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
 from codecria.core.generate import Completion, Limits, complete
 from codecria.core.generator import Generator
 from codecria.core.sampling import Sampling
+from codecria.core.seed import seed_of
 
 from .problems import Problem
 from .protocol import Protocol
@@ -19,12 +19,6 @@ from .samples import Sample
 from .tasks import Asked, Asker
 
 BATCH = 16  # samples decoded side by side: bounds the key-value cache
-
-
-def task_seed(seed: int, task_id: str) -> int:
-    """The seed of a task's samples: tasks must not draw the same numbers."""
-    digest = hashlib.blake2b(f"{seed}:{task_id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
 
 
 def generate(
@@ -78,7 +72,7 @@ def _batch(
     sampling = Sampling(
         temperature=protocol.temperature,
         top_p=protocol.top_p,
-        seed=task_seed(protocol.seed, problem.task_id),
+        seed=seed_of(protocol.seed, problem.task_id),
     )
     limits = Limits(
         max_tokens=protocol.max_tokens,

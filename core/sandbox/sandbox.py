@@ -8,6 +8,7 @@ counts: on a busy machine programs wait for each other.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
 import shlex
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -32,6 +34,8 @@ from .worker import receive, send
 
 START_S = 30.0  # until a server must be ready
 END_S = 2.0  # for a server to end what it runs, and itself
+FRESH_S = 10.0  # age from which boxes that nobody holds count as left behind
+BOXES_PREFIX = "codecria-boxes-"
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
@@ -98,9 +102,10 @@ class Sandbox:
         self._servers: list[_Server] = []
         self._lock = threading.Lock()
         self._alone = _Turnstile(self.workers)
-        self._boxes = tempfile.mkdtemp(
-            prefix=f"codecria-boxes-{os.getpid()}-", dir=_memory_folder()
-        )
+        _sweep_boxes()
+        self._boxes = tempfile.mkdtemp(prefix=f"{BOXES_PREFIX}{os.getpid()}-", dir=_memory_folder())
+        self._claim: int | None = os.open(self._boxes, os.O_RDONLY)
+        fcntl.flock(self._claim, fcntl.LOCK_EX)
         ready = False
         try:
             if self.tier is Tier.COMMAND:
@@ -131,6 +136,9 @@ class Sandbox:
         for server in servers:
             server.end()
         shutil.rmtree(self._boxes, ignore_errors=True)
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def share(self, tests: str) -> None:
         """Let a solution run in one process with these tests, since isolation does not fit them.
@@ -308,6 +316,22 @@ def _split(command: str) -> list[str]:
 def _memory_folder() -> str | None:
     """Where boxes are made: in memory where the system has such a folder."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+def _sweep_boxes() -> None:
+    """Remove the boxes of sandboxes that were killed; those in use are locked by their process."""
+    folder = Path(_memory_folder() or tempfile.gettempdir())
+    for boxes in folder.glob(f"{BOXES_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            # A new one is locked only after it is made.
+            if time.time() - boxes.stat().st_mtime < FRESH_S:
+                continue
+            claim = os.open(boxes, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(boxes, ignore_errors=True)
+            finally:
+                os.close(claim)
 
 
 class _Server:

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from .items import Candidate, Tested
 from .journal import Journal, read_lines
 from .parse import Tests, called_by, parsed
 
-AT_ONCE = 256  # programs handed to the sandbox together: bounds what is held in memory
 AGAIN = 2  # runs after the first, for what is kept to be no matter of luck
 MOST_LOST = 5  # programs in a row that took the sandbox's servers with them
 MOST_LITERALS = 12  # of the tests, that probes return
@@ -228,48 +228,54 @@ def _run(
     if first is None:
         return
     with ground.open() as sandbox:
-        for batch in _batches(itertools.chain([first], programs)):
-            for n, verdict in _verdicts(sandbox, [program for _, program in batch]):
-                line = {"id": batch[n][0], **as_json(verdict)}
-                verdicts.add([line])
-                known[line["id"]] = line
-                done(1)
+        for key, verdict in _verdicts(sandbox, itertools.chain([first], programs)):
+            line = {"id": key, **as_json(verdict)}
+            verdicts.add([line])
+            known[key] = line
+            done(1)
 
 
-def _batches(items: Iterable[tuple[str, Program]]) -> Iterator[list[tuple[str, Program]]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, AT_ONCE)):
-        yield batch
+def _verdicts(
+    sandbox: Sandbox, programs: Iterator[tuple[str, Program]]
+) -> Iterator[tuple[str, Verdict]]:
+    """The verdicts of programs as they come, each final: little is lost to a kill.
 
-
-def _verdicts(sandbox: Sandbox, programs: Sequence[Program]) -> Iterator[tuple[int, Verdict]]:
-    """The verdicts of programs; one that takes the sandbox's servers with it has crashed.
+    A program that takes the sandbox's servers with it has crashed.
 
     Raises:
         UserError: several in a row do, which is no program's fault.
     """
-    left = dict(enumerate(programs))
-    with contextlib.suppress(UserError):
-        for n, verdict in sandbox.run_many(programs):
-            del left[n]
-            yield n, verdict
     lost = 0
-    for n, program in left.items():
-        try:
-            verdict = sandbox.run(program)
-            lost = 0
-        except UserError as error:
-            lost += 1
-            if lost >= MOST_LOST:
-                raise
-            verdict = Verdict(
-                outcome=Outcome.CRASHED,
-                detail=error.message,
-                seconds=0.0,
-                tier=sandbox.tier,
-                limits=sandbox.limits,
-            )
-        yield n, verdict
+    with ThreadPoolExecutor(sandbox.workers, thread_name_prefix="programs") as pool:
+        waiting: dict[Future[Verdict], str] = {}
+        while True:
+            room = 2 * sandbox.workers - len(waiting)
+            for key, program in itertools.islice(programs, room):
+                waiting[pool.submit(sandbox.run, program)] = key
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                key = waiting.pop(future)
+                try:
+                    verdict = future.result()
+                    lost = 0
+                except UserError as error:
+                    lost += 1
+                    if lost >= MOST_LOST:
+                        raise
+                    verdict = _crashed(sandbox, error)
+                yield key, verdict
+
+
+def _crashed(sandbox: Sandbox, error: UserError) -> Verdict:
+    return Verdict(
+        outcome=Outcome.CRASHED,
+        detail=error.message,
+        seconds=0.0,
+        tier=sandbox.tier,
+        limits=sandbox.limits,
+    )
 
 
 # --- probes ---------------------------------------------------------------------------------------
@@ -334,12 +340,17 @@ def probe(
         UserError: nothing can be confined here, or the journal cannot be written.
     """
     known: dict[str, Mapping[str, Any]] = {key: verdicts.get(key) or {} for key in verdicts}
-    resumed = done = len(known)
+    keys = (f"{one.id}-{number}" for one in tested for number in range(len(probes(one.tests))))
+    total = resumed = 0
+    for key in keys:
+        total += 1
+        resumed += key in known
+    done = resumed
 
     def told(count: int) -> None:
         nonlocal done
         done += count
-        show(Progress(stage="tests probed", done=done, total=done, resumed=resumed))
+        show(Progress(stage="tests probed", done=done, total=total, resumed=resumed))
 
     def wanted() -> Iterator[tuple[str, Program]]:
         for one in tested:

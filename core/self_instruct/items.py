@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.core.evaluation.sampling import task_seed
+from codecria.core.seed import seed_of
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_writer, digest_json
 
@@ -94,7 +94,7 @@ class Tested:
     @classmethod
     def of(cls, question: Question, tests: Tests, seed: int) -> Tested:
         """The question with its tests, one of them drawn to be shown (PAPER 7, 3b)."""
-        draw = random.Random(task_seed(seed, f"shown:{question.id}"))
+        draw = random.Random(seed_of(seed, f"shown:{question.id}"))
         return cls(
             id=content_id(question.text, tests.setup, tests.asserts),
             question=question,

@@ -15,6 +15,7 @@ from typing import Any
 from codecria.core.checkpoint import Checkpoint
 from codecria.core.generate import Completion, Limits, complete, complete_each
 from codecria.core.generator import Generator
+from codecria.core.sampling import Sampling
 from codecria.data import chat
 
 from .models import Ask, Reply, Wanted
@@ -86,7 +87,7 @@ class LocalModel:
                 generator.model,
                 prompt,
                 new_stream=generator.tokenizer.stream,
-                sampling=ask.settings.sampling(ask.stage, ask.seed),
+                sampling=_sampling(ask),
                 limits=_limits(ask, first, len(numbers)),
                 ends=self._ends(),
             )
@@ -112,7 +113,7 @@ class LocalModel:
                 generator.model,
                 [prompts[n] for n in fitting],
                 new_stream=generator.tokenizer.stream,
-                sampling=ask.settings.sampling(ask.stage),
+                sampling=_sampling(ask),
                 seeds=[batch[n].seed for n in fitting],
                 limits=_limits(ask, 0, 1),
                 ends=self._ends(),
@@ -140,6 +141,10 @@ def _form_of(checkpoint: Checkpoint) -> Form:
     recipe = str(checkpoint.lineage().get("recipe", ""))
     tuned = "instruct" in recipe or bool(checkpoint.chat_template())
     return "chat" if tuned else "few-shot"
+
+
+def _sampling(ask: Ask) -> Sampling:
+    return Sampling(temperature=ask.temperature, top_p=ask.settings.top_p, seed=ask.seed)
 
 
 def _limits(ask: Ask, first: int, samples: int) -> Limits:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from codecria.core.evaluation.sampling import task_seed
+from codecria.core.seed import seed_of
 from codecria.data.chat import Dialog
 from codecria.data.files import digest_json
 
@@ -54,12 +54,17 @@ class Ask:
     @property
     def seed(self) -> int:
         """The seed of its samples: what is asked of different things is drawn apart."""
-        return task_seed(self.settings.seed, f"{self.stage}:{self.key}")
+        return seed_of(self.settings.seed, f"{self.stage}:{self.key}")
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Strings that end an answer."""
         return STOPS[self.stage] + (("[INST]",) if self.form == "few-shot" else ())
+
+    @property
+    def temperature(self) -> float:
+        """Of its samples; 0 is greedy."""
+        return self.settings.temperature(self.stage)
 
     @property
     def max_tokens(self) -> int:
@@ -68,7 +73,6 @@ class Ask:
 
     def digest(self) -> str:
         """Of everything that an answer depends on, but the sample's number."""
-        sampling = self.settings.sampling(self.stage, self.seed)
         return digest_json(
             {
                 "stage": self.stage,
@@ -76,7 +80,7 @@ class Ask:
                 "dialog": [[message.role, message.content] for message in self.dialog],
                 "form": self.form,
                 "model": dict(self.model),
-                "sampling": [sampling.temperature, sampling.top_p, sampling.seed],
+                "sampling": [self.temperature, self.settings.top_p, self.seed],
                 "max_tokens": self.max_tokens,
             }
         )[:ID_DIGITS]
@@ -169,7 +173,6 @@ def body_of(ask: Ask, sample: int, name: str) -> tuple[str, dict[str, Any]]:
         sample: its number; each has a seed of its own.
         name: of the model at the endpoint.
     """
-    sampling = ask.settings.sampling(ask.stage)
     body: dict[str, Any] = {"model": name}
     if ask.form == "chat":
         path = "/chat/completions"
@@ -179,8 +182,8 @@ def body_of(ask: Ask, sample: int, name: str) -> tuple[str, dict[str, Any]]:
         body["prompt"] = as_text(ask.dialog)
     body |= {
         "max_tokens": ask.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "temperature": ask.temperature,
+        "top_p": ask.settings.top_p,
         "seed": (ask.seed + sample) % (1 << 31),  # some servers take 31 bits
     }
     if ask.stops:

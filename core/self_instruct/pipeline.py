@@ -13,12 +13,14 @@ Only the journals cost time, and they survive a kill; everything else is written
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codecria.core.run import differences, environment
+from codecria.core.run import differences
 from codecria.core.sandbox.verdict import Limits
 from codecria.data import shingles
 from codecria.data.decontaminate import Index, build
@@ -593,7 +595,11 @@ def _record(request: Request, index: Index | None) -> None:
                 "tests": str(request.tests_file or ""),
                 "decontaminate": [str(path) for path in request.decontaminate],
             },
-            "environment": environment(),
+            "environment": {
+                "codecria": importlib.metadata.version("codecria"),
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+            },
         },
     )
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
 
-from codecria.core.sampling import Sampling
 from codecria.data.errors import UsageError
 
 STAGES = ("questions", "tests", "solutions")
@@ -67,7 +66,12 @@ class Settings:
         for name in STAGES:
             if getattr(self, f"{name}_tokens") < 1:
                 raise UsageError(f"{name}_tokens must be at least 1")
-            self.sampling(name)
+            if not self.temperature(name) >= 0:
+                raise UsageError(f"{name}_temperature is {self.temperature(name):g}, below 0")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p:g} is not in (0, 1]")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"the seed {self.seed} is not in 0 .. 2^32 - 1")
         if not 0 <= self.near_dedup <= 1:
             raise UsageError(f"near_dedup {self.near_dedup:g} is a similarity from 0 to 1")
         if self.solutions > 1 and self.solutions_temperature == 0:
@@ -76,15 +80,10 @@ class Settings:
                 hint="--set solutions_temperature=0.8, or --solutions 1",
             )
 
-    def sampling(self, stage: str, seed: int = 0) -> Sampling:
-        """How the answers of a stage are drawn.
-
-        Raises:
-            UsageError: a value is out of range.
-        """
-        return Sampling(
-            temperature=getattr(self, f"{stage}_temperature"), top_p=self.top_p, seed=seed
-        )
+    def temperature(self, stage: str) -> float:
+        """Of the answers of a stage; 0 is greedy."""
+        temperature: float = getattr(self, f"{stage}_temperature")
+        return temperature
 
     def max_tokens(self, stage: str) -> int:
         """The longest answer of a stage, in tokens."""
