@@ -36,14 +36,20 @@ DEMO_SOURCES := json=$(SOURCE)/json email=$(SOURCE)/email http=$(SOURCE)/http
 DEMO_VOCAB := 1024
 DEMO_STAGE := --set context=128 --set batch_tokens=2048 --eval-rows 8
 DEMO_LONG := --set context=512 --set batch_tokens=2048 --eval-rows 2
-DEMO_STEPS := 40 40 12 20
+DEMO_STEPS := 40 40 12 20 10
+DEMO_ROUND := --solutions 2
+DEMO_SCORE := --max-tokens 32 --limit 8
 else
 DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096
 DEMO_STAGE := --set context=256 --set batch_tokens=2048 --eval-rows 16
 DEMO_LONG := --set context=1024 --set batch_tokens=4096 --eval-rows 4
-DEMO_STEPS := 300 900 120 150
+DEMO_STEPS := 300 900 120 250 60
+DEMO_ROUND := --solutions 10
+DEMO_SCORE := --max-tokens 48
 endif
+DEMO_TUNE := --dialogs examples/dialogs.jsonl --dialogs $(DEMO)/families.jsonl \
+	--rehearse $(DEMO)/code=0.06 --rehearse $(DEMO)/prose=0.02
 
 # A first model learns to write from docstrings and a little code: it plays Llama 2. The stages of
 # Code Llama follow it: infilling, long context, instructions.
@@ -60,8 +66,10 @@ demo: venv
 		--steps $(word 2,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/infill
 	$(CODECRIA) lcft --init $(DEMO)/infill --data $(DEMO)/code=0.85 --data $(DEMO)/prose=0.15 \
 		--steps $(word 3,$(DEMO_STEPS)) $(DEMO_LONG) --out $(DEMO)/long
-	$(CODECRIA) instruct --init $(DEMO)/long --dialogs examples/dialogs.jsonl \
-		--rehearse $(DEMO)/code=0.06 --rehearse $(DEMO)/prose=0.02 \
+	for split in dialogs=families train=train held-out=held-out; do \
+		$(PYTHON) examples/exercises.py $${split%=*} > $(DEMO)/$${split#*=}.part && \
+		mv $(DEMO)/$${split#*=}.part $(DEMO)/$${split#*=}.jsonl || exit 1; done
+	$(CODECRIA) instruct --init $(DEMO)/long $(DEMO_TUNE) \
 		--steps $(word 4,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/chat
 	$(CODECRIA) inspect $(DEMO)/chat/model
 	@printf '\n--- complete: def __init__(self, ...\n'
@@ -82,6 +90,23 @@ demo: venv
 	@printf '\n--- what each stage changed\n'
 	$(CODECRIA) evaluate stages $(DEMO)/base $(DEMO)/infill $(DEMO)/long $(DEMO)/chat \
 		--data $(DEMO)/code --dialogs examples/dialogs.jsonl
+
+	@printf '\n--- exercises that no stage was trained on: heads completed, then questions answered\n'
+	for stage in base infill long; do \
+		$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/$$stage \
+			$(DEMO_SCORE) --out $(DEMO)/$$stage.scores.jsonl || exit 1; done
+	$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/chat \
+		--form chat $(DEMO_SCORE) --out $(DEMO)/chat.scores.jsonl
+	@printf '\n--- self-instruct: it answers other exercises, tests filter, it learns what is kept\n'
+	$(CODECRIA) self-instruct --model $(DEMO)/chat --tests-file $(DEMO)/train.jsonl \
+		--prompts examples/prompts $(DEMO_ROUND) --set solutions_tokens=48 --out $(DEMO)/made
+	if test -s $(DEMO)/made/dialogs.jsonl; then \
+		$(CODECRIA) instruct --init $(DEMO)/chat --dialogs $(DEMO)/made/dialogs.jsonl $(DEMO_TUNE) \
+			--steps $(word 5,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/tuned && \
+		$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/tuned \
+			--form chat $(DEMO_SCORE) --out $(DEMO)/tuned.scores.jsonl && \
+		$(CODECRIA) evaluate compare $(DEMO)/chat.scores.jsonl $(DEMO)/tuned.scores.jsonl; \
+	else echo 'no solution passed its tests: there is nothing to tune on, and nothing changes'; fi
 
 # --- for people who change the code ---------------------------------------------------------------
 

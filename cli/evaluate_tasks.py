@@ -41,6 +41,12 @@ Example: codecria evaluate humaneval-x --problems humaneval_java.jsonl.gz --mode
 
 Example: codecria evaluate multipl-e --problems humaneval-cpp.jsonl --model run
 """,
+    "exercises": """Score exercises of your own: questions with tests, as self-instruct writes them.
+
+Their heads are completed; --form chat asks the questions.
+
+Example: codecria evaluate exercises --problems made/dialogs.jsonl --form chat --model run
+""",
 }
 COMPARE_HELP = """Tell whether one result is better than another, task by task.
 
@@ -56,11 +62,11 @@ Example: codecria evaluate perplexity --model run --data shards
 """
 # Options that only some tasks have.
 ONLY = {
-    "form": ("mbpp", "humaneval"),
-    "chat": ("mbpp", "humaneval"),
+    "form": ("mbpp", "humaneval", "exercises"),
+    "chat": ("mbpp", "humaneval", "exercises"),
     "split": ("mbpp",),
     "order": ("infilling",),
-    "strip_prompt": ("humaneval", "humaneval-x", "multipl-e"),
+    "strip_prompt": ("humaneval", "humaneval-x", "multipl-e", "exercises"),
 }
 
 

@@ -18,7 +18,7 @@ from codecria.data.errors import UsageError, UserError
 from codecria.data.infill import Infiller, Order
 from codecria.data.tokenizer import Tokenizer
 
-from . import humaneval, mbpp, multilingual
+from . import exercises, humaneval, mbpp, multilingual
 from .problems import Problem, ProblemSet, Record, read
 from .protocol import Form, Protocol
 
@@ -113,6 +113,18 @@ TASKS: dict[str, Task] = {
             forms=("completion",),
             sources={"completion": "zero-shot, Code Llama table 4; stop strings of the file"},
             labels={"completion": ("the suite has no reference solutions",)},
+        ),
+        Task(
+            name="exercises",
+            title="Exercises",
+            parse=exercises.parse,
+            forms=("completion", "chat"),
+            sources={
+                "completion": "a file of the user's: the head is completed",
+                "chat": "a file of the user's: the question as it stands, in the chat form",
+            },
+            labels={},
+            answers="chat",
         ),
     )
 }
@@ -289,8 +301,10 @@ class Asker:
 
 def question_of(problem: Problem) -> str:
     """What a model in a conversation is asked."""
-    if problem.question:
+    if problem.shown:
         return mbpp.tagged_prompt(problem)
+    if problem.question:
+        return problem.question
     return (
         "Complete this Python function. Answer with the whole function in one code block.\n\n"
         f"```python\n{problem.before.rstrip()}\n```"

@@ -21,7 +21,8 @@ from codecria.data.problems import records
 from .items import Loss, Question
 from .parse import Tests, checked_tests, problem_of_question
 
-NAMES = (*QUESTIONS, "text", "task")
+# An exercise has a prompt, the head of its function, beside the question.
+NAMES = ("question", *(name for name in QUESTIONS if name != "question"), "text", "task")
 TESTS = ("tests", "test_list")
 
 

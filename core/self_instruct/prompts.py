@@ -37,7 +37,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 NEEDED: dict[str, tuple[str, ...]] = {
     "tests": ("question",),
-    "solutions": ("question", "test"),
+    "solutions": ("question",),
     "dialog": ("question", "solution"),
 }
 _TURN = re.compile(r"^=== (user|assistant|system)[ \t]*\n", re.MULTILINE)
