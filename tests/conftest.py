@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -159,13 +161,26 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage.machine, "matmul_flops", lambda *_: 1e11)
 
 
-@pytest.fixture(scope="session")
-def meta_layout() -> ModuleType:
-    """The module tests/meta_layout.py, which tests cannot import by its name."""
-    path = Path(__file__).with_name("meta_layout.py")
-    spec = importlib.util.spec_from_file_location("meta_layout", path)
+def _beside(name: str) -> ModuleType:
+    """A module of this folder, which tests cannot import by its name."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def meta_layout() -> ModuleType:
+    """The module tests/meta_layout.py."""
+    return _beside("meta_layout")
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Any]:
+    """A server in OpenAI's form on loopback, see tests/endpoint_server.py."""
+    with _beside("endpoint_server").serving() as server:
+        yield server

@@ -88,7 +88,9 @@ def _items(answer: str) -> list[str]:
     last, indent, open_item = 0, 0, False
     for line in lines:
         found = _ITEM.match(line)
-        if found and _begins(int(found["number"]), last, len(found["indent"]) > indent):
+        if found and _begins(
+            int(found["number"]), last, bool(items) and len(found["indent"]) > indent + 1
+        ):
             if not items:
                 indent = len(found["indent"])
             last, open_item = int(found["number"]), True
@@ -105,7 +107,7 @@ def _items(answer: str) -> list[str]:
 
 def _begins(number: int, last: int, deeper: bool) -> bool:
     """Whether a numbered line is a question of its own, and no step within one."""
-    return number == last + 1 or (not deeper and (number > last or number == 1))
+    return not deeper and (number > last or number == 1)
 
 
 def _plain(item: str) -> str:
