@@ -138,38 +138,53 @@ def _checked(tables: dict[str, Any], group: Any, *, where: str, called: str) -> 
 
     verbs: dict[str, Any] = group.commands
     found: dict[str, Any] = {}
-    for verb, options in tables.items():
+    for verb, entries in tables.items():
         full = f"{called}{verb}"
-        if verb not in verbs or not isinstance(options, dict):
+        if verb not in verbs or not isinstance(entries, dict):
             near = difflib.get_close_matches(verb, verbs, n=1)
             raise UsageError(
                 f"{where}: [{full}] is not a verb",
                 hint=f"did you mean [{called}{near[0]}]?" if near else "verbs: " + ", ".join(verbs),
             )
-        if hasattr(verbs[verb], "commands"):
-            found[verb] = _checked(options, verbs[verb], where=where, called=f"{full}.")
-            continue
-        # Keys are the long options as typed, or with underscores.
-        parameters = {
-            spelled.lstrip("-").replace("-", "_"): parameter
-            for parameter in verbs[verb].params
-            for spelled in parameter.opts
-        }
         found[verb] = {}
-        for key, value in options.items():
-            plain = key.replace("-", "_")
-            if plain not in parameters:
-                near = difflib.get_close_matches(plain, parameters, n=1)
-                raise UsageError(
-                    f"{where}: {full} has no option {key!r}",
-                    hint=f"did you mean {near[0]!r}?"
-                    if near
-                    else f"see `{PROG} {full.replace('.', ' ')} --help`",
-                )
-            wanted = _wanted(parameters[plain], value)
-            if wanted:
-                raise UsageError(f"{where}: {full} {key} = {value!r} is not {wanted}")
-            found[verb][parameters[plain].name] = value
+        if hasattr(verbs[verb], "commands"):  # a verb with verbs of its own, and perhaps options
+            own = {key for key in entries if not isinstance(entries[key], dict)}
+            inner = {
+                key: entries[key] for key in entries if key not in own or not verbs[verb].params
+            }
+            found[verb] = _checked(inner, verbs[verb], where=where, called=f"{full}.")
+            entries = {key: entries[key] for key in entries if key not in inner}
+        found[verb] |= _checked_options(entries, verbs[verb], where=where, full=full)
+    return found
+
+
+def _checked_options(
+    options: dict[str, Any], command: Any, *, where: str, full: str
+) -> dict[str, Any]:
+    """A verb's options by the names of its function's arguments."""
+    import difflib
+
+    # Keys are the long options as typed, or with underscores.
+    parameters = {
+        spelled.lstrip("-").replace("-", "_"): parameter
+        for parameter in command.params
+        for spelled in parameter.opts
+    }
+    found = {}
+    for key, value in options.items():
+        plain = key.replace("-", "_")
+        if plain not in parameters:
+            near = difflib.get_close_matches(plain, parameters, n=1)
+            raise UsageError(
+                f"{where}: {full} has no option {key!r}",
+                hint=f"did you mean {near[0]!r}?"
+                if near
+                else f"see `{PROG} {full.replace('.', ' ')} --help`",
+            )
+        wanted = _wanted(parameters[plain], value)
+        if wanted:
+            raise UsageError(f"{where}: {full} {key} = {value!r} is not {wanted}")
+        found[parameters[plain].name] = value
     return found
 
 

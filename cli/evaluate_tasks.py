@@ -11,6 +11,7 @@ import typer
 
 from . import render
 from .options import tier_of
+from .signals import ending_in_order
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.evaluate import Request
@@ -259,7 +260,7 @@ def evaluate_task(
     if check:
         _check_references(request, as_json=as_json)
         return
-    with render.stages() as show:
+    with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:
         told = evaluation.evaluate(request, note=render.note, show=show)
     if as_json:
         render.emit_json(told[0] if len(told) == 1 else {"forms": told})

@@ -21,12 +21,12 @@ class QuickGroup(TyperGroup):
 
 
 def _leave_absent(parameter: Any) -> None:
-    """Let None pass an option's validation by, to its callback if it has one."""
+    """Let an option's own default pass its validation by, to its callback if it has one."""
     validate = parameter.process_value
 
     def process(context: Any, value: Any) -> Any:
-        if value is not None or parameter.required:
+        if parameter.required or value is not parameter.default:
             return validate(context, value)
-        return parameter.callback(context, parameter, None) if parameter.callback else None
+        return parameter.callback(context, parameter, value) if parameter.callback else value
 
     parameter.process_value = process

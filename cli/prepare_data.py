@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codecria.data.errors import ExitStatus, Interrupted, UsageError
+from codecria.data.errors import UsageError
 
 from . import render
+from .signals import ending_in_order
 
 if TYPE_CHECKING:
     from codecria.data.intake import PrepareRecipe
@@ -186,7 +184,7 @@ def prepare_data(
     if dry_run:
         _show_survey([replace(source, without=out) for source in wanted], recipe, as_json=as_json)
         return
-    with _stoppable(), render.stages() as progress:
+    with ending_in_order(), render.stages() as progress:
         outcome = prepare(
             wanted,
             out,
@@ -268,26 +266,6 @@ def _explain(out: Path, name: str, *, as_json: bool) -> None:
         render.emit_json([{"kept": one.kept, **one.facts} for one in found])
     else:
         sys.stdout.write(shown(found) + "\n")
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the run in order, its workers too; what is done stays done."""
-    statuses = {
-        signal.SIGINT: ExitStatus.INTERRUPTED,
-        signal.SIGTERM: ExitStatus.TERMINATED,
-    }
-
-    def stop(number: int, _: object) -> None:
-        message = "stopped: the same command goes on from here"
-        raise Interrupted(statuses[signal.Signals(number)], message)
-
-    before = {number: signal.signal(number, stop) for number in statuses}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show_survey(sources: list[Source], recipe: PrepareRecipe, *, as_json: bool) -> None:

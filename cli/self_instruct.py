@@ -10,6 +10,7 @@ import typer
 from . import render
 from .group import QuickGroup
 from .options import pairs_of, tier_of
+from .signals import ending_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -235,7 +236,7 @@ def self_instruct(
         responses=tuple(responses or ()),
         skip_failed=skip_failed,
     )
-    with render.stages() as show:
+    with ending_in_order(), render.stages() as show:
         told = pipeline.run(request, note=render.note, show=show)
     if as_json:
         render.emit_json(told)
@@ -337,7 +338,7 @@ def execute(
 
     number, shards = _shard(shard)
     tier = tier_of(sandbox, sandbox_command, isolate=False)
-    with render.stages() as show:
+    with ending_in_order(), render.stages() as show:
         told = execute_shard(
             out, number, shards, tier=tier, workers=workers, note=render.note, show=show
         )

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something worth keeping is in memory: the first saves, a second ends."""
+"""SIGINT and SIGTERM while work is under way: it ends in order, with the signal's exit status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+
+from codecria.data.errors import ExitStatus, Interrupted
 
 from . import render
 
@@ -57,3 +59,29 @@ def saving_on_signal() -> Iterator[StopSignal]:
         yield state
     finally:
         restore()
+
+
+GOES_ON = "stopped: the same command goes on from here"
+
+
+@contextlib.contextmanager
+def ending_in_order(message: str = GOES_ON) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM end the work where it is; what is done stays done.
+
+    Args:
+        message: for the user, of what was kept.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    statuses = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise Interrupted(statuses[signal.Signals(number)], message)
+
+    before = {number: signal.signal(number, stop) for number in statuses}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -421,6 +421,12 @@ def test_a_config_file_reaches_the_parts_of_a_verb(codecria: Call, tmp_path: Pat
     told = codecria("--config", config, "recipes", "validate", fields)
     assert told.status == 0, told.err
     assert json.loads(told.out)["size"] == "13b"
+    # A verb that has options of its own beside its parts.
+    made = tmp_path / "made"
+    config.write_text(f"[self-instruct]\nout = '{made}'\n[self-instruct.execute]\nshard = '9/2'\n")
+    assert "no model is named" in codecria("--config", config, "self-instruct").err
+    told = codecria("--config", config, "self-instruct", "execute", made)
+    assert "--shard 9/2 is not I/N" in told.err
 
 
 @pytest.mark.parametrize(
@@ -430,6 +436,9 @@ def test_a_config_file_reaches_the_parts_of_a_verb(codecria: Call, tmp_path: Pat
         ("[generate]\nmax-token = 1", "did you mean 'max_tokens'?"),
         ("[recipes.shaw]\nsize = '7b'", "did you mean [recipes.show]?"),
         ("seed = 1", "[seed] is not a verb"),
+        ("[self-instruct]\nquestion = 1", "did you mean 'questions'?"),
+        ("[self-instruct.exec]\nshard = '1/2'", "did you mean [self-instruct.execute]?"),
+        ("[recipes]\nsize = '7b'", "[recipes.size] is not a verb"),
         ("[generate]\nzzz = 1", "codecria generate --help"),
         ("[generate", "not valid TOML"),
         ("[pretrain]\nsteps = 'many'", "--steps"),

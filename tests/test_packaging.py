@@ -26,7 +26,11 @@ def shipped() -> set[str]:
         str(path.relative_to(ROOT))
         for part in PARTS
         for path in (ROOT / part).rglob("*")
-        if (path.suffix in (".py", ".json") or path.name == "py.typed")
+        if (
+            path.suffix in (".py", ".json")
+            or path.name == "py.typed"
+            or (path.suffix == ".txt" and path.parent.name == "templates")
+        )
         and "__pycache__" not in path.parts
     }
 

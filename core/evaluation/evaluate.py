@@ -114,7 +114,7 @@ def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]
     Raises:
         UsageError: options contradict each other.
         UserError: a file is damaged, a reference fails, or nothing can run.
-        Interrupted: by Ctrl-C; what was known is kept in `out`.
+        Interrupted: by a signal; what was known is kept in `out`.
     """
     task = tasks.TASKS[request.task]
     forms = [tasks.with_form(task, form) for form in request.forms or (None,)]
@@ -331,11 +331,11 @@ def _evaluate_form(
                         resumed=kept.resumed,
                     )
                 )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted) as end:
             if out is None:
                 raise
             raise Interrupted(
-                ExitStatus.INTERRUPTED,
+                end.status if isinstance(end, Interrupted) else ExitStatus.INTERRUPTED,
                 f"stopped with {len(kept.lines)} of {total} samples in {out};"
                 " the same command goes on",
             ) from None

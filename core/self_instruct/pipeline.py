@@ -24,7 +24,7 @@ from codecria.core.run import differences
 from codecria.core.sandbox.verdict import Limits
 from codecria.data import shingles
 from codecria.data.decontaminate import Index, build
-from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
+from codecria.data.errors import UsageError, UserError
 from codecria.data.files import (
     atomic_write_json,
     digest_file,
@@ -144,7 +144,6 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
     Raises:
         UsageError: options contradict each other.
         UserError: a file is damaged, a model cannot be asked, the folder holds another run.
-        Interrupted: by Ctrl-C; what was known is kept.
     """
     _check(request)
     index = build(list(request.decontaminate)) if request.decontaminate else None
@@ -160,11 +159,6 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
         except _Paused as end:
             note(str(end))
             return {"paused": str(end), "funnel": under_way.counts}
-        except KeyboardInterrupt:
-            raise Interrupted(
-                ExitStatus.INTERRUPTED,
-                f"stopped; what is known is kept in {request.out}, and the same command goes on",
-            ) from None
         finally:
             _tell_responses(under_way)
 
@@ -176,6 +170,19 @@ def _check(request: Request) -> None:
         )
     if request.stop_after == "questions" and request.tests_file is not None:
         raise UsageError("--stop-after questions has nothing to do with --tests-file")
+    for stage in _asked(request):
+        if stage not in request.models:
+            raise UsageError(
+                f"no model is named for the {stage}",
+                hint="give --model CKPT, or --endpoint URL --endpoint-model NAME",
+            )
+
+
+def _asked(request: Request) -> list[str]:
+    """The stages that a model is asked for, as far as the run goes."""
+    given = 2 if request.tests_file is not None else int(request.questions_file is not None)
+    last = len(STAGES) if request.stop_after is None else STAGES.index(request.stop_after) + 1
+    return list(STAGES[given:last])
 
 
 def _stages(run: _Run) -> dict[str, Any]:
@@ -298,12 +305,7 @@ def _strong(run: _Run, tested: list[Tested]) -> list[Tested]:
 
 
 def _ask(run: _Run, stage: str, key: str, dialog: Any, samples: int) -> Ask:
-    model = run.request.models.get(stage)
-    if model is None:
-        raise UsageError(
-            f"no model is named for the {stage}",
-            hint="give --model CKPT, or --endpoint URL --endpoint-model NAME",
-        )
+    model = run.request.models[stage]
     return Ask(
         stage=stage,
         key=key,
@@ -623,7 +625,6 @@ def execute_shard(
 
     Raises:
         UserError: the folder is no such run, or the part is run by somebody else.
-        Interrupted: by Ctrl-C; what was known is kept.
     """
     old = _recorded(out)
     identity = old["identity"]
@@ -642,23 +643,18 @@ def execute_shard(
     ids = {one.id for one in tested}
     own = [one for one in read_candidates(out / SOLUTIONS) if one.tested in ids]
     known = all_verdicts(out)
-    try:
-        with journal(shard_path(out, shard, shards)) as verdicts:
-            _tell_damage(verdicts, note)
-            execute(
-                tested,
-                own,
-                Ground(tier=tier, workers=workers, limits=limits),
-                verdicts,
-                known,
-                again=AGAIN if identity["settings.drop_flaky"] else 0,
-                show=show,
-                total=len(own),
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            ExitStatus.INTERRUPTED, "stopped; what is known is kept, and the same command goes on"
-        ) from None
+    with journal(shard_path(out, shard, shards)) as verdicts:
+        _tell_damage(verdicts, note)
+        execute(
+            tested,
+            own,
+            Ground(tier=tier, workers=workers, limits=limits),
+            verdicts,
+            known,
+            again=AGAIN if identity["settings.drop_flaky"] else 0,
+            show=show,
+            total=len(own),
+        )
     return {
         "shard": f"{shard + 1}/{shards}",
         "questions": len(tested),
