@@ -622,7 +622,7 @@ HOSTILE = (
     "import os\ndef f(x):\n    os._exit(0)",
     "import sys\nsys.exit(0)",
     "import builtins, sys\ndef f(x):\n    sys.settrace(None)\n    raise SystemExit",
-    "def f(x):\n    open('/tmp/codecria-was-here', 'w').write('x')\n    return x",
+    "def f(x):\n    open({outside!r}, 'w').write('x')\n    return x",
     "import os, signal\ndef f(x):\n    os.kill(os.getppid(), signal.SIGKILL)\n    return 0",
     "def f(x):\n    while True:\n        pass",
     "f = lambda x: print('passed') or 0",
@@ -634,14 +634,16 @@ HOSTILE = (
 def test_hostile_solutions_are_never_kept(tmp_path: Path) -> None:
     one = with_tests("assert f(1) == 2", "assert f(2) == 3")
     right = candidate(one, 99, "def f(x):\n    return x + 1")
-    group = [candidate(one, n, source) for n, source in enumerate(HOSTILE)] + [right]
+    outside = tmp_path / "was-here"
+    sources = [source.replace("{outside!r}", repr(str(outside))) for source in HOSTILE]
+    group = [candidate(one, n, source) for n, source in enumerate(sources)] + [right]
     known: dict[str, Any] = {}
     with journal(tmp_path / "v.jsonl") as verdicts:
         execute([one], group, Ground(limits=LIMITS), verdicts, known, again=2, show=lambda _: None)
     choice = choose(group, known, again=2)
     assert choice.kept is right
     assert choice.passed == 1
-    assert not Path("/tmp/codecria-was-here").exists()
+    assert not outside.exists()
 
 
 # --- prompts and settings -------------------------------------------------------------------------
