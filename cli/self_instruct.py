@@ -183,6 +183,7 @@ def self_instruct(
     from codecria.core.sandbox.verdict import Limits
     from codecria.core.self_instruct import pipeline
     from codecria.core.self_instruct import prompts as prompt_files
+    from codecria.core.self_instruct.request import Request
     from codecria.core.self_instruct.settings import settings_of
 
     given: dict[str, Any] = {
@@ -202,7 +203,7 @@ def self_instruct(
 
         torch.set_num_threads(threads)
     chosen: Form | None = None if form == "auto" else prompt_files.check_form(form)
-    request = pipeline.Request(
+    request = Request(
         out=out,
         settings=settings_of(preset, asked),
         models=_models(
@@ -371,7 +372,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Read, show."""
-    from codecria.core.self_instruct.pipeline import report_of
+    from codecria.core.self_instruct.record import report_of
 
     told = report_of(out)
     if as_json:

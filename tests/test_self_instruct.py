@@ -24,6 +24,7 @@ from codecria.core.self_instruct.execute import Ground, choose, execute, probe, 
 from codecria.core.self_instruct.journal import journal
 from codecria.core.self_instruct.local import LocalModel
 from codecria.core.self_instruct.parse import checked_tests
+from codecria.core.self_instruct.request import Request
 from codecria.core.self_instruct.settings import PRESETS, Settings, settings_of
 from codecria.data import dialogs
 from codecria.data.errors import UsageError, UserError
@@ -41,17 +42,17 @@ def same(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in DERIVED)
 
 
-def request(out: Path, model: Any = None, **options: Any) -> pipeline.Request:
+def request(out: Path, model: Any = None, **options: Any) -> Request:
     given: dict[str, Any] = {
         "settings": Settings(questions=24, per_request=10, solutions=3),
         "models": dict.fromkeys(("questions", "tests", "solutions"), model) if model else {},
         "prompts": prompts.load(),
         "limits": LIMITS,
     }
-    return pipeline.Request(out=out, **given | options)
+    return Request(out=out, **given | options)
 
 
-def run(asked: pipeline.Request, notes: list[str] | None = None) -> dict[str, Any]:
+def run(asked: Request, notes: list[str] | None = None) -> dict[str, Any]:
     told = [] if notes is None else notes
     return pipeline.run(asked, note=told.append, show=lambda _: None)
 
@@ -117,7 +118,7 @@ def test_what_is_kept_passes_its_tests_and_says_where_it_comes_from(
         assert item["solution"] in item["messages"][1]["content"]
         told = item["provenance"]
         assert solutions[item["id"]]["sample"] == told["sample"]
-        assert told["models"]["solutions"] == {"kind": "openai", "model": "m"}
+        assert told["models"]["solutions"] == {"form": "chat", "kind": "openai", "model": "m"}
         assert told["verdict"]["outcome"] == "passed"
         assert told["verdict"]["runs"] == 3
         assert told["verdict"]["tier"] in ("bwrap", "native")
@@ -337,6 +338,28 @@ def test_a_prompt_that_does_not_fit_is_a_loss(tmp_path: Path, small_model: Path)
     assert lost["count"] == 1
 
 
+def test_each_stage_may_have_a_model_of_its_own_that_is_there_for_that_stage_alone(
+    tmp_path: Path, remote: Callable[..., Endpoint]
+) -> None:
+    def named(name: str) -> Endpoint:
+        return Endpoint(remote().access, name, note=lambda _: None, sleep=lambda _: None)
+
+    large, small = named("large"), named("small")
+    together = {"questions": large, "tests": small, "solutions": small}
+    run(request(tmp_path / "whole", models=together))
+    out = tmp_path / "parts"
+    with pytest.raises(UsageError, match="no model is named for the questions"):
+        run(request(out, models={"tests": small}))
+    assert not out.exists()
+    run(request(out, models={"questions": large}, stop_after="questions"))
+    run(request(out, models={"tests": small}, stop_after="tests"))
+    with pytest.raises(UserError, match=r"tests\.model: small -> large"):
+        run(request(out, models={"tests": large, "solutions": large}))
+    run(request(out, models={"solutions": small}))
+    assert same(tmp_path / "whole", out)
+    run(request(out, models={}))  # all is known: nobody needs to be there
+
+
 def test_changed_options_are_refused_by_name(
     tmp_path: Path, remote: Callable[..., Endpoint]
 ) -> None:
@@ -344,7 +367,7 @@ def test_changed_options_are_refused_by_name(
     with pytest.raises(UserError, match=r"settings\.seed: 0 -> 1"):
         run(request(tmp_path / "o", remote(), settings=Settings(seed=1)))
     other = Endpoint(remote().access, "other", note=print)
-    with pytest.raises(UserError, match=r"tests\.model: m -> other"):
+    with pytest.raises(UserError, match=r"questions\.model: m -> other"):
         run(request(tmp_path / "o", other))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep me")

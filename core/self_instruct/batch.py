@@ -9,20 +9,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_writer
 
-from .models import Ask, Reply, Wanted, body_of, reply_of
+from .models import Absent, Ask, Reply, Wanted, body_of, reply_of
 from .prompts import Form
 
 
-class BatchModel:
-    """A model whose answers come in files.
+class BatchModel(Absent):
+    """A model whose answers come in files, which are read before it is asked.
 
     Args:
         name: of the model, as the requests name it.
@@ -30,13 +29,7 @@ class BatchModel:
     """
 
     def __init__(self, name: str, *, form: Form = "chat") -> None:
-        self.name = name
-        self.form: Form = form
-        self.facts: dict[str, Any] = {"kind": "openai", "model": name}
-
-    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:  # noqa: ARG002
-        """Nothing: answers are read from files before."""
-        yield from ()
+        super().__init__({"kind": "openai", "model": name}, form=form)
 
 
 def write_requests(path: Path, asks: Sequence[Ask], known: Wanted, name: str) -> int:

