@@ -160,6 +160,17 @@ def _finished(tokenizer: Tokenizer, user: str, answer: str) -> list[int]:
     return tokenizer.encode(f"{_question(user)} {answer.strip()} ")
 
 
+def answer_of(said: str) -> str:
+    """The answer in what a model wrote, without the spaces that the form puts around it.
+
+    One at its front and white space at its end: the indentation of a line of code is the answer's.
+
+    >>> answer_of(" def f():\\n    pass ")
+    'def f():\\n    pass'
+    """
+    return said.removeprefix(" ").rstrip()
+
+
 def _header(message: Message) -> str:
     lines = [f" Source: {message.role}"]
     destination = message.destination

@@ -113,6 +113,19 @@ def test_answers_and_what_ends_them_are_learned_and_nothing_else(
     assert made.ids[: len(prompt)] == prompt
 
 
+@settings(max_examples=60, deadline=None)
+@given(CONTENT)
+def test_what_was_learned_of_an_answer_is_read_back_as_the_answer(
+    llama_tokenizer: Tokenizer, turns: Tokenizer, answer: str
+) -> None:
+    # Kills: code whose first line is one space further in than the others.
+    for tokenizer in (llama_tokenizer, turns):
+        made = chat.training_ids(tokenizer, [ASK, Message(role="assistant", content=answer)])
+        prompt = chat.prompt_ids(tokenizer, [ASK])
+        said = tokenizer.decode_continuation(made.ids[len(prompt) : -1])
+        assert chat.answer_of(said) == answer.strip()
+
+
 def test_in_turns_an_answer_follows_what_a_prompt_ends_with(turns: Tokenizer) -> None:
     made = chat.training_ids(turns, [ASK, ANSWER])
     prompt = chat.prompt_ids(turns, [ASK])

@@ -312,6 +312,16 @@ def test_an_answer_becomes_a_completion_that_runs_behind_the_prompt(
     exec(compile(program, "program", "exec"), {})
 
 
+def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_before_it(
+    llama_tokenizer: Tokenizer,
+) -> None:
+    problem = tasks.humaneval.parse(ADD)
+    asker = Asker(protocol("humaneval", "chat"), (), llama_tokenizer)
+    said = " def add(a, b):\n    return a + b "
+    completion = asker.completion(problem, asker.ask(problem), said, cut=False)
+    exec(compile(f"{problem.source(completion)}\n{problem.tests}", "program", "exec"), {})
+
+
 def test_what_a_stop_string_took_of_a_brace_is_put_back(
     llama_tokenizer: Tokenizer, write: Callable[..., Path]
 ) -> None:

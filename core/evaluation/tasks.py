@@ -292,7 +292,7 @@ class Asker:
             cut: whether a stop string ended it.
         """
         if self.protocol.form == "chat":
-            return answer_to(problem, said)
+            return answer_to(problem, chat.answer_of(said))
         said = said.removeprefix(asked.left_out)
         if cut and self.protocol.task == "humaneval-x":
             return multilingual.closed(problem, said)

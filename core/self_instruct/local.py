@@ -158,7 +158,7 @@ def _unfit(key: str, prompt: Sequence[int]) -> Reply:
 def _reply(key: str, completion: Completion, seconds: float) -> Reply:
     return Reply(
         id=key,
-        text=completion.text,
+        text=chat.answer_of(completion.text),  # both forms have an answer behind a space
         finish_reason=completion.finish_reason,
         prompt_tokens=completion.prompt_tokens,
         tokens=len(completion.ids),
