@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CODECRIA := $(BIN)/codecria
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench completions clean
+.PHONY: help venv demo demo-round test check format bench completions clean
 
 help:
 	@echo "make demo   train a small model through every stage, on Python's standard library"
@@ -44,12 +44,13 @@ DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096
 DEMO_STAGE := --set context=256 --set batch_tokens=2048 --eval-rows 16
 DEMO_LONG := --set context=1024 --set batch_tokens=4096 --eval-rows 4
-DEMO_STEPS := 300 900 120 250 60
+DEMO_STEPS := 300 900 120 400 120
 DEMO_ROUND := --solutions 10
 DEMO_SCORE := --max-tokens 48
 endif
-DEMO_TUNE := --dialogs examples/dialogs.jsonl --dialogs $(DEMO)/families.jsonl \
+DEMO_TUNE := --dialogs examples/dialogs.jsonl --dialogs $(DEMO)/answered.jsonl \
 	--rehearse $(DEMO)/code=0.06 --rehearse $(DEMO)/prose=0.02
+DEMO_TESTED := $(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl $(DEMO_SCORE)
 
 # A first model learns to write from docstrings and a little code: it plays Llama 2. The stages of
 # Code Llama follow it: infilling, long context, instructions.
@@ -66,10 +67,10 @@ demo: venv
 		--steps $(word 2,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/infill
 	$(CODECRIA) lcft --init $(DEMO)/infill --data $(DEMO)/code=0.85 --data $(DEMO)/prose=0.15 \
 		--steps $(word 3,$(DEMO_STEPS)) $(DEMO_LONG) --out $(DEMO)/long
-	for split in dialogs=families train=train held-out=held-out; do \
+	for split in dialogs=answered train=train held-out=held-out; do \
 		$(PYTHON) examples/exercises.py $${split%=*} > $(DEMO)/$${split#*=}.part && \
 		mv $(DEMO)/$${split#*=}.part $(DEMO)/$${split#*=}.jsonl || exit 1; done
-	$(CODECRIA) instruct --init $(DEMO)/long $(DEMO_TUNE) \
+	$(CODECRIA) instruct --init $(DEMO)/long $(DEMO_TUNE) --set peak_lr=1e-3 \
 		--steps $(word 4,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/chat
 	$(CODECRIA) inspect $(DEMO)/chat/model
 	@printf '\n--- complete: def __init__(self, ...\n'
@@ -90,23 +91,28 @@ demo: venv
 	@printf '\n--- what each stage changed\n'
 	$(CODECRIA) evaluate stages $(DEMO)/base $(DEMO)/infill $(DEMO)/long $(DEMO)/chat \
 		--data $(DEMO)/code --dialogs examples/dialogs.jsonl
-
-	@printf '\n--- exercises that no stage was trained on: heads completed, then questions answered\n'
-	for stage in base infill long; do \
-		$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/$$stage \
-			$(DEMO_SCORE) --out $(DEMO)/$$stage.scores.jsonl || exit 1; done
-	$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/chat \
-		--form chat $(DEMO_SCORE) --out $(DEMO)/chat.scores.jsonl
+	@printf '\n--- exercises in wordings that no stage saw: heads completed, then questions answered\n'
+	for stage in base infill long; do $(DEMO_TESTED) --model $(DEMO)/$$stage \
+		--out $(DEMO)/$$stage.scores.jsonl || exit 1; done
+	$(DEMO_TESTED) --model $(DEMO)/chat --form chat --out $(DEMO)/chat.scores.jsonl
 	@printf '\n--- self-instruct: it answers other exercises, tests filter, it learns what is kept\n'
 	$(CODECRIA) self-instruct --model $(DEMO)/chat --tests-file $(DEMO)/train.jsonl \
 		--prompts examples/prompts $(DEMO_ROUND) --set solutions_tokens=48 --out $(DEMO)/made
-	if test -s $(DEMO)/made/dialogs.jsonl; then \
-		$(CODECRIA) instruct --init $(DEMO)/chat --dialogs $(DEMO)/made/dialogs.jsonl $(DEMO_TUNE) \
-			--steps $(word 5,$(DEMO_STEPS)) $(DEMO_STAGE) --out $(DEMO)/tuned && \
-		$(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl --model $(DEMO)/tuned \
-			--form chat $(DEMO_SCORE) --out $(DEMO)/tuned.scores.jsonl && \
-		$(CODECRIA) evaluate compare $(DEMO)/chat.scores.jsonl $(DEMO)/tuned.scores.jsonl; \
-	else echo 'no solution passed its tests: there is nothing to tune on, and nothing changes'; fi
+	@if test -s $(DEMO)/made/dialogs.jsonl; then $(MAKE) --no-print-directory demo-round; \
+	else echo 'no solution passed its tests: nothing to tune on, so nothing changes'; fi
+
+# More training alone changes a score too, so beside the model that learns what was kept stands one
+# that is trained as long without it.
+demo-round:
+	for run in with=$(DEMO)/made/dialogs.jsonl without=; do \
+		kept=$${run#*=}; out=$(DEMO)/$${run%%=*}; \
+		$(CODECRIA) instruct --init $(DEMO)/chat --any-init $${kept:+--dialogs} $${kept:+$$kept} \
+			$(DEMO_TUNE) --steps $(word 5,$(DEMO_STEPS)) $(DEMO_STAGE) --out $$out && \
+		$(DEMO_TESTED) --model $$out --form chat --out $$out.scores.jsonl || exit 1; done
+	@printf '\n--- before (A) and after (B) the round\n'
+	$(CODECRIA) evaluate compare $(DEMO)/chat.scores.jsonl $(DEMO)/with.scores.jsonl
+	@printf '\n--- trained as long without (A) and with (B) what was kept\n'
+	$(CODECRIA) evaluate compare $(DEMO)/without.scores.jsonl $(DEMO)/with.scores.jsonl
 
 # --- for people who change the code ---------------------------------------------------------------
 

@@ -48,9 +48,10 @@ class LocalModel:
     ) -> None:
         checkpoint = Checkpoint.open(path)
         self.path = path
+        folder = checkpoint.folder.resolve()
         self.facts: dict[str, Any] = {
             "kind": "checkpoint",
-            "model": checkpoint.folder.resolve().name,
+            "model": folder.parent.name if folder.name == "model" else folder.name,  # RUN/model
             "digest": checkpoint.digest(),
             "batch": batch,
         }
