@@ -219,3 +219,21 @@ def test_near_dedup_finds_what_comparing_all_pairs_finds(
     kept = unique(questions, threshold, None, lost.append)
     assert kept == [questions[place] for place in expected]
     assert len(kept) + len(lost) == len(questions)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        " def f(x):\n    return x + 1 ",  # the space of the chat form
+        "[PYTHON] def f(x):\n    return x + 1\n[/PYTHON]",
+        "[PYTHON]\n    def f(x):\n        return x + 1\n[/PYTHON]",
+        "- Here:\n  ```python\n  def f(x):\n      return x + 1\n  ```",
+        "\n\n  def f(x):\n    return x + 1",
+    ],
+)
+def test_code_begins_where_its_other_statements_do(answer: str) -> None:
+    found = code_in(answer)
+    assert isinstance(found, parse.Code)
+    space: dict[str, object] = {}
+    exec(found.source, space)
+    assert space["f"](1) == 2  # type: ignore[operator]

@@ -74,6 +74,7 @@ def tagged_prompt(problem: Problem) -> str:
 
 
 _FENCE = re.compile(r"```[ \t]*[\w+#.-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_BLANK = re.compile(r"\A[ \t]+(?=\S)")
 
 
 def answered_code(answer: str) -> str:
@@ -87,6 +88,7 @@ def answered_code(answer: str) -> str:
     if TAG in answer or END_TAG in answer:
         inside = answer.split(TAG, 1)[-1].split(END_TAG, 1)[0]
         fenced = _FENCE.search(inside)
-        return fenced[1] if fenced else inside.lstrip("\n")
+        # On the tag's own line code stands behind a space, which is no indentation.
+        return fenced[1] if fenced else _BLANK.sub("", inside, count=1).lstrip("\n")
     fenced = _FENCE.search(answer)
     return fenced[1] if fenced else answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -214,7 +215,19 @@ def _between(answer: str, tag: str, end: str) -> str:
     inside = answer
     if tag in answer or end in answer:
         inside = answer.split(tag, 1)[-1].split(end, 1)[0]
-    return answered_code(inside.replace("\r\n", "\n"))
+    return _level(answered_code(inside.replace("\r\n", "\n")))
+
+
+def _level(code: str) -> str:
+    """Code whose first line begins where its other statements do.
+
+    A chat form puts a space before an answer, and lists indent the code of their items.
+    """
+    code = code.lstrip("\n")
+    if code[:1] not in (" ", "\t"):
+        return code
+    even = textwrap.dedent(code)
+    return code.lstrip(" \t") if even[:1] in (" ", "\t") or parsed(even) is None else even
 
 
 def _statements(code: str) -> Iterator[tuple[ast.stmt | None, str]]:
