@@ -393,8 +393,7 @@ def test_boxes_and_descriptors_do_not_pile_up(sandbox: Sandbox) -> None:
     before = [len(list(Path(folder).iterdir())) for folder in mine]
     assert all(v.outcome is Outcome.PASSED for _, v in sandbox.run_many(programs))
     assert [len(list(Path(folder).iterdir())) for folder in mine] == before
-    left = [path for folder in Path(sandbox._boxes).iterdir() for path in folder.iterdir()]
-    assert left == []
+    assert [path for path in Path(sandbox._boxes).rglob("*") if not path.is_dir()] == []
 
 
 def test_nothing_is_left_of_a_sandbox() -> None:

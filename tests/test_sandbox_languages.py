@@ -16,7 +16,7 @@ from codecria.core.evaluation.multilingual import needs, parse_e
 from codecria.core.sandbox import jail, languages
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
-from codecria.core.sandbox.worker import KEY_BYTES
+from codecria.core.sandbox.play import KEY_BYTES
 
 LIMITS = Limits(wall_s=3.0, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
 NAMES = ("javascript", "cpp", "java")
@@ -574,5 +574,4 @@ def _compilers() -> list[bytes]:
 
 
 def test_nothing_is_left_in_the_boxes(sandbox: Sandbox) -> None:
-    left = [path for folder in Path(sandbox._boxes).iterdir() for path in folder.iterdir()]
-    assert left == []
+    assert [path for path in Path(sandbox._boxes).rglob("*") if not path.is_dir()] == []

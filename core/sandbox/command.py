@@ -23,7 +23,9 @@ from typing import Any
 
 from codecria.data.errors import UserError
 
-from .worker import KEY_BYTES, as_answer, judged
+from .play import KEY_BYTES
+from .watch import as_answer, judged
+from .wire import Answer, Job
 
 # Reads exactly what it is told to, so that the key stays in the pipe. The parts are modules of a
 # package that is nowhere on the disk.
@@ -40,7 +42,7 @@ def text(): return take(int(take(12)))
 package = types.ModuleType("sandbox")
 package.__path__ = []
 sys.modules["sandbox"] = package
-for name in ("jail", "bridge", "worker"):
+for name in ("jail", "bridge", "exam", "play"):
     module = types.ModuleType("sandbox." + name)
     module.__package__ = "sandbox"
     sys.modules["sandbox." + name] = module
@@ -53,23 +55,34 @@ PYTHON = ("python3", "-I", "-c", BOOT)
 START_S = 30.0  # that a container may take before its program begins
 
 
-def judge(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
+def judge(command: Sequence[str], job: Job) -> Answer:
     """Run one Python program by the command and say what became of it.
 
     Args:
         command: what makes a process that is kept in.
-        job: source, tests, stdin, and limits.
+        job: the program and what it may take.
 
     Raises:
         UserError: the command cannot be started.
     """
-    limits = job["limits"]
+    bounds = job.bounds
     key = os.urandom(KEY_BYTES)
     parts = [
         Path(__file__).with_name(name).read_bytes()
-        for name in ("jail.py", "bridge.py", "worker.py")
+        for name in ("jail.py", "bridge.py", "exam.py", "play.py")
     ]
-    parts.append(json.dumps(job).encode())
+    told: dict[str, Any] = {
+        "source": job.source,
+        "tests": job.tests,
+        "stdin": job.stdin,
+        "entry": job.entry,
+        "limits": {
+            "memory_bytes": bounds.memory_bytes,
+            "disk_bytes": bounds.disk_bytes,
+            "cpu_s": int(bounds.wall_s) + 2,
+        },
+    }
+    parts.append(json.dumps(told).encode())
     given = b"".join(f"{len(part):012}".encode() + part for part in parts) + key
     started = time.monotonic()
     try:
@@ -85,7 +98,7 @@ def judge(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
             f"the sandbox's command does not start: {error}", hint="see --sandbox-command"
         ) from error
     try:
-        out, err, reason = _watch(process, given, limits["wall_s"], limits["output_bytes"])
+        out, err, reason = _watch(process, given, bounds.wall_s, bounds.output_bytes)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

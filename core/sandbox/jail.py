@@ -85,7 +85,7 @@ _CALLS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 # Numbers since 424 are the same everywhere: pidfd_send_signal, io_uring, the new mount calls,
 # pidfd_open, clone3, pidfd_getfd, process_madvise, mount_setattr, memfd_secret and beyond.
-_PIDFD_SEND_SIGNAL, _CLONE3 = 424, 435
+_CLONE3 = 435
 _NEW_DENIED = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 440, 442, 447)
 _NEW_FROM = 448  # calls that did not exist when this was written are answered as unknown
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -183,8 +183,74 @@ def confine(
         _drop_bounds()
     _drop_capabilities()
     if files:
-        _landlock(readable, box, executable)
-    _seccomp(executes=bool(executable), processes=processes)
+        _restrict(_ruleset(readable, box, executable))
+    _seccomp("tool" if executable and processes else "runtime" if executable else "program")
+
+
+def confine_server(*, readable: Sequence[str], boxes: str, files: bool = True) -> None:
+    """Lock a server of programs up: it forks and watches them, and reads what they print.
+
+    Its children inherit all of it, and close what it leaves open by a `ChildLock` each.
+
+    Args:
+        readable: folders and files that may be read.
+        boxes: the folder that the boxes of its programs are in.
+        files: see `confine`.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _syscall_no_new_privileges()
+    _drop_capabilities()
+    if files:
+        _restrict(_ruleset([*readable, "/proc"], boxes))
+    _seccomp("server")
+
+
+class ChildLock:
+    """What a child of a confined server does to be as confined as `confine` makes a process.
+
+    Made before the fork, every argument of its calls too: a page that a child does not touch need
+    not be copied for it.
+
+    Args:
+        readable: folders and files that may be read.
+        box: the folder it may write in.
+        files: see `confine`.
+    """
+
+    def __init__(self, *, readable: Sequence[str], box: str, files: bool = True) -> None:
+        self._ruleset = _ruleset(readable, box) if files else -1
+        program = filter_program(platform.machine(), _STAND_IN, "child")
+        self._held = ctypes.create_string_buffer(program, len(program))
+        words = (ctypes.c_uint32 * (len(program) // 4)).from_buffer(self._held)
+        self._words = words
+        self._places = [place for place, word in enumerate(words) if word == _STAND_IN]
+        self._filter = _Filter(len(program) // 8, ctypes.addressof(self._held))
+        self._pointer = ctypes.byref(self._filter)
+        self._numbers = ctypes.c_long(LANDLOCK_RESTRICT), ctypes.c_int(self._ruleset)
+        self._none = ctypes.c_uint32(0)
+
+    def restrict_files(self) -> None:
+        """Put the rules of files into force; their descriptor may be closed then.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if self._ruleset >= 0 and _libc.syscall(*self._numbers, self._none) != 0:
+            raise OSError(ctypes.get_errno(), "landlock")
+
+    def restrict_calls(self) -> None:
+        """Put the filter of calls into force, for this process's number.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        number = os.getpid()
+        for place in self._places:
+            self._words[place] = number
+        if _libc.prctl(22, 2, self._pointer, 0, 0) != 0:  # PR_SET_SECCOMP, filter mode
+            raise OSError(ctypes.get_errno(), "seccomp")
 
 
 def _syscall_no_new_privileges() -> None:
@@ -208,7 +274,8 @@ def _drop_bounds() -> None:
             break  # beyond the kernel's last one; or a user's process, which has none
 
 
-def _landlock(readable: list[str], box: str, executable: Sequence[str]) -> None:
+def _ruleset(readable: Sequence[str], box: str, executable: Sequence[str] = ()) -> int:
+    """A descriptor of rules, which `_restrict` puts into force."""
     abi = landlock_abi()
     handled = _ALL_FILE_RIGHTS | (_IOCTL_DEVICE if abi >= 5 else 0)
     attributes = struct.pack("<QQQ", handled, _NET if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
@@ -235,6 +302,10 @@ def _landlock(readable: list[str], box: str, executable: Sequence[str]) -> None:
             ctypes.c_uint32(0),
         )
         os.close(handle)
+    return ruleset
+
+
+def _restrict(ruleset: int) -> None:
     _syscall(LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     os.close(ruleset)
 
@@ -247,16 +318,21 @@ _FIRST, _SECOND = 16, 24  # the arguments' lower halves, on little-endian machin
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 
-def filter_program(
-    machine: str, pid: int, *, executes: bool = False, processes: bool = False
-) -> bytes:
+# What a server of programs needs, and none of them.
+_SERVERS = ("memfd_create", "chmod", "fchmod", "fchmodat")
+_PIDFD_OPEN = 434
+ROLES = ("program", "server", "child", "runtime", "tool")
+
+
+def filter_program(machine: str, pid: int, role: str) -> bytes:
     """The filter, as an array of the kernel's `struct sock_filter`.
 
     Args:
         machine: whose system calls.
         pid: of the process: the only one it may send signals to, or look up the limits of.
-        executes: whether it may execute files; which ones is Landlock's to say.
-        processes: whether it may start processes; they cannot leave its group then.
+        role: "program" computes; "server" forks and watches such; "child" is what makes a server's
+            child a program, as a second filter; "runtime" executes files too, which ones being
+            Landlock's to say; "tool" may also start processes, which cannot leave its group.
     """
     calls = _CALLS[machine]
     code: list[tuple[int, int, int, int]] = [
@@ -282,7 +358,8 @@ def filter_program(
 
     # Threads are made, processes are not; clone3 hides its flags, and libraries go on without it.
     # Where processes are made, they get no namespaces of their own.
-    wanted = (_ANY_BIT, 0, 1, _CLONE_NEW) if processes else (_ANY_BIT, 1, 0, _CLONE_THREAD)
+    forks = role in ("server", "tool")
+    wanted = (_ANY_BIT, 0, 1, _CLONE_NEW) if forks else (_ANY_BIT, 1, 0, _CLONE_THREAD)
     code += [
         (_EQUAL, 0, 4, calls["clone"]),
         (_LOAD, 0, 0, _FIRST),
@@ -291,24 +368,35 @@ def filter_program(
         (_RETURN, 0, 0, _ALLOW),
     ]
     deny(_CLONE3, _ENOSYS)
-    for name in ("fork", "vfork"):
-        if name in calls and not processes:
-            deny(calls[name], _EAGAIN)
-    for name in _GROUPS:
-        if processes:
-            deny(calls[name], _EPERM)
-    deny(calls["socket"], _EACCES)
-    for name in ("kill", "tgkill"):
-        only(calls[name], _FIRST, (pid,))
-    only(calls["prlimit64"], _FIRST, (0, pid))
     special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64", *_GROUPS}
-    if executes:
+    for name in ("fork", "vfork"):
+        if name in calls and not forks:
+            deny(calls[name], _EAGAIN)
+    if role == "tool":
+        for name in _GROUPS:
+            deny(calls[name], _EPERM)
+    if role == "server":
+        special |= {*_SERVERS}
+    else:
+        for name in ("kill", "tgkill"):
+            only(calls[name], _FIRST, (pid,))
+        only(calls["prlimit64"], _FIRST, (0, pid))
+    if role in ("runtime", "tool"):
         special.add("execve")
+    if role == "child":
+        for name in _SERVERS:
+            if name in calls:
+                deny(calls[name], _EPERM)
+        deny(_PIDFD_OPEN, _EPERM)
+        code.append((_RETURN, 0, 0, _ALLOW))
+        return b"".join(struct.pack("<HBBI", *line) for line in code)
+    deny(calls["socket"], _EACCES)
     for name, number in calls.items():
         if name not in special:
             deny(number, _EPERM)
     for number in _NEW_DENIED:
-        deny(number, _EPERM)
+        if role != "server" or number != _PIDFD_OPEN:
+            deny(number, _EPERM)
     code += [(_AT_LEAST, 0, 1, _NEW_FROM), (_RETURN, 0, 0, _ERROR | _ENOSYS)]
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *line) for line in code)
@@ -321,23 +409,21 @@ class _Filter(ctypes.Structure):
 
 
 _STAND_IN = 0x7FFFFF7F  # beyond any process's number
-_made: dict[tuple[bool, bool], bytes] = {}
+_made: dict[str, bytes] = {}
 
 
 def prepare() -> None:
     """Make the filters before processes are forked, so that each has but to fill in its number."""
     if filters():
-        for executes, processes in ((False, False), (True, False), (True, True)):
-            _made[executes, processes] = filter_program(
-                platform.machine(), _STAND_IN, executes=executes, processes=processes
-            )
+        for role in ROLES:
+            _made[role] = filter_program(platform.machine(), _STAND_IN, role)
 
 
-def _seccomp(*, executes: bool, processes: bool) -> None:
-    if (executes, processes) not in _made:
+def _seccomp(role: str) -> None:
+    if role not in _made:
         prepare()
     number, stand_in = struct.pack("<I", os.getpid()), struct.pack("<I", _STAND_IN)
-    program = _made[executes, processes].replace(stand_in, number)
+    program = _made[role].replace(stand_in, number)
     held = _Filter(len(program) // 8, ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p))
     if _libc.prctl(22, 2, ctypes.byref(held), 0, 0) != 0:  # PR_SET_SECCOMP, filter mode
         raise OSError(ctypes.get_errno(), "seccomp")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from . import guards
 
@@ -298,7 +299,7 @@ _READ = (
 
 def job_of(
     language: str, source: str, tests: str, needs: tuple[str, ...], memory_bytes: int, wall_s: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What a worker is told to run: files, steps, and what they may read and execute.
 
     Args:

@@ -2,17 +2,18 @@
 
 Fork-servers (`worker.py`), as many as there are cores, take a program each. A server that dies or
 hangs is replaced, and its program judged again, once. A timeout is judged again, alone, before it
-counts: on a busy machine programs wait for each other.
+counts: on a busy machine programs wait for each other. A pass that may be a cheat's is judged again
+in two processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import queue
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,16 +22,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from codecria.data.errors import UserError
 
 from . import command, jail, languages, outer
 from .verdict import Limits, Outcome, Program, Tier, Verdict
-from .worker import receive, send
+from .watch import empty
+from .wire import Answer, Bounds, Job, pack_job, receive, send, unpack_answer
+from .worker import BOOT, PYTHON, STEPS
 
 START_S = 30.0  # until a server must be ready
 END_S = 2.0  # for a server to end what it runs, and itself
@@ -98,9 +101,11 @@ class Sandbox:
         self._command = _split(words) if self.tier is Tier.COMMAND else []
         self.limits = limits or Limits()
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._free: queue.Queue[_Server] = queue.Queue()
+        self._landlock = not jail.problem()
+        self._free: dict[str, queue.Queue[_Server]] = {}
         self._servers: list[_Server] = []
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
         self._alone = _Turnstile(self.workers)
         _sweep_boxes()
         self._boxes = tempfile.mkdtemp(prefix=f"{BOXES_PREFIX}{os.getpid()}-", dir=_memory_folder())
@@ -111,8 +116,7 @@ class Sandbox:
             if self.tier is Tier.COMMAND:
                 self._try_command()
             else:
-                for _ in range(self.workers):
-                    self._free.put(self._start())
+                self._servers_of(PYTHON)
             ready = True
         finally:
             if not ready:
@@ -135,7 +139,7 @@ class Sandbox:
             servers, self._servers = self._servers, []
         for server in servers:
             server.end()
-        shutil.rmtree(self._boxes, ignore_errors=True)
+        _remove(Path(self._boxes))
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
@@ -147,22 +151,33 @@ class Sandbox:
         """
         self._shared.add(tests)
 
-    def _isolates(self, program: Program, language: str) -> bool:
-        apart = language == "python" and bool(program.tests) and self.tier is not Tier.COMMAND
-        return self.isolate and apart and program.tests not in self._shared
+    def shares(self, tests: str) -> bool:
+        """Whether a solution runs in one process with these tests, whatever it does."""
+        return tests in self._shared
 
-    def run(self, program: Program, limits: Limits | None = None) -> Verdict:
+    def _may_isolate(self, program: Program) -> bool:
+        apart = languages.canonical(program.language) == "python" and bool(program.tests)
+        return apart and self.tier is not Tier.COMMAND and program.tests not in self._shared
+
+    def run(
+        self, program: Program, limits: Limits | None = None, *, isolate: bool | None = None
+    ) -> Verdict:
         """Judge one program.
+
+        Args:
+            program: to run.
+            limits: of it; None takes the sandbox's.
+            isolate: whether in two processes; None does as the sandbox was told.
 
         Raises:
             UserError: the servers die under it, or it cannot be confined.
         """
         limits = limits or self.limits
         with self._alone.among_others():
-            verdict = self._once(program, limits)
+            verdict = self._once(program, limits, isolate)
         if verdict.outcome is Outcome.TIMEOUT:
             with self._alone:
-                verdict = self._once(program, limits)
+                verdict = self._once(program, limits, isolate)
         return verdict
 
     def run_many(
@@ -203,67 +218,113 @@ class Sandbox:
         for n in sorted(again):
             yield n, self._once(programs[n], limits)
 
-    def _once(self, program: Program, limits: Limits) -> Verdict:
-        language = languages.canonical(program.language)
-        job = asdict(program) | {
-            "limits": asdict(limits),
-            "confined": self.tier in (Tier.NATIVE, Tier.BWRAP),
-            "landlock": not jail.problem(),
-            "isolate": self._isolates(program, language),
-        }
-        patience = limits.wall_s
-        if self.tier is Tier.COMMAND:
-            if language != "python":
-                why = f"the sandbox's command runs Python alone, not {language}"
-                return self._untouched(Outcome.SKIPPED, why, limits)
-            return self._verdict(command.judge(self._command, job), limits)
-        if language != "python":
-            if why := languages.missing(language, program.needs):
-                return self._untouched(Outcome.SKIPPED, why, limits)
-            if why := languages.LANGUAGES[language].refusal(program.source):
-                return self._untouched(Outcome.FAILED, why, limits)
-            job |= languages.job_of(
-                language,
-                program.source,
-                program.tests,
-                program.needs,
-                limits.memory_bytes,
-                limits.wall_s,
-            )
-            patience = sum(step["wall_s"] for step in job["steps"])
-        for _ in range(2):
-            server = self._free.get()
-            answer = None
-            try:
-                answer = server.ask(job, timeout_s=patience + GRACE_S)
-            finally:
-                if answer is None:
-                    self._replace(server)
-            if answer is not None:
-                if self.tier is Tier.BWRAP and not job["landlock"]:
-                    self._replace(server)  # what a program wrote beside its box goes with it
-                else:
-                    self._free.put(server)
-                return self._verdict(answer, limits)
-        raise UserError(
-            "the sandbox's server died twice under one program",
-            hint="the machine may be out of memory or processes: fewer --workers need less",
+    def _once(self, program: Program, limits: Limits, isolate: bool | None = None) -> Verdict:
+        """The verdict of one run; of a second one in two processes where the first is in doubt."""
+        if languages.canonical(program.language) != "python":
+            return self._other_language(program, limits)
+        may = self._may_isolate(program)
+        apart = may and (self.isolate if isolate is None else isolate)
+        answer = self._python(program, limits, isolate=apart)
+        if answer.doubtful and may:
+            answer = self._python(program, limits, isolate=True)
+        return self._verdict(answer, limits)
+
+    def _python(self, program: Program, limits: Limits, *, isolate: bool) -> Answer:
+        job = Job(
+            program.source,
+            program.tests,
+            program.stdin,
+            program.entry,
+            Bounds(*astuple(limits)),
+            isolate=isolate,
+            careful=False,
         )
+        if self.tier is Tier.COMMAND:
+            return command.judge(self._command, job)
+        patience = limits.wall_s + GRACE_S
+        answer = self._ask(PYTHON, pack_job(job), patience)
+        if answer is None:
+            job.careful = True  # the compiler itself may have ended the server
+            answer = self._ask(PYTHON, pack_job(job), patience)
+        return _there(answer)
+
+    def _other_language(self, program: Program, limits: Limits) -> Verdict:
+        language = languages.canonical(program.language)
+        if self.tier is Tier.COMMAND:
+            why = f"the sandbox's command runs Python alone, not {language}"
+            return self._untouched(Outcome.SKIPPED, why, limits)
+        if why := languages.missing(language, program.needs):
+            return self._untouched(Outcome.SKIPPED, why, limits)
+        if why := languages.LANGUAGES[language].refusal(program.source):
+            return self._untouched(Outcome.FAILED, why, limits)
+        steps = languages.job_of(
+            language,
+            program.source,
+            program.tests,
+            program.needs,
+            limits.memory_bytes,
+            limits.wall_s,
+        )
+        patience = sum(step["wall_s"] for step in steps["steps"]) + GRACE_S
+        job = {
+            **steps,
+            "stdin": program.stdin,
+            "bounds": astuple(limits),
+            "confined": self._confined,
+            "landlock": self._landlock,
+        }
+        fields = [json.dumps(job).encode()]
+        answer = self._ask(STEPS, fields, patience) or self._ask(STEPS, fields, patience)
+        return self._verdict(_there(answer), limits)
+
+    @property
+    def _confined(self) -> bool:
+        return self.tier in (Tier.NATIVE, Tier.BWRAP)
+
+    def _ask(self, kind: str, fields: list[bytes], timeout_s: float) -> Answer | None:
+        """A server's answer, or None where it died or hung; another stands in its place then."""
+        free = self._servers_of(kind)
+        server = free.get()
+        answer = None
+        try:
+            answer = server.ask(fields, timeout_s=timeout_s)
+        finally:
+            # Without Landlock, what a program wrote beside its box goes with its server.
+            if answer is None or (self.tier is Tier.BWRAP and not self._landlock):
+                server.end()
+                with self._lock:
+                    if server in self._servers:
+                        self._servers.remove(server)
+                server = self._start(kind)
+            free.put(server)
+        return answer
 
     def _untouched(self, outcome: Outcome, why: str, limits: Limits) -> Verdict:
         """The verdict of a program that was not run."""
         return Verdict(outcome=outcome, detail=why, seconds=0.0, tier=self.tier, limits=limits)
 
-    def _verdict(self, answer: dict[str, Any], limits: Limits) -> Verdict:
-        outcome = Outcome(answer.pop("outcome"))
-        return Verdict(outcome=outcome, tier=self.tier, limits=limits, **answer)
+    def _verdict(self, answer: Answer, limits: Limits) -> Verdict:
+        return Verdict(
+            outcome=Outcome(answer.outcome),
+            detail=answer.detail,
+            seconds=answer.seconds,
+            tier=self.tier,
+            limits=limits,
+            stdout=answer.stdout,
+            stderr=answer.stderr,
+            exit_status=answer.exit_status,
+            isolated=answer.isolated,
+        )
 
-    def _replace(self, server: _Server) -> None:
-        server.end()
-        with self._lock:
-            if server in self._servers:
-                self._servers.remove(server)
-        self._free.put(self._start())
+    def _servers_of(self, kind: str) -> queue.Queue[_Server]:
+        """The servers of a kind that are free; started when the first is asked for."""
+        with self._starting:
+            if kind not in self._free:
+                found: queue.Queue[_Server] = queue.Queue()
+                for _ in range(self.workers):
+                    found.put(self._start(kind))
+                self._free[kind] = found
+            return self._free[kind]
 
     def _try_command(self) -> None:
         """See that the command runs a program, and that it judges a failing one right.
@@ -279,20 +340,30 @@ class Sandbox:
                     hint="it must pass its input on (podman: -i) and find python3 (3.11 or newer)",
                 )
 
-    def _start(self) -> _Server:
+    def _start(self, kind: str) -> _Server:
+        # Isolated and without site-packages: programs find the standard library and no more.
+        python = ["-I", "-S", "-c", BOOT]
+        words = ["confined"] * self._confined + ["files"] * self._landlock
         if self.tier is Tier.BWRAP:
             size = max(outer.LEAST_BOXES_BYTES, 4 * self.limits.disk_bytes)
-            wall = outer.bwrap_argv(boxes_bytes=size, files=not jail.problem())
-            argv = [*wall, outer.interpreter(), "-I", "-S", f"{outer.CODE}/worker.py"]
-            server = _Server(argv, outer.BOXES)
+            wall = outer.bwrap_argv(boxes_bytes=size, files=self._landlock)
+            argv = [*wall, outer.interpreter(), *python, outer.CODE, kind]
+            server = _Server(argv, outer.BOXES, words)
         else:
-            path = str(Path(__file__).with_name("worker.py"))
-            # Isolated and without site-packages: programs find the standard library and no more.
-            argv = [sys.executable, "-I", "-S", path]
-            server = _Server(argv, tempfile.mkdtemp(dir=self._boxes))
+            argv = [sys.executable, *python, str(Path(__file__).parent), kind]
+            server = _Server(argv, tempfile.mkdtemp(dir=self._boxes), words)
         with self._lock:
             self._servers.append(server)
         return server
+
+
+def _there(answer: Answer | None) -> Answer:
+    if answer is None:
+        raise UserError(
+            "the sandbox's server died twice under one program",
+            hint="the machine may be out of memory or processes: fewer --workers need less",
+        )
+    return answer
 
 
 def _split(command: str) -> list[str]:
@@ -318,6 +389,13 @@ def _memory_folder() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder of boxes, whatever programs left in it."""
+    with contextlib.suppress(OSError):
+        empty(str(folder))
+        folder.rmdir()
+
+
 def _sweep_boxes() -> None:
     """Remove the boxes of sandboxes that were killed; those in use are locked by their process."""
     folder = Path(_memory_folder() or tempfile.gettempdir())
@@ -329,7 +407,7 @@ def _sweep_boxes() -> None:
             claim = os.open(boxes, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
             try:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(boxes, ignore_errors=True)
+                _remove(boxes)
             finally:
                 os.close(claim)
 
@@ -337,12 +415,12 @@ def _sweep_boxes() -> None:
 class _Server:
     """A running `worker.py` and the socket to it."""
 
-    def __init__(self, argv: list[str], boxes: str) -> None:
+    def __init__(self, argv: list[str], boxes: str, words: list[str]) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
         # An empty environment: what is not there cannot leak.
         self.process = subprocess.Popen(
-            [*argv, str(theirs.fileno()), boxes],
+            [*argv, str(theirs.fileno()), boxes, *words],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -351,23 +429,24 @@ class _Server:
             start_new_session=True,
         )
         theirs.close()
-        if self._answer(START_S) is None:
+        if self._receive(START_S) is None:
             self.process.kill()
             assert self.process.stderr is not None
             said = self.process.stderr.read().decode(errors="replace").strip().splitlines()
             self.end()
             raise UserError(f"the sandbox did not start: {said[-1] if said else 'no answer'}")
 
-    def ask(self, job: dict[str, Any], *, timeout_s: float) -> dict[str, Any] | None:
+    def ask(self, fields: list[bytes], *, timeout_s: float) -> Answer | None:
         """The server's answer, or None where it died or hangs."""
         self.socket.settimeout(timeout_s)
         try:
-            send(self.socket, job)
+            send(self.socket, fields)
         except OSError:
             return None
-        return self._answer(timeout_s)
+        told = self._receive(timeout_s)
+        return None if told is None else unpack_answer(told)
 
-    def _answer(self, timeout_s: float) -> dict[str, Any] | None:
+    def _receive(self, timeout_s: float) -> list[bytes] | None:
         self.socket.settimeout(timeout_s)
         try:
             return receive(self.socket)

@@ -66,6 +66,8 @@ class Program:
             modules as they were before the solution touched them.
         stdin: what it reads; with it, the program's name is "__main__".
         needs: names of `languages.LIBRARIES` that its tests stand on.
+        entry: names that the tests take from the solution though Python itself has them, such as
+            `sum`; any other builtin is Python's to them, whatever the solution defines.
     """
 
     source: str
@@ -73,6 +75,7 @@ class Program:
     tests: str = ""
     stdin: str = ""
     needs: tuple[str, ...] = ()
+    entry: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

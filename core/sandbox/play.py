@@ -1,0 +1,331 @@
+"""The child of a server: it locks itself up, runs a program, and proves that it reached its end.
+
+A pass must be proved. The child reads a random key from a pipe that is empty afterwards, and holds
+it on the interpreter's value stack, where neither names, frames nor the collector lead to it, while
+the program runs; it writes it back when the last statement has been executed. A program that ends
+earlier, in whatever way, cannot know it.
+
+This module is read by the fork-server with nothing but the standard library at hand.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, NamedTuple, NoReturn
+
+from . import bridge, jail
+from .exam import Exam, Hall, Pristine, names_of, needs_modules, snapshot, visible
+
+# What is defined below keeps to these, whatever a program makes of the builtins.
+PRIVATE = dict(vars(builtins))
+globals()["__builtins__"] = PRIVATE
+KEY_BYTES = 32
+KEY, PROOF = 200, 201  # descriptors: the key is read from one and written to the other
+BRIDGE = (202, 203)  # where a side of a program in two processes reads and writes
+DOUBT = b"?"  # written ahead of the key
+# The standard library, its parts of this platform's own, and the system's libraries.
+READABLE = [
+    os.path.dirname(os.__file__),  # noqa: PTH120 - pathlib is not loaded here
+    f"{sys.base_exec_prefix}/{sys.platlibdir}/python{sys.version_info[0]}.{sys.version_info[1]}",
+    *(f"/{name}" for name in ("usr/lib", "usr/lib64", "lib", "lib64", "usr/share/zoneinfo")),
+    "/dev/urandom",
+    "/dev/zero",
+]
+# Loaded once, before the first fork: what solutions most often import. Each module more makes every
+# fork dearer; what is not here, a program imports itself, and its tests find it as on the disk.
+PRELOADED = (
+    "abc", "array", "bisect", "cmath", "collections", "collections.abc", "copy", "enum",
+    "functools", "heapq", "io", "itertools", "math", "operator", "re", "string", "time", "types",
+    "typing",
+)  # fmt: skip
+# Put back before tests that name a module run. Not all that is loaded: to look at a module is to
+# copy its memory.
+RESTORED = (
+    "builtins", "sys", "bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools",
+    "math", "operator", "re", "string", "time", "typing",
+)  # fmt: skip
+
+
+class Stage(NamedTuple):
+    """What every program of a server finds.
+
+    Attributes:
+        clean: the modules as they were before anything ran.
+        hall: what all tests share.
+    """
+
+    clean: Pristine
+    hall: Hall
+
+
+def prepare(box: str) -> Stage:
+    """Do what every child would do, once: each page that a child need not touch is time.
+
+    Args:
+        box: the folder that programs run in.
+
+    Returns:
+        the modules as they are before anything has run, and what tests share.
+    """
+    for name in PRELOADED:
+        __import__(name)
+    os.environ.clear()
+    os.environ.update(HOME=box, TMPDIR=box, PATH="/usr/bin:/bin", TZ="UTC", LANG="C.UTF-8")
+    os.chdir(box)
+    # Never used here, so that nothing is in them when a child's descriptors take their places.
+    for n, (stream, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        opened = open(n, mode, encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - for good
+        vars(sys).update({stream: opened, f"__{stream}__": opened})
+    clean = snapshot(RESTORED)
+    return Stage(clean, Hall(clean))
+
+
+class Script:
+    """A program, compiled where that was done before.
+
+    Args:
+        source, tests, name: of the program.
+        entry: names that tests take from the solution though Python has them too.
+        code, checks: source and tests as compiled.
+    """
+
+    __slots__ = ("checks", "code", "entry", "name", "names", "needs_modules", "source", "tests")
+
+    def __init__(
+        self,
+        source: str,
+        tests: str,
+        name: str,
+        entry: tuple[str, ...],
+        code: CodeType | None = None,
+        checks: CodeType | None = None,
+    ) -> None:
+        self.source, self.tests, self.name, self.entry = source, tests, name, entry
+        self.code, self.checks = code, checks
+        self.names: set[str] = set()  # that the tests see of the solution
+        self.needs_modules = False
+        if checks is not None:
+            self._look(checks)
+
+    def _look(self, checks: CodeType) -> None:
+        names = names_of(checks)
+        self.names = visible(names, self.entry)
+        self.needs_modules = needs_modules(self.tests, names)
+
+    def forget_tests(self) -> None:
+        """Be the solution alone."""
+        self.tests, self.checks, self.names = "", None, set()
+
+    def compile(self) -> None:
+        """Compile what is not yet.
+
+        Raises:
+            SyntaxError: and what else compiling raises.
+        """
+        if self.code is None:
+            self.code = compile(self.source, "<solution>", "exec", dont_inherit=True)
+        if self.checks is None:
+            self.checks = compile(self.tests, "<tests>", "exec", dont_inherit=True)
+            self._look(self.checks)
+
+
+def become(
+    script: Script,
+    lock: jail.ChildLock | None,
+    parent: int,
+    stage: Stage,
+    *,
+    side: str = "",
+    box: str = "",
+) -> NoReturn:
+    """Turn this process, a server's child, into a program's. Its streams are in their places.
+
+    Args:
+        script: the program.
+        lock: None where nothing is confined.
+        parent: the server's number.
+        stage: what every program finds.
+        side: "solution" or "tests", where each has a process of its own.
+        box: of that side.
+    """
+    try:
+        jail.die_with_parent()
+        if os.getppid() != parent:  # it ended before that
+            os._exit(70)
+        if lock is not None:
+            lock.restrict_files()
+        os.closerange(3, KEY)
+        os.closerange(BRIDGE[1] + 1 if side else BRIDGE[0], 65_536)
+        if lock is not None:
+            lock.restrict_calls()
+        if side:
+            os.chdir(box)
+            os.environ.update(HOME=box, TMPDIR=box)
+        _play(script, stage, proof=PROOF, key=KEY, side=side)
+    finally:
+        os._exit(70)  # not reached: the program ends its process
+
+
+def alone(job: dict[str, Any]) -> NoReturn:
+    """Be the program of a job, in a process that some command made for it alone.
+
+    Standard input has the key next; it is written to standard output, in the end.
+    """
+    import tempfile
+
+    box = tempfile.mkdtemp()
+    given = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the program runs
+    given.write(job["stdin"].encode(errors="replace"))
+    given.seek(0)
+    os.dup2(0, KEY, inheritable=False)
+    os.dup2(1, PROOF, inheritable=False)
+    os.dup2(given.fileno(), 0)
+    stage = prepare(box)
+    tempfile.tempdir = None
+    os.closerange(3, KEY)
+    os.closerange(BRIDGE[0], 65_536)
+    jail.die_with_parent()
+    jail.limit(**job["limits"])
+    if not jail.problem():
+        jail.confine(readable=READABLE, box=box)
+    name = "__main__" if job["stdin"] else "solution"
+    script = Script(job["source"], job["tests"], name, tuple(job["entry"]))
+    _play(script, stage, proof=PROOF, key=KEY, side="", doubts=False)
+
+
+def _play(
+    script: Script, stage: Stage, *, proof: int, key: int, side: str, doubts: bool = True
+) -> NoReturn:
+    """Run a program, prove that it reached its end, and end this process.
+
+    Args:
+        script: the program.
+        stage: what every program finds.
+        proof, key: where the key is written to, and read from.
+        side: which process of two this is; empty where it is the only one.
+        doubts: whether they are told.
+    """
+    write, read, leave, execute = os.write, os.read, os._exit, exec
+    show, errors, flush = sys.__excepthook__, sys.stderr, sys.stdout.flush
+    namespace: dict[str, Any] = {"__name__": script.name, "__builtins__": builtins}
+    try:
+        script.compile()
+        code, tests = script.code, script.checks
+        assert code is not None
+        assert tests is not None
+        restore: Callable[[], object] = int
+        begin: Callable[[dict[str, Any]], tuple[dict[str, Any], Any]] = _same
+        doubt: Callable[[], object] | None = None
+        if script.tests and not side:
+            tell = functools.partial(write, proof, DOUBT) if doubts else int
+            exam = Exam(stage.hall, script.names, tell)
+            begin, doubt = exam.begin, exam.doubt
+            if script.needs_modules:
+                restore = _restorer(stage.clean)
+        sys.addaudithook(functools.partial(_guard, doubt))
+        if side == "solution":
+            execute(code, namespace)
+            bridge.answer(namespace, *BRIDGE)
+            flush()
+            leave(0)
+        if side == "tests":
+            namespace.update(bridge.proxies(BRIDGE[1], BRIDGE[0], script.names))
+        # In order, from left to right: the key is read, the solution runs, modules that it may have
+        # changed are put back, the tests run, the key is written. None of it has a name meanwhile.
+        write(
+            proof,
+            (
+                read(key, KEY_BYTES),
+                execute(code, namespace) if side != "tests" else None,
+                restore(),
+                execute(tests, *begin(namespace)),
+                flush(),
+            )[0],
+        )
+    except SystemExit as end:
+        with contextlib.suppress(BaseException):
+            errors.flush()
+        leave(end.code if isinstance(end.code, int) and 0 <= end.code < 256 else 1)
+    except BaseException as error:
+        # The program's own streams may be gone; the verdict then tells the status alone.
+        with contextlib.suppress(BaseException):
+            sys.stderr = errors
+            show(type(error), error, error.__traceback__)
+            errors.flush()
+        leave(1)
+    leave(0)
+
+
+def _same(namespace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tests without a solution apart run in the names there are."""
+    return namespace, namespace
+
+
+def _restorer(clean: Pristine) -> Callable[[], object]:
+    """A function that puts modules, and how they are found, back as they are now."""
+    modules, same = sys.modules, id
+    known = tuple(modules.items())
+    searched: tuple[list[Any], ...] = (sys.meta_path, sys.path_hooks, sys.path)
+    lists = tuple((part, tuple(part)) for part in searched)
+
+    def restore() -> None:
+        for _, held, items, keys, values in clean:
+            # What is as it was is not written to: memory is shared until then. By identity, as a
+            # program's own objects may be equal to anything.
+            if tuple(map(same, held)) != keys or tuple(map(same, held.values())) != values:
+                held.clear()
+                held.update(items)
+        modules.clear()
+        modules.update(known)
+        for part, found in lists:
+            part.clear()
+            part.extend(found)
+
+    return restore
+
+
+# Ways to the frames, and so to what tests expect. What asks for them may well be honest: named
+# tuples, type variables, logging and tracebacks do.
+_FRAMES = frozenset({"tb_frame", "gi_frame", "cr_frame", "ag_frame", "f_code"})
+_DOUBTFUL = frozenset(
+    {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.addaudithook"}
+)
+_REFUSED = frozenset(
+    {
+        *("gc.get_objects", "gc.get_referrers", "gc.get_referents"),
+        *("sys.settrace", "sys.setprofile"),
+    }
+)
+_UNSAFE = frozenset({"ctypes", "_ctypes", "_testcapi", "_testinternalcapi"})
+
+
+def _guard(doubt: Callable[[], object] | None, event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse ways to change the interpreter itself, and doubt who looks into its frames."""
+    if (
+        event in _REFUSED
+        or event.startswith("ctypes.")
+        or (event == "import" and arguments[0] in _UNSAFE)
+        or (
+            event == "object.__setattr__"
+            and arguments[1] == "__code__"
+            # types.coroutine, which asyncio uses, changes flags alone.
+            and not (
+                arguments[2].co_consts is arguments[0].__code__.co_consts
+                and arguments[2].co_code == arguments[0].__code__.co_code
+                and arguments[2].co_names == arguments[0].__code__.co_names
+            )
+        )
+    ):
+        raise RuntimeError("the sandbox does not allow " + event)
+    if doubt is not None and (
+        event in _DOUBTFUL
+        or event.startswith("sys.monitoring")
+        or (event == "object.__getattr__" and arguments[1] in _FRAMES)
+    ):
+        doubt()

@@ -1,0 +1,242 @@
+"""A server's part in a Python program: a child is forked for it, watched, and judged.
+
+The server itself runs nothing of a program. It compiles it, since that costs a child three times as
+much, under a timer that ends the server should the compiler hang; what the compiler cannot do the
+child tries again and tells.
+"""
+
+from __future__ import annotations
+
+import _warnings
+import os
+import resource
+import signal
+import time
+from types import CodeType
+
+from . import jail
+from .play import BRIDGE, DOUBT, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
+from .watch import Watch, as_answer, empty, judged
+from .wire import Answer, Bounds, Job
+
+ENDS_S = 0.5  # that a solution's process has to end, after its tests'
+COMPILES_S = 1.0  # that the server gives the compiler
+MOST_SOURCE = 100_000  # characters that it compiles itself
+MOST_TESTS = 64  # compiled tests that are kept: samples of a task have the same
+BOXES = ("box", "solution", "tests")  # of a program, or of its two sides
+_IGNORED = ("ignore", None, Warning, None, 0)  # a filter of warnings
+
+
+class Judge:
+    """Judges programs one after the other.
+
+    Args:
+        boxes: an empty folder, in which programs run.
+        confined: whether they and this process are locked up.
+        files: whether Landlock governs files.
+
+    Attributes:
+        boxes, locks: the folders and the locks of programs and of sides, by the names in `BOXES`.
+        stage: what every program finds.
+        tests: compiled, by their text.
+        number: of this process.
+
+    Raises:
+        OSError: the kernel refused to confine.
+    """
+
+    def __init__(self, boxes: str, *, confined: bool, files: bool) -> None:
+        self.boxes = {name: f"{boxes}/{name}" for name in BOXES}
+        for box in self.boxes.values():
+            os.mkdir(box, 0o700)  # noqa: PTH102 - pathlib is not loaded here
+        self.stage = prepare(self.boxes["box"])
+        self.locks: dict[str, jail.ChildLock | None] = dict.fromkeys(BOXES)
+        self.tests: dict[str, CodeType] = {}
+        self.number = os.getpid()
+        if confined:
+            jail.prepare()
+            # The filter of a child is made before this process may not read what it needs.
+            self.locks = {
+                name: jail.ChildLock(readable=READABLE, box=box, files=files)
+                for name, box in self.boxes.items()
+            }
+            jail.confine_server(readable=READABLE, boxes=boxes, files=files)
+
+    def judge(self, job: Job) -> Answer:
+        """Run a program in a child, or its two sides in two, and say what became of it."""
+        try:
+            return self._judge_apart(job) if job.isolate else self._judge(job)
+        finally:
+            for box in self.boxes.values():
+                if os.listdir(box):  # noqa: PTH208 - most programs leave nothing
+                    empty(box)
+
+    def _judge(self, job: Job) -> Answer:
+        script = self._script(job)
+        started = time.monotonic()
+        child = _Child(self, script, job, "box")
+        watch = Watch(job.bounds, self.boxes["box"], child.number, started)
+        code = os.waitstatus_to_exitcode(watch.until_end(child.streams))
+        seconds = time.monotonic() - started
+        stderr = child.text(2)
+        proof = child.proof()
+        proved = proof == child.key
+        doubtful = not proved and proof.lstrip(DOUBT) == child.key.lstrip(DOUBT)
+        judgement = judged(watch.reason, code, proved or doubtful, stderr)
+        child.close()
+        answer = as_answer(judgement, seconds, code, child.text(1), stderr)
+        return answer._replace(doubtful=True) if doubtful else answer
+
+    def _judge_apart(self, job: Job) -> Answer:
+        """Run a solution and its tests in a process each; the tests' one alone can prove a pass."""
+        script = self._script(job)
+        (asked, ask), (told, tell) = os.pipe(), os.pipe()
+        started = time.monotonic()
+        solution = _Child(self, script, job, "solution", (asked, tell))
+        tests = _Child(self, script, job, "tests", (told, ask))
+        # Theirs alone now: when one side ends, the other reads the end.
+        for descriptor in (ask, asked, tell, told, *BRIDGE):
+            os.close(descriptor)
+        watch = Watch(job.bounds, self.boxes["tests"], tests.number, started)
+        watch.also = solution.number
+        streams = {**solution.streams, **tests.streams}
+        code = os.waitstatus_to_exitcode(watch.until_end(streams))
+        # Nobody asks any more: the solution's process ends by itself, or is ended.
+        first = Watch(job.bounds, self.boxes["solution"], solution.number, started)
+        first.deadline = min(watch.deadline, time.monotonic() + ENDS_S)
+        first_code = os.waitstatus_to_exitcode(first.until_end(solution.streams))
+        seconds = time.monotonic() - started
+        stderr = tests.text(2)
+        judgement = judged(watch.reason, code, tests.proof() == tests.key, stderr)
+        failed = judgement[0] != "passed" and not watch.reason and not first.reason
+        if failed and first_code != 0:
+            stderr = solution.text(2)
+            judgement = judged("", first_code, False, stderr)
+        stdout = solution.text(1) + tests.text(1)
+        solution.close()
+        tests.close()
+        return as_answer(judgement, seconds, code, stdout, stderr)._replace(isolated=True)
+
+    def _script(self, job: Job) -> Script:
+        """The program, compiled where that may be done here."""
+        name = "__main__" if job.stdin else "solution"
+        if job.careful or len(job.source) + len(job.tests) > MOST_SOURCE:
+            return Script(job.source, job.tests, name, job.entry)
+        code = _compiled(job.source, "<solution>")
+        checks = self.tests.get(job.tests) or _compiled(job.tests, "<tests>")
+        if checks is not None:
+            if len(self.tests) >= MOST_TESTS:
+                self.tests.clear()
+            self.tests[job.tests] = checks
+        return Script(job.source, job.tests, name, job.entry, code, checks)
+
+
+def _compiled(source: str, name: str) -> CodeType | None:
+    """Code, or None where the compiler does not take it; should it hang, this process ends."""
+    signal.setitimer(signal.ITIMER_REAL, COMPILES_S)
+    _warnings.filters.insert(0, _IGNORED)
+    _warnings._filters_mutated()  # type: ignore[attr-defined]
+    try:
+        return compile(source, name, "exec", dont_inherit=True)
+    except Exception:  # whatever it is, the child meets it again, and tells
+        return None
+    finally:
+        _warnings.filters.remove(_IGNORED)
+        _warnings._filters_mutated()  # type: ignore[attr-defined]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Child:
+    """A child with a program, or a side of one.
+
+    Args:
+        judge: whose child it is.
+        script: the program.
+        job: says more of it.
+        place: a name in `BOXES`.
+        bridge: the pipes of this side of two, to read from and to write to.
+
+    Attributes:
+        number: of the process.
+        key: that it must write back.
+        streams: what it printed, by descriptor.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        script: Script,
+        job: Job,
+        place: str,
+        bridge: tuple[int, int] | None = None,
+    ) -> None:
+        side = "" if place == "box" else place
+        given = _given("" if side == "tests" else job.stdin)
+        (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
+            os.pipe() for _ in range(4)
+        )
+        # In the child's places before the fork, so that it has nothing to do for them.
+        ends = [(given, 0), (out_in, 1), (err_in, 2), (key_out, KEY), (proof_in, PROOF)]
+        ends += zip(bridge or (), BRIDGE, strict=False)
+        for descriptor, where in ends:
+            os.dup2(descriptor, where, inheritable=where < 3)
+        for descriptor in (given, out_in, err_in, key_out, proof_in):
+            os.close(descriptor)
+        self.number = os.fork()
+        if self.number == 0:
+            if side == "solution":
+                # What is left of them in this process, frames could lead to.
+                script.forget_tests()
+                job.tests = ""
+                judge.tests.clear()
+            become(
+                script, judge.locks[place], judge.number, judge.stage,
+                side=side, box=judge.boxes[place],
+            )  # fmt: skip
+        # The program waits for its key: it does not run before it is limited.
+        limit(self.number, job.bounds)
+        # After the fork: what this process knew before, the child would find in its memory.
+        self.key = os.urandom(KEY_BYTES)
+        os.write(key_in, self.key)
+        os.close(key_in)
+        self._places = {1: out, 2: err, 3: proof}
+        self.streams = {descriptor: bytearray() for descriptor in (out, err, proof)}
+
+    def text(self, stream: int) -> str:
+        """What it printed: 1 its output, 2 its errors."""
+        return bytes(self.streams[self._places[stream]]).decode(errors="replace")
+
+    def proof(self) -> bytes:
+        """What it wrote to prove that it reached its end."""
+        return bytes(self.streams[self._places[3]])
+
+    def close(self) -> None:
+        """Close what it was read by, when it has ended."""
+        for descriptor in self.streams:
+            os.close(descriptor)
+
+
+def limit(process: int, bounds: Bounds) -> None:
+    """Set the resource limits of a process, for good."""
+    for what, most in (
+        (resource.RLIMIT_AS, bounds.memory_bytes),
+        (resource.RLIMIT_FSIZE, bounds.disk_bytes),
+        (resource.RLIMIT_CPU, int(bounds.wall_s) + 2),  # of all threads together
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 128),
+    ):
+        hard = resource.prlimit(process, what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(process, what, (most, most))
+
+
+def _given(stdin: str) -> int:
+    """A descriptor of what a program reads."""
+    if not stdin:
+        return os.open("/dev/null", os.O_RDONLY)
+    given = os.memfd_create("stdin")
+    left = stdin.encode(errors="replace")
+    while left:
+        left = left[os.write(given, left) :]
+    os.lseek(given, 0, os.SEEK_SET)
+    return given

@@ -1,0 +1,245 @@
+"""A process that is watched: what it prints is read, and it is killed when it takes too much."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import stat
+import time
+
+from .wire import Answer, Bounds
+
+LOOK_S = 0.05  # between looks at what it holds and has written
+MOST_THREADS = 256  # of one program
+RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
+TAIL = 2_000  # characters of output that a verdict keeps
+
+
+class Watch:
+    """Looks after a process from its start to its end.
+
+    Args:
+        bounds: what it may take.
+        box: the folder that it writes in.
+        child: the process.
+        started: when, by the monotonic clock.
+        resident_bytes: that it may hold, where address space says little; 0 looks at none.
+
+    Attributes:
+        reason: why it was killed: "time", or a sentence; empty where it was not.
+        deadline: when it is killed.
+        also: another process of the same program, which is killed with it.
+    """
+
+    def __init__(
+        self, bounds: Bounds, box: str, child: int, started: float, *, resident_bytes: int = 0
+    ) -> None:
+        self.bounds = bounds
+        self.box = box
+        self.child = child
+        self.also: int | None = None
+        self.deadline = started + bounds.wall_s
+        self.reason = ""
+        self._resident_bytes = resident_bytes
+
+    def until_end(
+        self, streams: dict[int, bytearray], feed: tuple[int, bytes] | None = None
+    ) -> int:
+        """Read the streams until the process has ended; its wait status.
+
+        Args:
+            streams: where what it prints goes, by descriptor.
+            feed: a descriptor that it reads from, which is closed here, and what it is given.
+        """
+        poll = select.poll()
+        fed, left = feed or (-1, b"")
+        if feed is not None:
+            os.set_blocking(fed, False)
+            poll.register(fed, select.POLLOUT)
+        ended = os.pidfd_open(self.child)
+        for descriptor in (*streams, ended):
+            poll.register(descriptor, select.POLLIN)
+        look = time.monotonic() + LOOK_S
+        alive = True
+        while alive:
+            now = time.monotonic()
+            if now >= self.deadline:
+                self._kill("time")
+            elif now >= look:
+                look = now + LOOK_S
+                if self._box_is_full():
+                    self._kill("it wrote more files, or larger ones, than it may")
+                elif too_much := self._takes_too_much():
+                    self._kill(too_much)
+            wait = max(0.0, min(look, self.deadline) - now)
+            for descriptor, _ in poll.poll(1_000 * wait + 1):
+                if descriptor == ended:
+                    alive = False
+                elif descriptor == fed:
+                    left = _written(fed, left)
+                    if not left:
+                        poll.unregister(fed)
+                        os.close(fed)
+                        fed = -1
+                elif not self._read(descriptor, streams):
+                    poll.unregister(descriptor)
+        os.close(ended)
+        if fed >= 0:
+            os.close(fed)
+        if feed is not None:  # what a compiler started ends with it
+            with contextlib.suppress(OSError):
+                os.killpg(self.child, signal.SIGKILL)
+        # No process of the program is left that could fill a pipe: what is there is all there is.
+        for descriptor in streams:
+            os.set_blocking(descriptor, False)
+            with contextlib.suppress(BlockingIOError):
+                while self._read(descriptor, streams):
+                    pass
+        return os.waitpid(self.child, 0)[1]
+
+    def _read(self, descriptor: int, streams: dict[int, bytearray]) -> bool:
+        data = os.read(descriptor, 1 << 16)
+        streams[descriptor] += data
+        if len(streams[descriptor]) > self.bounds.output_bytes:
+            del streams[descriptor][self.bounds.output_bytes :]
+            self._kill("it printed more than it may")
+            return False
+        return bool(data)
+
+    def _kill(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        with contextlib.suppress(OSError):
+            os.kill(self.child, signal.SIGKILL)
+        if self.also is not None:
+            os.kill(self.also, signal.SIGKILL)  # it is waited for later, so the number is its own
+        with contextlib.suppress(OSError):  # where it leads a group
+            os.killpg(self.child, signal.SIGKILL)
+        self.deadline = float("inf")
+
+    def _takes_too_much(self) -> str:
+        """What the child holds beyond its limits, empty where nothing; /proc tells."""
+        try:
+            with open(f"/proc/{self.child}/status", encoding="utf-8") as file:  # noqa: PTH123
+                told = dict(line.split(":", 1) for line in file if ":" in line)
+        except (OSError, ValueError):
+            return ""
+        if int(told.get("Threads", "0")) > MOST_THREADS:
+            return "it started more threads than it may"
+        held = int(told.get("VmRSS", "0 kB").split()[0]) << 10
+        if self._resident_bytes and held > self._resident_bytes + RUNTIME_BYTES:
+            return "it took more memory than it may"
+        return ""
+
+    def _box_is_full(self) -> bool:
+        size = count = 0
+        for folder, folders, files in os.walk(self.box):
+            count += len(folders) + len(files)
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(f"{folder}/{name}").st_size
+            if count > self.bounds.files or size > self.bounds.disk_bytes:
+                return True
+        return False
+
+
+def _written(to: int, data: bytes) -> bytes:
+    """What is left of the data after as much was written as goes in; nothing if nobody reads."""
+    try:
+        return data[os.write(to, data[: 1 << 16]) :] if data else b""
+    except BlockingIOError:
+        return data
+    except OSError:
+        return b""
+
+
+def empty(folder: str) -> None:
+    """Remove what is in a folder, whatever modes a program gave it.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)  # noqa: PTH108 - pathlib is not loaded here
+            continue
+        with contextlib.suppress(OSError):
+            os.chmod(entry.path, stat.S_IRWXU)  # noqa: PTH101
+        empty(entry.path)
+        os.rmdir(entry.path)  # noqa: PTH106
+
+
+# --- what became of it ----------------------------------------------------------------------------
+
+
+def judged(
+    reason: str,
+    code: int,
+    proved: bool,
+    stderr: str,
+    *,
+    first: bool = False,
+) -> tuple[str, str]:
+    """The outcome, and why.
+
+    Args:
+        reason: for which the program was killed: "time", or a sentence; empty where it was not.
+        code: its exit status, or the signal that ended it, below zero.
+        proved: whether it proved that it reached its end.
+        stderr: what it printed.
+        first: whether it is a compiler's or another runtime's, whose first telling line is shown,
+            and which says so when memory runs out; else the last line is.
+    """
+    if code == 0 and proved and not reason:
+        return "passed", ""
+    if reason == "time":
+        return "timeout", "it did not end in time"
+    if reason:
+        return "resource", reason
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = lines[-1] if lines else ""
+    if first:
+        told = next((line for line in lines if _TELLING.search(line)), told)
+    told = told[:300]
+    if code == -signal.SIGXCPU:
+        return "timeout", "it computed longer than it may"
+    if code == -signal.SIGXFSZ:
+        return "resource", "a file grew larger than it may"
+    if first and any(word in stderr for word in _NO_MEMORY):
+        return "resource", told
+    if code < 0:
+        return "crashed", f"signal {signal.Signals(-code).name}"
+    if told.startswith("MemoryError"):
+        return "resource", told
+    if code == 0:
+        return "failed", "it ended before its last statement"
+    return "failed", told or f"exit status {code}"
+
+
+# Of what compilers and runtimes print, the line to show, and what says that memory ran out.
+_TELLING = re.compile(
+    r"error: |^(?:Uncaught )?[\w.]*(?:Error|Exception)\b"
+    r"|^(?:assertion failed|terminate called|FATAL)"
+)
+_NO_MEMORY = (
+    "std::bad_alloc", "OutOfMemoryError", "heap out of memory", "virtual memory exhausted",
+    "out of memory allocating", "Array buffer allocation failed",
+)  # fmt: skip
+
+
+def as_answer(
+    judgement: tuple[str, str], seconds: float, code: int, stdout: str, stderr: str
+) -> Answer:
+    """What a verdict is made of; of what was printed, the ends.
+
+    Args:
+        judgement: outcome and detail, see `judged`.
+        seconds: by the clock.
+        code: the exit status, or the signal that ended the program, below zero.
+        stdout, stderr: what it printed.
+    """
+    return Answer(*judgement, seconds, code, stdout[-TAIL:], stderr[-TAIL:])

@@ -1,0 +1,150 @@
+"""Between the sandbox and its servers: jobs and answers, as fields of bytes.
+
+Nothing but the standard library's C modules: what a server loads, every program's fork pays for.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MOST_BYTES = 1 << 30  # of a message
+_LIMITS = struct.Struct("<dQQQQ")
+_ENDING = struct.Struct("<dq??")
+
+
+class Bounds(NamedTuple):
+    """What a program may take; see `verdict.Limits`, which a server does not load."""
+
+    wall_s: float
+    memory_bytes: int
+    output_bytes: int
+    disk_bytes: int
+    files: int
+
+
+class Job:
+    """A Python program to judge.
+
+    Attributes:
+        source, tests, stdin, entry: see `verdict.Program`.
+        bounds: what it may take.
+        isolate: whether solution and tests run in two processes.
+        careful: whether nothing of it is looked at by the server itself.
+    """
+
+    __slots__ = ("bounds", "careful", "entry", "isolate", "source", "stdin", "tests")
+
+    def __init__(
+        self,
+        source: str,
+        tests: str,
+        stdin: str,
+        entry: tuple[str, ...],
+        bounds: Bounds,
+        *,
+        isolate: bool,
+        careful: bool,
+    ) -> None:
+        self.source, self.tests, self.stdin, self.entry = source, tests, stdin, entry
+        self.bounds, self.isolate, self.careful = bounds, isolate, careful
+
+
+class Answer(NamedTuple):
+    """What became of a program; see `verdict.Verdict`.
+
+    Attributes:
+        doubtful: whether it passed, and did something that a cheat would need.
+    """
+
+    outcome: str
+    detail: str
+    seconds: float
+    exit_status: int
+    stdout: str
+    stderr: str
+    isolated: bool = False
+    doubtful: bool = False
+
+
+def pack_job(job: Job) -> list[bytes]:
+    """A job as fields."""
+    flags = bytes((job.isolate, job.careful))
+    texts = (job.source, job.tests, job.stdin, "\n".join(job.entry))
+    return [*map(_bytes, texts), _LIMITS.pack(*job.bounds), flags]
+
+
+def unpack_job(fields: list[bytes]) -> Job:
+    """The job in fields, which are emptied: a program's process has no other copy of its tests."""
+    source, tests, stdin, entry = map(_text, fields[:4])
+    bounds = Bounds(*_LIMITS.unpack(fields[4]))
+    isolate, careful = map(bool, fields[5])
+    fields.clear()
+    names = tuple(entry.split("\n"))
+    return Job(source, tests, stdin, names, bounds, isolate=isolate, careful=careful)
+
+
+def pack_answer(answer: Answer) -> list[bytes]:
+    """An answer as fields."""
+    ending = (answer.seconds, answer.exit_status, answer.isolated, answer.doubtful)
+    texts = (answer.outcome, answer.detail, answer.stdout, answer.stderr)
+    return [*map(_bytes, texts), _ENDING.pack(*ending)]
+
+
+def unpack_answer(fields: Sequence[bytes]) -> Answer:
+    """The answer in fields."""
+    outcome, detail, stdout, stderr = map(_text, fields[:4])
+    seconds, status, isolated, doubtful = _ENDING.unpack(fields[4])
+    return Answer(outcome, detail, seconds, status, stdout, stderr, isolated, doubtful)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # programs may hold what no UTF-8 is
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def send(to: socket.socket, fields: Sequence[bytes]) -> None:
+    """Send a message: how many fields, how long each is, and what they hold."""
+    head = struct.pack(f"<I{len(fields)}I", len(fields), *map(len, fields))
+    to.sendall(head + b"".join(fields))
+
+
+def receive(source: socket.socket) -> list[bytes] | None:
+    """The next message, or None where the other side has gone.
+
+    Raises:
+        ValueError: it is no message.
+    """
+    head = _exactly(source, 4)
+    if head is None:
+        return None
+    count = int.from_bytes(head, "little")
+    sizes = _exactly(source, 4 * count)
+    if sizes is None:
+        return None
+    lengths = struct.unpack(f"<{count}I", sizes)
+    if sum(lengths) > MOST_BYTES:
+        raise ValueError("a message is too long")
+    data = _exactly(source, sum(lengths))
+    if data is None:
+        return None
+    fields, start = [], 0
+    for length in lengths:
+        fields.append(data[start : start + length])
+        start += length
+    return fields
+
+
+def _exactly(source: socket.socket, count: int) -> bytes | None:
+    parts = b""
+    while len(parts) < count:
+        part = source.recv(min(count - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return parts
