@@ -14,9 +14,9 @@ import pytest
 
 from codecria.core.evaluation.multilingual import needs, parse_e
 from codecria.core.sandbox import jail, languages
+from codecria.core.sandbox.play import KEY_BYTES
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
-from codecria.core.sandbox.play import KEY_BYTES
 
 LIMITS = Limits(wall_s=3.0, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
 NAMES = ("javascript", "cpp", "java")

@@ -23,7 +23,7 @@ from typing import Any
 
 from codecria.data.errors import UserError
 
-from .play import KEY_BYTES
+from .play import GO, KEY_BYTES
 from .watch import as_answer, judged
 from .wire import Answer, Job
 
@@ -83,7 +83,7 @@ def judge(command: Sequence[str], job: Job) -> Answer:
         },
     }
     parts.append(json.dumps(told).encode())
-    given = b"".join(f"{len(part):012}".encode() + part for part in parts) + key
+    given = b"".join(f"{len(part):012}".encode() + part for part in parts) + GO + key
     started = time.monotonic()
     try:
         process = subprocess.Popen(

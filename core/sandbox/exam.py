@@ -43,8 +43,8 @@ ERRORS = frozenset(
 BUILTINS = frozenset(vars(builtins))
 # Modules of which tests import a copy: they hold functions, and no state that a solution shares.
 COPIED = (
-    "bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools", "math", "operator",
-    "re", "string",
+    "bisect", "cmath", "collections", "functools", "heapq", "itertools", "math", "operator", "re",
+    "string",
 )  # fmt: skip
 
 Pristine = tuple[tuple[str, dict[str, Any], tuple[Any, ...], tuple[int, ...], tuple[int, ...]], ...]

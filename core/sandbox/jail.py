@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 import sys
@@ -98,6 +97,10 @@ _EPERM, _EAGAIN, _EACCES, _ENOSYS = 1, 11, 13, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _machine() -> str:
+    return os.uname().machine
+
+
 def _syscall(number: int, *arguments: object) -> int:
     result: int = _libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:
@@ -118,15 +121,15 @@ def landlock_abi() -> int:
 
 def filters() -> bool:
     """Whether system calls can be filtered here, whatever Landlock is."""
-    return sys.platform == "linux" and platform.machine() in _CALLS
+    return sys.platform == "linux" and _machine() in _CALLS
 
 
 def problem() -> str:
     """Why a process cannot be confined here, empty where it can."""
     if sys.platform != "linux":
         return f"Landlock is Linux's, this is {sys.platform}"
-    if platform.machine() not in _CALLS:
-        return f"no table of system calls for {platform.machine()}"
+    if _machine() not in _CALLS:
+        return f"no table of system calls for {_machine()}"
     abi = landlock_abi()
     if abi < LEAST_ABI:
         return f"the kernel's Landlock has version {abi}, {LEAST_ABI} is needed (Linux 6.2)"
@@ -221,7 +224,7 @@ class ChildLock:
 
     def __init__(self, *, readable: Sequence[str], box: str, files: bool = True) -> None:
         self._ruleset = _ruleset(readable, box) if files else -1
-        program = filter_program(platform.machine(), _STAND_IN, "child")
+        program = filter_program(_machine(), _STAND_IN, "child")
         self._held = ctypes.create_string_buffer(program, len(program))
         words = (ctypes.c_uint32 * (len(program) // 4)).from_buffer(self._held)
         self._words = words
@@ -416,7 +419,7 @@ def prepare() -> None:
     """Make the filters before processes are forked, so that each has but to fill in its number."""
     if filters():
         for role in ROLES:
-            _made[role] = filter_program(platform.machine(), _STAND_IN, role)
+            _made[role] = filter_program(_machine(), _STAND_IN, role)
 
 
 def _seccomp(role: str) -> None:

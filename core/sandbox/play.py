@@ -28,7 +28,8 @@ globals()["__builtins__"] = PRIVATE
 KEY_BYTES = 32
 KEY, PROOF = 200, 201  # descriptors: the key is read from one and written to the other
 BRIDGE = (202, 203)  # where a side of a program in two processes reads and writes
-DOUBT = b"?"  # written ahead of the key
+GO = b"!"  # ahead of the key where it is read
+DOUBT = b"?"  # ahead of it where it is written
 # The standard library, its parts of this platform's own, and the system's libraries.
 READABLE = [
     os.path.dirname(os.__file__),  # noqa: PTH120 - pathlib is not loaded here
@@ -40,15 +41,14 @@ READABLE = [
 # Loaded once, before the first fork: what solutions most often import. Each module more makes every
 # fork dearer; what is not here, a program imports itself, and its tests find it as on the disk.
 PRELOADED = (
-    "abc", "array", "bisect", "cmath", "collections", "collections.abc", "copy", "enum",
-    "functools", "heapq", "io", "itertools", "math", "operator", "re", "string", "time", "types",
-    "typing",
+    "abc", "array", "bisect", "cmath", "collections", "collections.abc", "enum", "functools",
+    "heapq", "io", "itertools", "math", "operator", "re", "string", "time", "types", "typing",
 )  # fmt: skip
 # Put back before tests that name a module run. Not all that is loaded: to look at a module is to
 # copy its memory.
 RESTORED = (
-    "builtins", "sys", "bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools",
-    "math", "operator", "re", "string", "time", "typing",
+    "builtins", "sys", "bisect", "cmath", "collections", "functools", "heapq", "itertools", "math",
+    "operator", "re", "string", "time", "typing",
 )  # fmt: skip
 
 
@@ -215,6 +215,7 @@ def _play(
     show, errors, flush = sys.__excepthook__, sys.stderr, sys.stdout.flush
     namespace: dict[str, Any] = {"__name__": script.name, "__builtins__": builtins}
     try:
+        read(key, len(GO))  # it is limited now
         script.compile()
         code, tests = script.code, script.checks
         assert code is not None

@@ -8,6 +8,7 @@ child tries again and tells.
 from __future__ import annotations
 
 import _warnings
+import contextlib
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import time
 from types import CodeType
 
 from . import jail
-from .play import BRIDGE, DOUBT, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
+from .play import BRIDGE, DOUBT, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
 from .watch import Watch, as_answer, empty, judged
 from .wire import Answer, Bounds, Job
 
@@ -193,11 +194,12 @@ class _Child:
                 script, judge.locks[place], judge.number, judge.stage,
                 side=side, box=judge.boxes[place],
             )  # fmt: skip
-        # The program waits for its key: it does not run before it is limited.
-        limit(self.number, job.bounds)
+        # The program waits: it does not run before it is limited.
+        _limit(self.number, job.bounds)
         # After the fork: what this process knew before, the child would find in its memory.
         self.key = os.urandom(KEY_BYTES)
-        os.write(key_in, self.key)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: who watches it is told how
+            os.write(key_in, GO + self.key)
         os.close(key_in)
         self._places = {1: out, 2: err, 3: proof}
         self.streams = {descriptor: bytearray() for descriptor in (out, err, proof)}
@@ -216,18 +218,25 @@ class _Child:
             os.close(descriptor)
 
 
-def limit(process: int, bounds: Bounds) -> None:
-    """Set the resource limits of a process, for good."""
-    for what, most in (
-        (resource.RLIMIT_AS, bounds.memory_bytes),
-        (resource.RLIMIT_FSIZE, bounds.disk_bytes),
-        (resource.RLIMIT_CPU, int(bounds.wall_s) + 2),  # of all threads together
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 128),
-    ):
-        hard = resource.prlimit(process, what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.prlimit(process, what, (most, most))
+_LIMITED = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_CORE,
+    resource.RLIMIT_NOFILE,
+)
+_HIGHEST = [
+    (1 << 62) if hard == resource.RLIM_INFINITY else hard
+    for hard in (resource.getrlimit(what)[1] for what in _LIMITED)
+]
+
+
+def _limit(process: int, bounds: Bounds) -> None:
+    """Set the resource limits of a process, for good; computing is that of all its threads."""
+    cpu_s = int(bounds.wall_s) + 2
+    wanted = (bounds.memory_bytes, bounds.disk_bytes, cpu_s, 0, 128)
+    for what, most, highest in zip(_LIMITED, wanted, _HIGHEST, strict=True):
+        resource.prlimit(process, what, (min(most, highest), min(most, highest)))
 
 
 def _given(stdin: str) -> int:

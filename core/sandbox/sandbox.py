@@ -104,6 +104,7 @@ class Sandbox:
         self._landlock = not jail.problem()
         self._free: dict[str, queue.Queue[_Server]] = {}
         self._servers: list[_Server] = []
+        self._said = ""  # the last words of a server that died
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._alone = _Turnstile(self.workers)
@@ -246,7 +247,7 @@ class Sandbox:
         if answer is None:
             job.careful = True  # the compiler itself may have ended the server
             answer = self._ask(PYTHON, pack_job(job), patience)
-        return _there(answer)
+        return self._there(answer)
 
     def _other_language(self, program: Program, limits: Limits) -> Verdict:
         language = languages.canonical(program.language)
@@ -275,7 +276,7 @@ class Sandbox:
         }
         fields = [json.dumps(job).encode()]
         answer = self._ask(STEPS, fields, patience) or self._ask(STEPS, fields, patience)
-        return self._verdict(_there(answer), limits)
+        return self._verdict(self._there(answer), limits)
 
     @property
     def _confined(self) -> bool:
@@ -292,11 +293,21 @@ class Sandbox:
             # Without Landlock, what a program wrote beside its box goes with its server.
             if answer is None or (self.tier is Tier.BWRAP and not self._landlock):
                 server.end()
+                self._said = server.said or self._said
                 with self._lock:
                     if server in self._servers:
                         self._servers.remove(server)
                 server = self._start(kind)
             free.put(server)
+        return answer
+
+    def _there(self, answer: Answer | None) -> Answer:
+        if answer is None:
+            raise UserError(
+                "the sandbox's server died twice under one program"
+                + (f": {self._said}" if self._said else ""),
+                hint="the machine may be out of memory or processes: fewer --workers need less",
+            )
         return answer
 
     def _untouched(self, outcome: Outcome, why: str, limits: Limits) -> Verdict:
@@ -357,15 +368,6 @@ class Sandbox:
         return server
 
 
-def _there(answer: Answer | None) -> Answer:
-    if answer is None:
-        raise UserError(
-            "the sandbox's server died twice under one program",
-            hint="the machine may be out of memory or processes: fewer --workers need less",
-        )
-    return answer
-
-
 def _split(command: str) -> list[str]:
     """The words of a command, as a shell takes them.
 
@@ -418,6 +420,7 @@ class _Server:
     def __init__(self, argv: list[str], boxes: str, words: list[str]) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
+        self.said = ""
         # An empty environment: what is not there cannot leak.
         self.process = subprocess.Popen(
             [*argv, str(theirs.fileno()), boxes, *words],
@@ -431,10 +434,8 @@ class _Server:
         theirs.close()
         if self._receive(START_S) is None:
             self.process.kill()
-            assert self.process.stderr is not None
-            said = self.process.stderr.read().decode(errors="replace").strip().splitlines()
             self.end()
-            raise UserError(f"the sandbox did not start: {said[-1] if said else 'no answer'}")
+            raise UserError(f"the sandbox did not start: {self.said or 'no answer'}")
 
     def ask(self, fields: list[bytes], *, timeout_s: float) -> Answer | None:
         """The server's answer, or None where it died or hangs."""
@@ -454,7 +455,7 @@ class _Server:
             return None
 
     def end(self) -> None:
-        """Kill it and what it runs, and wait for it."""
+        """Kill it and what it runs, and wait for it; what it said last is kept."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
@@ -463,8 +464,11 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        assert self.process.stderr is not None
+        os.set_blocking(self.process.stderr.fileno(), False)  # a program may have it too
+        lines = (self.process.stderr.read() or b"").decode(errors="replace").strip().splitlines()
+        self.said = lines[-1] if lines else ""
+        self.process.stderr.close()
 
 
 class _Turnstile:

@@ -5,14 +5,25 @@ Nothing but the standard library's C modules: what a server loads, every program
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 MOST_BYTES = 1 << 30  # of a message
 _LIMITS = struct.Struct("<dQQQQ")
 _ENDING = struct.Struct("<dq??")
+
+
+class Socket(Protocol):
+    """What is needed of a socket."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Some of what comes."""
+        ...
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of it."""
+        ...
 
 
 class Bounds(NamedTuple):
@@ -108,13 +119,13 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def send(to: socket.socket, fields: Sequence[bytes]) -> None:
+def send(to: Socket, fields: Sequence[bytes]) -> None:
     """Send a message: how many fields, how long each is, and what they hold."""
     head = struct.pack(f"<I{len(fields)}I", len(fields), *map(len, fields))
     to.sendall(head + b"".join(fields))
 
 
-def receive(source: socket.socket) -> list[bytes] | None:
+def receive(source: Socket) -> list[bytes] | None:
     """The next message, or None where the other side has gone.
 
     Raises:
@@ -140,7 +151,7 @@ def receive(source: socket.socket) -> list[bytes] | None:
     return fields
 
 
-def _exactly(source: socket.socket, count: int) -> bytes | None:
+def _exactly(source: Socket, count: int) -> bytes | None:
     parts = b""
     while len(parts) < count:
         part = source.recv(min(count - len(parts), 1 << 20))

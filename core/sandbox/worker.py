@@ -8,10 +8,10 @@ compiles and runs programs of other languages (`steps.py`).
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
 import os
-import socket
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
             "files", where programs are, and by Landlock.
     """
     kind, descriptor, boxes, *words = argv
-    jobs = socket.socket(fileno=int(descriptor))
+    jobs = _socket.socket(fileno=int(descriptor))  # the plain one: Python's own brings much along
     complaints = os.dup(2)  # its own place is the programs'
     try:
         answer = _python(boxes, words) if kind == PYTHON else _steps(boxes)
