@@ -37,7 +37,11 @@ def program_of(problem: Problem, source: str) -> Program:
         source: the program without the tests.
     """
     return Program(
-        language=problem.language, source=source, tests=problem.tests, needs=needs(problem)
+        language=problem.language,
+        source=source,
+        tests=problem.tests,
+        needs=needs(problem),
+        entry=problem.tested,
     )
 
 

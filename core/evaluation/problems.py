@@ -8,6 +8,8 @@ program have no `before`.
 
 from __future__ import annotations
 
+import builtins
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +50,13 @@ class Problem:
     stops: tuple[str, ...] = ()
     question: str = ""
     shown: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """What the tests take from a solution though Python has it too, such as `sum`."""
+        text = "" if self.reference is None else self.source(self.reference)
+        defined = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", text, re.MULTILINE)
+        return tuple(sorted({*defined, self.entry_point} & set(dir(builtins))))
 
     def source(self, completion: str) -> str:
         """The program of a completion, without the tests."""

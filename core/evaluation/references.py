@@ -22,6 +22,7 @@ from .execution import (
     Limits,
     Program,
     Sandbox,
+    Verdict,
     passed,
     program_of,
     result_of,
@@ -37,7 +38,7 @@ LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
 COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ def check(
     for number, verdict in run_all(sandbox, jobs):
         if verdict.isolated and passed(verdict) is False:
             # A right solution that fails in two processes: its tests need them to be one.
-            sandbox.share(left[number].tests)
+            sandbox.settle(left[number].tests, fit=False)
             verdict = sandbox.run(jobs[number].program, replace(sandbox.limits, wall_s=REFERENCE_S))
         found[left[number].task_id] = Reference(
             passed=passed(verdict),
@@ -130,12 +131,37 @@ def check(
         )
         done(len(found), len(given))
     for problem in given if sandbox.isolate else ():
-        if not found[problem.task_id].isolated:
-            sandbox.share(problem.tests)
+        sandbox.settle(problem.tests, fit=found[problem.task_id].isolated)
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
     if path is not None and fresh:
         _save(path, known | fresh)
     return found
+
+
+def confirmed(problem: Problem, job: Job, verdict: Verdict, sandbox: Sandbox) -> Verdict:
+    """The verdict that counts where a program ran in two processes because its pass was in doubt.
+
+    Failing in two stands where the reference passes in two. Where it does not, as with tests that
+    hand in a function, or where there is none to ask, the program is judged in one.
+
+    Args:
+        problem: with its reference.
+        job: the program.
+        verdict: of it.
+        sandbox: open.
+    """
+    if not verdict.isolated or passed(verdict) is not False or sandbox.isolate:
+        return verdict
+    if sandbox.settled(problem.tests) is None:
+        fit = False
+        if problem.reference is not None:
+            limits = replace(sandbox.limits, wall_s=REFERENCE_S)
+            right = sandbox.run(program(problem, problem.reference), limits, isolate=True)
+            fit = passed(right) is True
+        sandbox.settle(problem.tests, fit=fit)
+    if sandbox.settled(problem.tests):
+        return verdict
+    return sandbox.run(job.program, replace(sandbox.limits, wall_s=job.wall_s))
 
 
 def _try_languages(

@@ -9,6 +9,7 @@ from typing import Any
 from .estimate import estimate
 from .execution import Job, Sandbox, as_json, passed, program_of, result_of, run_all
 from .problems import Problem
+from .references import confirmed
 from .results import Key, Line
 from .samples import Sample
 
@@ -35,6 +36,8 @@ def score(
         program = program_of(problem, sample.source(problem))
         jobs.append(Job(program, limits_s[sample.task_id]))
     for number, verdict in run_all(sandbox, jobs):
+        problem = problems[samples[number].task_id]
+        verdict = confirmed(problem, jobs[number], verdict, sandbox)
         told = {
             "passed": passed(verdict),
             "result": result_of(verdict),

@@ -96,7 +96,7 @@ class Sandbox:
         if isolate not in ("", "isolate"):
             raise UserError(f"there is no sandbox {tier!r}", hint='as "auto+isolate"')
         self.isolate = bool(isolate)
-        self._shared: set[str] = set()
+        self._fit: dict[str, bool] = {}
         self.tier = choose_tier(name)
         self._command = _split(words) if self.tier is Tier.COMMAND else []
         self.limits = limits or Limits()
@@ -145,20 +145,21 @@ class Sandbox:
             os.close(self._claim)
             self._claim = None
 
-    def share(self, tests: str) -> None:
-        """Let a solution run in one process with these tests, since isolation does not fit them.
+    def settle(self, tests: str, *, fit: bool) -> None:
+        """Say whether a right solution passes these tests in two processes.
 
-        Only who knows that a right solution fails in two processes may say so: a solution must not.
+        Where it does not, solutions run in one process with them, whatever they do. Only who ran a
+        solution known to be right may say so: a solution must not.
         """
-        self._shared.add(tests)
+        self._fit[tests] = fit
 
-    def shares(self, tests: str) -> bool:
-        """Whether a solution runs in one process with these tests, whatever it does."""
-        return tests in self._shared
+    def settled(self, tests: str) -> bool | None:
+        """What was said of these tests; None while nothing was."""
+        return self._fit.get(tests)
 
     def _may_isolate(self, program: Program) -> bool:
         apart = languages.canonical(program.language) == "python" and bool(program.tests)
-        return apart and self.tier is not Tier.COMMAND and program.tests not in self._shared
+        return apart and self.tier is not Tier.COMMAND and self._fit.get(program.tests) is not False
 
     def run(
         self, program: Program, limits: Limits | None = None, *, isolate: bool | None = None
