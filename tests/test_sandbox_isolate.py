@@ -142,7 +142,93 @@ RUNS = {
         "assert f(a=(1, {2})) == (1, {2})",
         Outcome.PASSED,
     ),
+    "a generator": (
+        "def f(n):\n    yield from range(n)",
+        "assert list(f(3)) == [0, 1, 2] and sum(f(4)) == 6\ng = f(1)\nassert next(g) == 0\n"
+        "assert next(g, None) is None and 2 in f(3)",
+        Outcome.PASSED,
+    ),
+    "an endless one": (
+        "import itertools\ndef f(): return itertools.count(1)",
+        "assert next(f()) == 1 and [n for n, _ in zip(f(), 'ab')] == [1, 2]",
+        Outcome.PASSED,
+    ),
+    "an object": (
+        "class Stack:\n    def __init__(self): self.items = []\n"
+        "    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n"
+        "    def __len__(self): return len(self.items)\n"
+        "    def __eq__(self, o): return self.items == o.items\n",
+        "s = Stack()\ns.push((1, 'a'))\nassert len(s) == 1 and isinstance(s, Stack)\n"
+        "t = Stack()\nassert s != t\nt.items = s.items\nassert s == t and s.pop() == (1, 'a')\n"
+        "assert not s and s.items == []",
+        Outcome.PASSED,
+    ),
+    "an argument changed in place": (
+        "def f(a, b):\n    a.sort()\n    b['n'] = 1\n    return a",
+        "a, b = [3, 1], {}\nassert f(a, b) is a and a == [1, 3] and b == {'n': 1}",
+        Outcome.PASSED,
+    ),
+    "a function handed in": (
+        "def f(g, xs): return [g(x) for x in xs]",
+        "assert f(lambda x: x + 1, [1, 2]) == [2, 3] and f(str, [1]) == ['1']",
+        Outcome.PASSED,
+    ),
+    "a function handed out": (
+        "def f(n):\n    def g(x): return x + n\n    return g",
+        "assert f(1)(2) == 3",
+        Outcome.PASSED,
+    ),
+    "an object handed in": (
+        "def f(pair): return pair.a + pair.b()",
+        "class Pair:\n    a = 1\n    def b(self): return 2\nassert f(Pair()) == 3",
+        Outcome.PASSED,
+    ),
+    "an error of its own": (
+        "class Own(ValueError): pass\ndef f(): raise Own('no')",
+        "try: f()\nexcept ValueError as e: assert str(e) == 'no'\nelse: assert 0",
+        Outcome.PASSED,
+    ),
+    "fractions and dates": (
+        "from fractions import Fraction as F\nfrom decimal import Decimal as D\nimport datetime\n"
+        "from collections import deque, Counter\n"
+        "def f(): return F(1, 2), D('0.5'), datetime.date(2020, 1, 2), deque([1]), Counter('aa')",
+        "from collections import deque\nfrom datetime import date\n"
+        "assert f() == (0.5, 0.5, date(2020, 1, 2), deque([1]), {'a': 2})",
+        Outcome.PASSED,
+    ),
     "a wrong answer": ("def f(): return 1", "assert f() == 2", Outcome.FAILED),
+    "claims of every kind": (
+        "class E:\n"
+        "    def __eq__(self, o): return True\n"
+        "    __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __eq__\n"
+        "    def __sub__(self, o): return 0\n    __rsub__ = __sub__\n"
+        "    def __abs__(self): return 0\n    def __float__(self): return 2.0\n"
+        "def f(): return E()",
+        "def fails(t):\n    try: assert t()\n    except (AssertionError, TypeError): return True\n"
+        "assert all(map(fails, (lambda: f() == 2, lambda: 2 == f(), lambda: f() in [2],\n"
+        "    lambda: abs(f() - 2) < 1e-6, lambda: f() > 1, lambda: 2 in f(),\n"
+        "    lambda: [f()] == [2], lambda: {'a': f()} == {'a': 2}, lambda: float(f()) == 2,\n"
+        "    lambda: f() <= 2)))",
+        Outcome.PASSED,
+    ),
+    "looking into the tests": (
+        "def f(g):\n"
+        "    for name in ('__globals__', '__code__', 'expected', '__closure__', '__self__'):\n"
+        "        try: getattr(g, name)\n"
+        "        except Exception: continue\n"
+        "        return 'seen'\n"
+        "    return 'nothing'",
+        "expected = 7\nassert f(lambda: expected) == 'nothing'",
+        Outcome.PASSED,
+    ),
+    "the tests in its frames": (
+        "import sys\ndef f():\n    frame, found = sys._getframe(), []\n    while frame:\n"
+        "        found.append(repr(frame.f_locals) + repr(frame.f_globals) "
+        "+ repr(frame.f_code.co_consts))\n        frame = frame.f_back\n"
+        "    return chr(115) + 'ecret word' in ''.join(found)",
+        "assert f() is False\nexpected = 'secret word'",
+        Outcome.PASSED,
+    ),
     "no function": ("def g(): return 1", "assert f() == 1", Outcome.FAILED),
     "no Python": ("def f(:", "assert f() == 1", Outcome.FAILED),
     "equal to everything": (
@@ -210,13 +296,20 @@ def test_without_tests_apart_there_is_one_process(sandbox: Sandbox) -> None:
 def test_a_reference_decides_whether_tests_fit_and_a_solution_does_not(sandbox: Sandbox) -> None:
     record = {
         "task_id": "Own/0",
-        "prompt": "def ones():\n",
+        "prompt": "class One:\n    value = 1\n\n\ndef ones():\n",
         "entry_point": "ones",
-        "canonical_solution": "    yield 1\n",
-        "test": "def check(f):\n    assert next(iter(f())) == 1\n",
+        "canonical_solution": "    return [One()]\n",
+        "test": "def check(f):\n    assert type(f()[0]).__name__ == 'One'\n",
     }
-    generator = parse(record)
-    function = parse(record | {"task_id": "Own/1", "canonical_solution": "    return [1]\n"})
+    special = parse(record)
+    function = parse(
+        record
+        | {
+            "task_id": "Own/1",
+            "canonical_solution": "    return [1]\n",
+            "test": "def check(f):\n    assert next(iter(f())) == 1\n",
+        }
+    )
     function_tests = function.tests + "\n# another"
     other = type(function)(
         task_id="Own/1",
@@ -225,12 +318,14 @@ def test_a_reference_decides_whether_tests_fit_and_a_solution_does_not(sandbox: 
         tests=function_tests,
         reference=function.reference,
     )
-    found = check([generator, other], sandbox, folder=None)
+    found = check([special, other], sandbox, folder=None)
     assert [(r.passed, r.isolated) for r in found.values()] == [(True, False), (True, True)]
-    source = "class E:\n    def __iter__(self): return self\n    def __next__(self): return 1\n"
-    cheat = Program(source=f"{source}def ones(): return E()\n", tests=function_tests)
+    source = "class E:\n    def __eq__(self, _): return True\n"
+    cheat = Program(source=f"{source}def ones(): return [E()]\n", tests=function_tests)
     assert sandbox.run(cheat).outcome is Outcome.FAILED
-    shared = sandbox.run(Program(source=generator.source("    yield 1\n"), tests=generator.tests))
+    shared = sandbox.run(
+        Program(source=special.source("    return [One()]\n"), tests=special.tests)
+    )
     assert (shared.outcome, shared.isolated) == (Outcome.PASSED, False)
 
 

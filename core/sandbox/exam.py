@@ -102,6 +102,14 @@ def visible(names: Iterable[str], entry: Iterable[str]) -> set[str]:
     }
 
 
+HEAP_TYPE = 1 << 9  # CPython's flag of types that are made as a program runs
+
+
+def _held_by(kind: type) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    held = kind.__dict__
+    return tuple(map(id, held)), tuple(map(id, held.values()))
+
+
 class Hall:
     """What all exams of a server share, made once: a child need not copy its pages then.
 
@@ -114,6 +122,14 @@ class Hall:
 
     def __init__(self, clean: Pristine) -> None:
         self._modules = [(name, sys.modules[name], items) for name, _, items, _, _ in clean]
+        self._copied: list[tuple[Any, Any, tuple[Any, ...]]] = []  # copy, module, what it holds
+        # Classes made in Python, which can be changed in place.
+        self._classes = tuple(
+            (part, *_held_by(part))
+            for name, _, items, _, _ in clean
+            for _, part in items
+            if name in COPIED and type(part) is type and part.__flags__ & HEAP_TYPE
+        )
         self.builtins = {**PRIVATE, "__import__": self._import}
 
     def is_pristine(self, value: Any) -> bool:
@@ -129,8 +145,21 @@ class Hall:
             if held is module and name in COPIED:
                 copy = types.ModuleType(name)
                 copy.__dict__.update(items)
+                self._copied.append((copy, held, items))
                 return copy
         return module
+
+    def original(self, module: Any) -> Any:
+        """The module that one given to the tests is a copy of, or is."""
+        return next((held for copy, held, _ in self._copied if copy is module), module)
+
+    def is_changed(self) -> bool:
+        """Whether a class of a module that tests were given is not as it was."""
+        given = {id(part) for _, _, items in self._copied for _, part in items}
+        return any(
+            id(part) in given and (names, values) != _held_by(part)
+            for part, names, values in self._classes
+        )
 
     def _import(
         self,
@@ -176,8 +205,13 @@ class Exam:
                 self._show(name)
         return self._seen, self
 
-    # The tests' names at their top level. What they define the solution sees too, as if both were
-    # one file, and what it defines while they run they see.
+    def end(self) -> None:
+        """Look back, when the tests have run."""
+        if self._hall.is_changed():
+            self.doubt()
+
+    # The tests' names at their top level. Modules that they import the solution sees too, as if
+    # both were one file, and what it defines while they run they see.
 
     def __getitem__(self, name: str) -> Any:
         if name in self._names and name not in self._own and name in self._theirs:
@@ -186,12 +220,13 @@ class Exam:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._own.add(name)
-        self._seen[name] = self._theirs[name] = value
+        self._seen[name] = value
+        if type(value) is types.ModuleType:
+            self._theirs[name] = self._hall.original(value)
 
     def __delitem__(self, name: str) -> None:
         del self._seen[name]
         self._own.discard(name)
-        self._theirs.pop(name, None)
 
     def _show(self, name: str) -> None:
         """Let the tests see a name of the solution's."""

@@ -221,12 +221,13 @@ def _play(
         assert code is not None
         assert tests is not None
         restore: Callable[[], object] = int
+        end: Callable[[], object] = int
         begin: Callable[[dict[str, Any]], tuple[dict[str, Any], Any]] = _same
         doubt: Callable[[], object] | None = None
         if script.tests and not side:
             tell = functools.partial(write, proof, DOUBT) if doubts else int
             exam = Exam(stage.hall, script.names, tell)
-            begin, doubt = exam.begin, exam.doubt
+            begin, end, doubt = exam.begin, exam.end, exam.doubt
             if script.needs_modules:
                 restore = _restorer(stage.clean)
         sys.addaudithook(functools.partial(_guard, doubt))
@@ -236,9 +237,10 @@ def _play(
             flush()
             leave(0)
         if side == "tests":
-            namespace.update(bridge.proxies(BRIDGE[1], BRIDGE[0], script.names))
+            namespace.update(bridge.proxies(*BRIDGE, script.names))
         # In order, from left to right: the key is read, the solution runs, modules that it may have
-        # changed are put back, the tests run, the key is written. None of it has a name meanwhile.
+        # changed are put back, the tests run, they are looked back on, the key is written. Nothing
+        # has a name for it meanwhile.
         write(
             proof,
             (
@@ -246,6 +248,7 @@ def _play(
                 execute(code, namespace) if side != "tests" else None,
                 restore(),
                 execute(tests, *begin(namespace)),
+                end(),
                 flush(),
             )[0],
         )
