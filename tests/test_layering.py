@@ -109,14 +109,19 @@ def test_a_library_stays_where_it_belongs(
     assert not astray
 
 
+PROCESSES = tuple(
+    f"core/sandbox/{name}.py" for name in ("worker", "programs", "steps", "play", "exam", "bridge")
+)
+
+
 @pytest.mark.parametrize("part", ["core", "data"])
 def test_libraries_never_print_or_exit(part: str) -> None:
     calls = [
         f"{everywhere(path)}:{node.lineno} {name}"
         for path in MODULES
         if path.relative_to(ROOT).parts[0] == part
-        # A program of its own, whose children end as the programs they run.
-        and everywhere(path) != "core/sandbox/worker.py"
+        # Programs of their own, whose children end as the programs they run.
+        and everywhere(path) not in PROCESSES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and (name := ast.unparse(node.func))
@@ -163,8 +168,8 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
 
 
 # Beside the boundary, the loader: its thread hands what went wrong to whoever asks for the batch.
-# And the sandbox's worker and bridge, where the program that raises is not ours.
-BROAD = ("cli/app.py", "data/loader.py", "core/sandbox/worker.py", "core/sandbox/bridge.py")
+# And the sandbox's processes, where the program that raises is not ours.
+BROAD = ("cli/app.py", "data/loader.py", *PROCESSES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=everywhere)

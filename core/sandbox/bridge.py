@@ -95,7 +95,7 @@ def pack(value: object, other: Callable[[object], object] | None = None, depth: 
         return {"B" if isinstance(value, bytearray) else "b": bytes(value).hex()}
     if isinstance(value, range):
         return {"r": [hex(value.start), hex(value.stop), hex(value.step)]}
-    for kind, letter in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"), (deque, "q")):
+    for kind, letter in _HOLDERS:
         if isinstance(value, kind):
             parts = [pack(part, other, depth + 1) for part in kind.__iter__(value)]
             return parts if letter == "l" else {letter: parts}
@@ -107,6 +107,11 @@ def pack(value: object, other: Callable[[object], object] | None = None, depth: 
     if other is not None:
         return other(value)
     raise NotPlainError(f"a value of the type {type(value).__name__} is no plain data")
+
+
+_HOLDERS: tuple[tuple[Any, str], ...] = (
+    *((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"), (deque, "q")),
+)
 
 
 def _told(value: object) -> object:
