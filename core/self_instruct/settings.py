@@ -30,7 +30,7 @@ class Settings:
         top_p: nucleus, of every stage.
         questions_tokens, tests_tokens, solutions_tokens: longest answer of each stage.
         near_dedup: Jaccard similarity of word sets from which questions count as one; 0 for never.
-        least_tests: valid tests that a question needs.
+        least_tests: valid tests that a question needs; with one, none is hidden from solutions.
         probe_tests: drop tests that trivially wrong solutions pass.
         drop_flaky: run what passed twice more in fresh processes, and drop what then fails.
         dedup_solutions: run solutions of one question that have the same syntax tree once.
@@ -49,7 +49,7 @@ class Settings:
     tests_tokens: int = 512
     solutions_tokens: int = 512
     near_dedup: float = 0.0
-    least_tests: int = 1
+    least_tests: int = 2
     probe_tests: bool = True
     drop_flaky: bool = True
     dedup_solutions: bool = True
@@ -97,7 +97,13 @@ class Settings:
 
 PRESETS: dict[str, Settings] = {
     # DECISIONS: nothing that the paper does not describe.
-    "paper": Settings(questions=62_000, probe_tests=False, drop_flaky=False, dedup_solutions=False),
+    "paper": Settings(
+        questions=62_000,
+        least_tests=1,
+        probe_tests=False,
+        drop_flaky=False,
+        dedup_solutions=False,
+    ),
     "verified": Settings(),
 }
 DEFAULT_PRESET = "verified"
