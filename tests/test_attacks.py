@@ -225,6 +225,13 @@ ESCAPES = {
     "a hard link": "import os\nos.link({secret!r}, 'link')",
     "the temporary folder": "open({temporary!r} + '/codecria-left-behind', 'w')",
     "shared memory": "open('/dev/shm/codecria-left-behind', 'w')",
+    "beside its box": "open('../left', 'w')",
+    "another's box": "open('../solution/left', 'w')",
+    "what else is in its boxes": "import os\nos.listdir('..')",
+    "its box itself": "import os\nos.rmdir(os.getcwd())",
+    "its box by another name": "import os\nos.rename(os.getcwd(), '../other')",
+    "its box's mode": "import os\nos.chmod('.', 0o777)",
+    "the server's source": "open({source!r}).read()",
     "its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
     "a stopped parent": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)",
     "its process group": "import os, signal\nos.killpg(os.getpgid(os.getppid()), signal.SIGKILL)",
@@ -258,6 +265,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, obje
             "secret": str(folder / "secret"),
             "folder": str(folder),
             "temporary": tempfile.gettempdir(),
+            "source": jail.__file__,
         }
     del os.environ["CODECRIA_TEST_SECRET"]
 
@@ -384,6 +392,71 @@ def test_a_program_finds_nothing_of_the_one_before(sandbox: Sandbox) -> None:
     for _ in range(2 * sandbox.workers):
         assert run(sandbox, left).outcome is Outcome.PASSED
         assert run(sandbox, finds).outcome is Outcome.PASSED
+
+
+def test_what_is_hard_to_remove_is_removed(sandbox: Sandbox) -> None:
+    leaves = """
+        import os
+        for mode in (0o000, 0o100, 0o200, 0o300, 0o400):
+            name = f"d{mode:o}"
+            os.makedirs(f"{name}-/a/b/c")
+            open(f"{name}-/a/x", "w").close()
+            os.mkdir(name, mode)
+            try: open(f"{name}/x", "w").close()
+            except OSError: pass
+        os.umask(0o777)
+        open("y", "w").close()
+        os.mkdir("z")
+        os.symlink("/", "root")
+        os.link("y", "again")
+        os.makedirs("/".join("d" * 200))
+    """
+    for _ in range(2 * sandbox.workers):
+        run(sandbox, leaves)
+        found = run(sandbox, "import os\nassert os.listdir('.') == []")
+        assert found.outcome is Outcome.PASSED, found
+
+
+def test_a_program_leaves_no_trace_on_the_streams_of_the_next(sandbox: Sandbox) -> None:
+    spoils = """
+        import fcntl, os
+        for fd in (0, 1, 2, 200, 201):
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+                fcntl.fcntl(fd, 1031, 4096)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError: pass
+        os.write(1, b'left behind')
+    """
+    for _ in range(2 * sandbox.workers):
+        run(sandbox, spoils)
+        verdict = run(sandbox, "print('x' * 60000)\nimport sys\nassert sys.stdin.read() == ''")
+        assert verdict.outcome is Outcome.PASSED, verdict
+        assert "left" not in verdict.stdout
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(" * 150 + ")" * 150,
+        "-" * 100_000 + "1",
+        "x = " + "[" * 90 + "]" * 90,
+        "+".join(["1"] * 50_000),
+        "f(" * 90 + ")" * 90,
+        "\n".join(f"if x == {n}: pass" for n in range(20_000)),
+        "x" * 3_000_000 + " = 1",
+        "(" + "lambda: (" * 80 + "1" + ")" * 80 + ")",
+        "'" + "\\N{DIGIT ONE}" * 20_000 + "'",
+    ],
+    ids=lambda source: source[:9],
+)
+def test_programs_that_are_hard_to_compile_are_judged_and_the_next_is_too(
+    sandbox: Sandbox, source: str
+) -> None:
+    for tests in ("", "assert True"):
+        sandbox.run(Program(source=source, tests=tests))
+        sandbox.run(Program(source="pass", tests=source))
+    assert run(sandbox, "pass").outcome is Outcome.PASSED
 
 
 def test_boxes_and_descriptors_do_not_pile_up(sandbox: Sandbox) -> None:
