@@ -60,7 +60,7 @@ def read(path: Path, *, allow_tags: bool = False) -> Iterator[Found | Refused]:
     Raises:
         UserError: the file cannot be read, or is no JSON at all.
     """
-    for where, record in _records(path):
+    for where, record in records(path):
         if isinstance(record, str):
             yield Refused(where=where, problem=record)
             continue
@@ -139,8 +139,15 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, record), or (where, what is wrong) as a plain text."""
+def records(path: Path) -> Iterator[tuple[str, Any]]:
+    """What a file of JSON lines, or of one JSON array, holds, compressed or not.
+
+    Yields:
+        (file and place, record), or (file and place, what is wrong with the line) as a plain text.
+
+    Raises:
+        UserError: the file cannot be read, or is no JSON array where its name says so.
+    """
     name = path.name
     codec = COMPRESSED.get(path.suffix.lower())
     stem = Path(path.stem) if codec else path
@@ -156,7 +163,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}",
-            hint="dialogs come as JSON lines, plain or compressed (.gz, .zst, .bz2, .lz4)",
+            hint="records come as JSON lines, plain or compressed (.gz, .zst, .bz2, .lz4)",
         ) from error
 
 
@@ -183,7 +190,7 @@ def _array(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not JSON: {error}") from error
     if not isinstance(records, list):
-        raise UserError(f"{name} is not a JSON array of dialogs")
+        raise UserError(f"{name} is not a JSON array")
     for number, record in enumerate(records, 1):
         shown = "a JSON str, not an object" if isinstance(record, str) else record
         yield f"{name}[{number}]", shown

@@ -495,14 +495,17 @@ def test_questions_and_tests_of_a_file_enter_where_they_belong(
     ]
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with path.open("ab") as file:
+        file.write(b'{"question": \n"a text and no object of questions"\n\xff\n')
     report = run(request(tmp_path / "q", remote(), questions_file=path))
-    assert report["funnel"]["asked"] == 6
+    assert report["funnel"]["asked"] == 9
     assert report["funnel"]["questions"] == 2
     reasons = {reason: found["count"] for reason, found in report["losses"]["questions"].items()}
     assert reasons == {
         "duplicate": 1,
         "holds a control tag": 1,
         "no question": 1,
+        "not JSON": 3,
         "too short": 1,
     }
     mbpp = {
@@ -650,6 +653,9 @@ HOSTILE = (
     "def f(x):\n    while True:\n        pass",
     "f = lambda x: print('passed') or 0",
     "class AssertionError(Exception): pass\ndef f(x):\n    return 0",
+    "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()",
+    "import sys\ndef f(x): return max(c for c in sys._getframe(2).f_code.co_consts if c)",
+    "import builtins\nbuiltins.AssertionError = StopIteration\ndef f(x): return iter(())",
     "def f(x):\n    import socket\n    socket.create_connection(('127.0.0.1', 80))",
 )
 
@@ -737,6 +743,16 @@ def test_settings_are_read_and_checked() -> None:
             settings_of("verified", changes)
     with pytest.raises(UsageError, match="no preset"):
         settings_of("large", {})
+
+
+def test_a_file_that_wants_mending_leaves_no_folder(
+    tmp_path: Path, remote: Callable[..., Endpoint]
+) -> None:
+    path = tmp_path / "q.txt"
+    path.write_text("\n")
+    with pytest.raises(UserError, match="holds no question"):
+        run(request(tmp_path / "o", remote(), questions_file=path))
+    assert not (tmp_path / "o").exists()
 
 
 def test_one_process_writes_to_a_journal(tmp_path: Path) -> None:

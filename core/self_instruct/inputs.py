@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.data.dialogs import QUESTIONS
+from codecria.data import dialogs, problems
 from codecria.data.errors import UserError
-from codecria.data.problems import records
 
 from .items import Loss, Question
 from .parse import Tests, checked_tests, problem_of_question
 
 # An exercise has a prompt, the head of its function, beside the question.
-NAMES = ("question", *(name for name in QUESTIONS if name != "question"), "text", "task")
+NAMES = ("question", *(name for name in dialogs.QUESTIONS if name != "question"), "text", "task")
 TESTS = ("tests", "test_list")
 
 
@@ -46,12 +45,12 @@ def read(path: Path, *, with_tests: bool) -> Iterator[Given | Loss]:
         UserError: the file cannot be read, or holds no record.
     """
     count = 0
-    for where, record in _records(path):
+    for place, record in _records(path):
         count += 1
-        place = f"{path.name}:{where}"
         text = _question(record)
         if text is None:
-            yield Loss(stage="questions", reason="no question", where=place, text=str(record))
+            reason = "not JSON" if isinstance(record, str) else "no question"
+            yield Loss(stage="questions", reason=reason, where=place, text=str(record))
             continue
         text = text.strip()
         if why := problem_of_question(text):
@@ -68,16 +67,21 @@ def read(path: Path, *, with_tests: bool) -> Iterator[Given | Loss]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and place, record); a plain text where a line is none."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if path.suffix == ".parquet":
+        for place, record in problems.records(path):
+            yield f"{path.name}:{place}", record
+        return
     if path.suffix != ".txt":
-        yield from records(path)
+        yield from dialogs.records(path)
         return
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield str(number), {"question": line}
+                    yield f"{path.name}:{number}", {"question": line}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -63,11 +63,13 @@ class _Run:
     Attributes:
         models: who answers each stage.
         named: what names the models of all stages so far, for the items' provenance.
+        given: what the file holds that stands for the first stages.
     """
 
     request: Request
     models: Mapping[str, Model]
     named: Mapping[str, Any]
+    given: Sequence[Given | Loss]
     note: Note
     show: Show
     index: Index | None
@@ -98,6 +100,7 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
         UserError: a file is damaged, a model cannot be asked, the folder holds another run.
     """
     models = open_models(request)
+    given = _given(request)  # before anything is written: the file may want mending
     index = build(list(request.decontaminate)) if request.decontaminate else None
     with locked(request.out):
         remove_leftovers(request.out)
@@ -109,6 +112,7 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
             request=request,
             models=models,
             named=named,
+            given=given,
             note=note,
             show=show,
             index=index,
@@ -162,7 +166,7 @@ def _tested(run: _Run) -> list[Tested]:
     """The questions with tests, from a file or by asking."""
     request, settings, losses = run.request, run.request.settings, run.losses
     if request.tests_file is not None:
-        given = _given(run, request.tests_file, with_tests=True)
+        given = _taken(run)
         kept = _unique(run, [one.question for one in given])
         first = {one.question.text: one for one in reversed(given)}
         found = derive.given_tests([first[question.text] for question in kept], settings, losses)
@@ -182,8 +186,7 @@ def _tested(run: _Run) -> list[Tested]:
 def _questions(run: _Run) -> list[Question]:
     request, settings = run.request, run.request.settings
     if request.questions_file is not None:
-        given = _given(run, request.questions_file, with_tests=False)
-        return _unique(run, [one.question for one in given])
+        return _unique(run, [one.question for one in _taken(run)])
     form = run.models["questions"].form
     sizes = derive.rounds(settings)
     asks = [
@@ -199,16 +202,20 @@ def _questions(run: _Run) -> list[Question]:
     return _unique(run, found)
 
 
-def _given(run: _Run, path: Path, *, with_tests: bool) -> list[Given]:
-    given = []
-    for one in inputs.read(path, with_tests=with_tests):
+def _given(request: Request) -> list[Given | Loss]:
+    """What the file holds that stands for the first stages."""
+    path = request.tests_file or request.questions_file
+    with_tests = request.tests_file is not None
+    return [] if path is None else list(inputs.read(path, with_tests=with_tests))
+
+
+def _taken(run: _Run) -> list[Given]:
+    """What the file gave, its losses told."""
+    for one in run.given:
         if isinstance(one, Loss):
             run.losses(one)
-        else:
-            given.append(one)
-    read = len(given) + run.losses.count("questions")
-    run.counts |= {"asked": read, "parsed": read}
-    return given
+    run.counts |= {"asked": len(run.given), "parsed": len(run.given)}
+    return [one for one in run.given if not isinstance(one, Loss)]
 
 
 def _unique(run: _Run, questions: Sequence[Question]) -> list[Question]:
