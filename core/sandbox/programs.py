@@ -68,9 +68,9 @@ class Judge:
         try:
             return self._judge_apart(job) if job.isolate else self._judge(job)
         finally:
-            for box in self.boxes.values():
-                if os.listdir(box):  # noqa: PTH208 - most programs leave nothing
-                    empty(box)
+            for name in BOXES[1:] if job.isolate else BOXES[:1]:
+                if os.listdir(self.boxes[name]):  # noqa: PTH208 - most programs leave nothing
+                    empty(self.boxes[name])
 
     def _judge(self, job: Job) -> Answer:
         script = self._script(job)

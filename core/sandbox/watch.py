@@ -86,18 +86,19 @@ class Watch:
                         fed = -1
                 elif not self._read(descriptor, streams):
                     poll.unregister(descriptor)
+        poll.unregister(ended)
         os.close(ended)
         if fed >= 0:
+            poll.unregister(fed)
             os.close(fed)
         if feed is not None:  # what a compiler started ends with it
             with contextlib.suppress(OSError):
                 os.killpg(self.child, signal.SIGKILL)
         # No process of the program is left that could fill a pipe: what is there is all there is.
-        for descriptor in streams:
-            os.set_blocking(descriptor, False)
-            with contextlib.suppress(BlockingIOError):
-                while self._read(descriptor, streams):
-                    pass
+        while left_over := [found for found, event in poll.poll(0) if event & select.POLLIN]:
+            for descriptor in left_over:
+                if not self._read(descriptor, streams):
+                    poll.unregister(descriptor)
         return os.waitpid(self.child, 0)[1]
 
     def _read(self, descriptor: int, streams: dict[int, bytearray]) -> bool:
