@@ -13,6 +13,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -216,6 +217,7 @@ def _play(
     namespace: dict[str, Any] = {"__name__": script.name, "__builtins__": builtins}
     try:
         read(key, len(GO))  # it is limited now
+        gc.enable()
         script.compile()
         code, tests = script.code, script.checks
         assert code is not None

@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
@@ -196,29 +195,55 @@ class Sandbox:
         """
         limits = limits or self.limits
         again: list[int] = []
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") as pool:
-            numbers = iter(range(len(programs)))
-            waiting: dict[Future[Verdict], int] = {}
-
-            def more() -> None:
-                for n in numbers:
-                    waiting[pool.submit(self._once, programs[n], limits)] = n
-                    if len(waiting) >= 2 * self.workers:
-                        return
-
-            more()
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    n = waiting.pop(future)
-                    verdict = future.result()
-                    if verdict.outcome is Outcome.TIMEOUT:
-                        again.append(n)
-                    else:
-                        yield n, verdict
-                more()
+        ended: queue.SimpleQueue[tuple[int, Verdict | UserError | None]] = queue.SimpleQueue()
+        numbers = iter(range(len(programs)))
+        stop = threading.Event()
+        threads = [
+            threading.Thread(
+                target=self._work, args=(programs, limits, numbers, ended, stop), daemon=True
+            )
+            for _ in range(min(self.workers, len(programs)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in programs:
+                n, found = ended.get()
+                assert found is not None, "a thread of the sandbox's failed"
+                if isinstance(found, UserError):
+                    raise found
+                if found.outcome is Outcome.TIMEOUT:
+                    again.append(n)
+                else:
+                    yield n, found
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         for n in sorted(again):
             yield n, self._once(programs[n], limits)
+
+    def _work(
+        self,
+        programs: Sequence[Program],
+        limits: Limits,
+        numbers: Iterator[int],
+        ended: queue.SimpleQueue[tuple[int, Verdict | UserError | None]],
+        stop: threading.Event,
+    ) -> None:
+        """Judge programs of those that nobody has taken, one after the other."""
+        while not stop.is_set():
+            with self._lock:
+                n = next(numbers, None)
+            if n is None:
+                return
+            found: Verdict | UserError | None = None  # None: a slip of ours, to be seen
+            try:
+                found = self._once(programs[n], limits)
+            except UserError as error:
+                found = error
+            finally:
+                ended.put((n, found))
 
     def _once(self, program: Program, limits: Limits, isolate: bool | None = None) -> Verdict:
         """The verdict of one run; of a second one in two processes where the first is in doubt."""
@@ -440,7 +465,7 @@ class _Server:
 
     def ask(self, fields: list[bytes], *, timeout_s: float) -> Answer | None:
         """The server's answer, or None where it died or hangs."""
-        self.socket.settimeout(timeout_s)
+        self._set_timeout(timeout_s)
         try:
             send(self.socket, fields)
         except OSError:
@@ -449,11 +474,15 @@ class _Server:
         return None if told is None else unpack_answer(told)
 
     def _receive(self, timeout_s: float) -> list[bytes] | None:
-        self.socket.settimeout(timeout_s)
+        self._set_timeout(timeout_s)
         try:
             return receive(self.socket)
         except OSError:
             return None
+
+    def _set_timeout(self, timeout_s: float) -> None:
+        if self.socket.gettimeout() != timeout_s:  # a call of the kernel's otherwise
+            self.socket.settimeout(timeout_s)
 
     def end(self) -> None:
         """Kill it and what it runs, and wait for it; what it said last is kept."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 MOST_BYTES = 1 << 30  # of a message
+READ_BYTES = 1 << 16  # at a time
 _LIMITS = struct.Struct("<dQQQQ")
 _ENDING = struct.Struct("<dq??")
 
@@ -120,42 +121,43 @@ def _text(data: bytes) -> str:
 
 
 def send(to: Socket, fields: Sequence[bytes]) -> None:
-    """Send a message: how many fields, how long each is, and what they hold."""
-    head = struct.pack(f"<I{len(fields)}I", len(fields), *map(len, fields))
-    to.sendall(head + b"".join(fields))
+    """Send a message: how long it is, how many fields, how long each is, and what they hold."""
+    count = len(fields)
+    lengths = [len(field) for field in fields]
+    total = 4 * (count + 1) + sum(lengths)
+    to.sendall(struct.pack(f"<{count + 2}I", total, count, *lengths) + b"".join(fields))
 
 
 def receive(source: Socket) -> list[bytes] | None:
     """The next message, or None where the other side has gone.
 
+    One is answered before the next is sent, so nothing of another is read along.
+
     Raises:
         ValueError: it is no message.
     """
-    head = _exactly(source, 4)
-    if head is None:
-        return None
-    count = int.from_bytes(head, "little")
-    sizes = _exactly(source, 4 * count)
-    if sizes is None:
-        return None
-    lengths = struct.unpack(f"<{count}I", sizes)
-    if sum(lengths) > MOST_BYTES:
+    data = source.recv(READ_BYTES)
+    while len(data) < 4:
+        more = source.recv(READ_BYTES)
+        if not more:
+            return None
+        data += more
+    total = 4 + int.from_bytes(data[:4], "little")
+    if total > MOST_BYTES:
         raise ValueError("a message is too long")
-    data = _exactly(source, sum(lengths))
-    if data is None:
-        return None
-    fields, start = [], 0
+    if len(data) < total:
+        parts, have = [data], len(data)
+        while have < total:
+            more = source.recv(READ_BYTES)
+            if not more:
+                return None
+            parts.append(more)
+            have += len(more)
+        data = b"".join(parts)
+    count = int.from_bytes(data[4:8], "little")
+    lengths = struct.unpack_from(f"<{count}I", data, 8)
+    fields, start = [], 8 + 4 * count
     for length in lengths:
         fields.append(data[start : start + length])
         start += length
     return fields
-
-
-def _exactly(source: Socket, count: int) -> bytes | None:
-    parts = b""
-    while len(parts) < count:
-        part = source.recv(min(count - len(parts), 1 << 20))
-        if not part:
-            return None
-        parts += part
-    return parts

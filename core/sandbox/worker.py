@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
         send(jobs, [b"ready"])
         gc.collect()
         gc.freeze()  # so that a child's collector copies no page of what it shares
+        gc.disable()  # a server makes no cycles; children switch it on
         while (fields := receive(jobs)) is not None:
             send(jobs, pack_answer(answer(fields)))
     except Exception as error:  # the sandbox hears of it, and starts another server
