@@ -1,5 +1,4 @@
-# Two commands: `make demo` takes a small model through every stage of training, `make test` runs the
-# tests. Both make their own environment first. On Linux without a GPU, PyTorch's CPU build is
+# Two commands: `make demo` takes a small model through the whole chain, `make test` runs the tests. Both make their own environment first. On Linux without a GPU, PyTorch's CPU build is
 # smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +11,7 @@ CODECRIA := $(BIN)/codecria
 .PHONY: help venv demo demo-round test check format bench completions clean
 
 help:
-	@echo "make demo   train a small model through every stage, on Python's standard library"
+	@echo "make demo   take a small model through the whole chain, on Python's standard library"
 	@echo "make test   run the tests"
 	@echo "make check  formatting, lint, types"
 	@echo "make bench  speed beside SentencePiece and transformers"
