@@ -1,5 +1,6 @@
-# Two commands: `make demo` takes a small model through the whole chain, `make test` runs the tests. Both make their own environment first. On Linux without a GPU, PyTorch's CPU build is
-# smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Two commands: `make demo` takes a small model through the whole chain, `make test` runs the tests.
+# Both make their own environment first. On Linux without a GPU, PyTorch's CPU build is smaller:
+# make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
