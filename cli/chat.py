@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from codecria.data.chat import Message, prompt_ids, stop_id
 from codecria.data.errors import UserError
+from codecria.data.formats.chat import Message, prompt_ids, stop_id
 
 from . import render
 from .generate import stripped, warn_of_tags
 
 if TYPE_CHECKING:
-    from codecria.core.generate import Completion, Limits
-    from codecria.core.generator import Generator
-    from codecria.core.sampling import Sampling
+    from codecria.core.inference.engine import Completion, Limits
+    from codecria.core.inference.generator import Generator
+    from codecria.core.inference.sampling import Sampling
 
 FENCE = '"""'
 HELP = f"""/system TEXT  what the model is to keep to, from a new start; /system alone takes it away

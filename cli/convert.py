@@ -62,7 +62,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Convert, compare, and tell."""
-    from codecria.core import convert as core
+    from codecria.core.checkpoints import convert as core
 
     layout = core.Layout(to or ("gguf" if out.suffix == ".gguf" else "hf"))
     request = core.Request(

@@ -12,7 +12,7 @@ from . import evaluate_stages, evaluate_tasks, render
 from .group import QuickGroup
 
 if TYPE_CHECKING:
-    from codecria.core.evaluation.long_context import Contestant, Request
+    from codecria.core.evaluation.long_context.measure import Contestant, Request
 
 HELP = "Measure what a model can do."
 
@@ -125,7 +125,7 @@ def long_context(
 
     import torch
 
-    from codecria.core.evaluation.long_context import Contestant, Request, measure
+    from codecria.core.evaluation.long_context.measure import Contestant, Request, measure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -263,7 +263,7 @@ def _check_writable(path: Path) -> None:
 
 def _show_prompts(request: Request, contestant: Contestant, count: int, *, as_json: bool) -> None:
     """Print prompts of the retrieval grid; the payload is stdout's."""
-    from codecria.core.evaluation.long_context import prompts
+    from codecria.core.evaluation.long_context.measure import prompts
 
     for number, prompt in enumerate(
         itertools.islice(prompts(request, contestant, note=render.note), count), start=1

@@ -43,7 +43,7 @@ def stages(
     """Measure every checkpoint and show a row for each."""
     import torch
 
-    from codecria.core.evaluation.stages import StagesRequest, compare_stages
+    from codecria.core.evaluation.likelihood.stages import StagesRequest, compare_stages
 
     if threads is not None:
         torch.set_num_threads(threads)

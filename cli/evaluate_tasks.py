@@ -14,7 +14,7 @@ from .options import tier_of
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
-    from codecria.core.evaluation.evaluate import Request
+    from codecria.core.evaluation.benchmarks.evaluate import Request
 
 HELPS = {
     "humaneval": """Score functions completed from their heads: HumanEval, or problems like it.
@@ -219,9 +219,9 @@ def evaluate_task(
 
     import torch
 
-    from codecria.core.evaluation import evaluate as evaluation
-    from codecria.core.evaluation.protocol import Changes
-    from codecria.core.evaluation.references import cache_folder
+    from codecria.core.evaluation.benchmarks import evaluate as evaluation
+    from codecria.core.evaluation.benchmarks.protocol import Changes
+    from codecria.core.evaluation.benchmarks.references import cache_folder
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -286,7 +286,7 @@ def _forms(task: str, form: str | None, *, chat: bool, order: str) -> tuple[str,
         return () if form is None else (form,)
     if form == "chat":
         raise UsageError("--chat reports the chat form beside another", hint="leave one out")
-    from codecria.core.evaluation.tasks import TASKS
+    from codecria.core.evaluation.benchmarks.tasks import TASKS
 
     return (form or TASKS[task].forms[0], "chat")
 
@@ -297,8 +297,8 @@ def _check_references(request: Request, *, as_json: bool) -> None:
     Raises:
         UserError: one fails.
     """
-    from codecria.core.evaluation import evaluate as evaluation
-    from codecria.core.evaluation.multilingual import WRONG_REFERENCES
+    from codecria.core.evaluation.benchmarks import evaluate as evaluation
+    from codecria.core.evaluation.benchmarks.multilingual import WRONG_REFERENCES
     from codecria.data.errors import UserError
 
     with render.stages() as show:
@@ -388,7 +388,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Read, compare, show."""
-    from codecria.core.evaluation.compare import compare_results
+    from codecria.core.evaluation.benchmarks.compare import compare_results
 
     told = compare_results(a, b)
     if as_json:
@@ -459,7 +459,7 @@ def perplexity(
 
     import torch
 
-    from codecria.core.evaluation.by_source import Reading, measure
+    from codecria.core.evaluation.likelihood.by_source import Reading, measure
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -14,10 +14,10 @@ import typer
 from . import render
 
 if TYPE_CHECKING:
-    from codecria.core.generate import Completion
-    from codecria.data.chat import Message
-    from codecria.data.cursor import Gap
-    from codecria.data.tokenizer import Specials, Tokenizer
+    from codecria.core.inference.engine import Completion
+    from codecria.data.formats.chat import Message
+    from codecria.data.formats.cursor import Gap
+    from codecria.data.tokenizer.tokenizer import Specials, Tokenizer
 
 HELP = """Complete, infill or answer, streamed to stdout as it is produced.
 
@@ -143,10 +143,10 @@ def generate(
 
     import torch
 
-    from codecria.core.generate import Limits
-    from codecria.core.generator import Generator, tokenizer_of
-    from codecria.core.healing import heal as healed
-    from codecria.core.sampling import Sampling
+    from codecria.core.inference.engine import Limits
+    from codecria.core.inference.generator import Generator, tokenizer_of
+    from codecria.core.inference.healing import heal as healed
+    from codecria.core.inference.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     limits = Limits(
@@ -229,8 +229,8 @@ def _gap(
     Raises:
         UsageError: they contradict each other, or name no place.
     """
-    from codecria.data import cursor
     from codecria.data.errors import UsageError
+    from codecria.data.formats import cursor
 
     if file is None and at is not None:
         raise UsageError("--at is a place in a file", hint="name it with --file")
@@ -249,7 +249,7 @@ def _gap(
 
 
 def _marked(text: str, marker: str) -> Gap:
-    from codecria.data import cursor
+    from codecria.data.formats import cursor
 
     return cursor.at_marker(text, marker)
 
@@ -257,7 +257,7 @@ def _marked(text: str, marker: str) -> Gap:
 def _infill_task(
     tokenizer: Tokenizer, gap: Gap, form: Literal["psm", "spm"], file: Path | None
 ) -> Task:
-    from codecria.data.infill import Infiller, Order
+    from codecria.data.formats.infill import Infiller, Order
 
     infiller = Infiller(tokenizer)
     order = Order.PSM if form == "psm" else Order.SPM
@@ -266,7 +266,7 @@ def _infill_task(
 
 
 def _chat_task(tokenizer: Tokenizer, text: str, system: str | None, *, strict: bool) -> Task:
-    from codecria.data import chat
+    from codecria.data.formats import chat
 
     dialog = [chat.Message(role="user", content=text)]
     if system is not None:
@@ -282,8 +282,8 @@ def warn_of_tags(dialog: Sequence[Message], *, strict: bool) -> None:
     Raises:
         UsageError: with `strict`.
     """
-    from codecria.data import chat
     from codecria.data.errors import UsageError
+    from codecria.data.formats import chat
 
     for tag in chat.tags_in(dialog):
         if strict:

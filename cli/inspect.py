@@ -69,7 +69,7 @@ def inspect(
 
 def _drawn(lineage: dict[str, Any]) -> list[str]:
     """The stages a checkpoint went through, oldest first, each below the one before it."""
-    from codecria.core.card import stages_of
+    from codecria.core.training.card import stages_of
 
     stages = stages_of(lineage)
     first = stages[0].get("parent")

@@ -15,8 +15,8 @@ from . import render
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
-    from codecria.data.intake import PrepareRecipe
-    from codecria.data.sources import Source
+    from codecria.data.corpus.intake import PrepareRecipe
+    from codecria.data.corpus.sources import Source
 
 HELP = """Turn source code into shards of token ids to train on.
 
@@ -148,11 +148,11 @@ def prepare_data(
         return
     from joblib import cpu_count
 
-    from codecria.data.intake import PrepareRecipe, override
-    from codecria.data.languages import parse_languages
-    from codecria.data.licences import parse_wanted
-    from codecria.data.prepare import Engine, prepare, recipe_of
-    from codecria.data.sources import parse_sources
+    from codecria.data.corpus.intake import PrepareRecipe, override
+    from codecria.data.corpus.languages import parse_languages
+    from codecria.data.corpus.licences import parse_wanted
+    from codecria.data.corpus.prepare import Engine, prepare, recipe_of
+    from codecria.data.corpus.sources import parse_sources
 
     if address is not None and runner == "processes":
         raise UsageError("--address is that of a cluster", hint="add --runner ray or dask")
@@ -259,7 +259,7 @@ def _parse_weights(text: str) -> dict[str, float]:
 
 
 def _explain(out: Path, name: str, *, as_json: bool) -> None:
-    from codecria.data.explain import explain, shown
+    from codecria.data.corpus.explain import explain, shown
 
     found = explain(out, name)
     if as_json:
@@ -270,7 +270,7 @@ def _explain(out: Path, name: str, *, as_json: bool) -> None:
 
 def _show_survey(sources: list[Source], recipe: PrepareRecipe, *, as_json: bool) -> None:
     """What would be read; standard input cannot be looked at without using it up."""
-    from codecria.data.intake import survey
+    from codecria.data.corpus.intake import survey
 
     paths = [source for source in sources if source.path is not None]
     nothing: dict[str, Any] = {"sources": {}, "skipped": {}, "skipped_folders": {}}

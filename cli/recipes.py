@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 
 def list_recipes(as_json: AsJson = False) -> None:
     """A row a recipe."""
-    from codecria.core.recipes import RECIPES
+    from codecria.core.training.recipes import RECIPES
 
     if as_json:
         render.emit_json([_as_json(recipe) for recipe in RECIPES.values()])
@@ -60,7 +60,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Every field of one recipe."""
-    from codecria.core.recipes import recipe_for
+    from codecria.core.training.recipes import recipe_for
 
     told = _as_json(recipe_for(name, size))
     if as_json:
@@ -80,7 +80,7 @@ def validate(
     """The recipe with the file's fields, or what is wrong with them."""
     import tomllib
 
-    from codecria.core.recipes import override, recipe_for
+    from codecria.core.training.recipes import override, recipe_for
     from codecria.data.errors import UsageError, UserError
 
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from codecria.data.stages import Progress
+    from codecria.data.progress import Progress
 
 PLAIN_EVERY_S = 10.0
 

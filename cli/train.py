@@ -15,8 +15,8 @@ from . import render
 from .options import pairs_of
 
 if TYPE_CHECKING:
-    from codecria.core.plan import Plan
-    from codecria.core.stage import Stage, StageRequest
+    from codecria.core.training.plan import Plan
+    from codecria.core.training.stage import Stage, StageRequest
 
 PRETRAIN_HELP = """Train a model on code, from fresh weights or from a checkpoint.
 
@@ -168,7 +168,7 @@ def train(
     """Parse, resolve, and train or plan."""
     import torch
 
-    from codecria.core.stage import StageRequest
+    from codecria.core.training.stage import StageRequest
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -210,7 +210,7 @@ def train(
 
 
 def _show_plan(request: StageRequest, out: Path | None, *, as_json: bool) -> None:
-    from codecria.core.stage import paper_plan, resolve
+    from codecria.core.training.stage import paper_plan, resolve
 
     at_hand = request.data or request.dialogs
     plan = resolve(request, out=out).plan() if at_hand else paper_plan(request)
@@ -288,8 +288,8 @@ def _infill_facts(told: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _show_examples(request: StageRequest, count: int, *, as_json: bool) -> None:
     """Print examples of the run's own rows; the payload is stdout's."""
-    from codecria.core.examples import examples
-    from codecria.core.stage import resolve
+    from codecria.core.training.examples import examples
+    from codecria.core.training.stage import resolve
 
     number = 0
     for number, example in enumerate(examples(resolve(request, out=None), count), start=1):
@@ -305,9 +305,9 @@ def _show_examples(request: StageRequest, count: int, *, as_json: bool) -> None:
 
 
 def _train(request: StageRequest, out: Path, *, as_json: bool) -> None:
-    from codecria.core.run import METRICS_NAME
-    from codecria.core.stage import resolve, run_stage
-    from codecria.core.trainer import Trainer
+    from codecria.core.training.run import METRICS_NAME
+    from codecria.core.training.stage import resolve, run_stage
+    from codecria.core.training.trainer import Trainer
     from codecria.data.errors import ExitStatus, Interrupted
 
     from .signals import saving_on_signal

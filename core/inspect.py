@@ -9,9 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from codecria.core.checkpoints.checkpoint import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    Checkpoint,
+    read_config,
+)
+from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
+from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
+from codecria.core.checkpoints.probe import suspicions
+from codecria.core.model.config import ModelConfig
+from codecria.core.training.resume import step_folders
+from codecria.core.training.run import METRICS_NAME, RUN_NAME, recorded
+from codecria.core.training.trainer import read_metrics
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file
-from codecria.data.shards import (
+from codecria.data.rows.shards import (
     MANIFEST_NAME,
     SETS_NAME,
     ShardSet,
@@ -19,16 +32,7 @@ from codecria.data.shards import (
     set_weights,
     sets_in,
 )
-from codecria.data.tokenizer import INFILL_EXTENSION, Tokenizer
-
-from .checkpoint import CONFIG_NAME, TOKENIZER_NAME, Checkpoint, read_config
-from .config import ModelConfig
-from .formats.gguf import GgufWeights, is_gguf
-from .formats.meta import PARAMS_NAME, is_meta_folder, read_params
-from .probe import suspicions
-from .resume import step_folders
-from .run import METRICS_NAME, RUN_NAME, recorded
-from .trainer import read_metrics
+from codecria.data.tokenizer.tokenizer import INFILL_EXTENSION, Tokenizer
 
 
 def describe(path: Path, *, verify: bool) -> dict[str, Any]:

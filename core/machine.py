@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from .attention import choose_backend
-from .sandbox import survey as sandboxes
+from codecria.core.model.attention import choose_backend
+from codecria.core.sandbox import survey as sandboxes
 
 PROBE_S = 0.25  # how long one probe may go on
 PACKAGES = ("codecria", "torch", "xformers", "sentencepiece", "safetensors", "numpy", "pyarrow")

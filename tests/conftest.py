@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from codecria.data.shards import TokenizerFacts, write_manifest, write_shard
-from codecria.data.tokenizer import Tokenizer, train
+from codecria.data.rows.shards import TokenizerFacts, write_manifest, write_shard
+from codecria.data.tokenizer.tokenizer import Tokenizer, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,9 +115,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     """Publishes a checkpoint with random weights, large enough to say different things."""
     import torch
 
-    from codecria.core.checkpoint import publish
-    from codecria.core.config import ModelConfig
-    from codecria.core.model import Transformer
+    from codecria.core.checkpoints.checkpoint import publish
+    from codecria.core.model.config import ModelConfig
+    from codecria.core.model.transformer import Transformer
 
     def make(tokenizer: Tokenizer, *, max_context: int, unsaid: Collection[int] = ()) -> Path:
         """Greedy completions never hold the ids `unsaid`."""
@@ -152,7 +152,7 @@ def small_model(tokenizer: Tokenizer, random_model: Callable[..., Path]) -> Path
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset "1m", smaller still, and no measuring of the machine."""
-    from codecria.core import stage
+    from codecria.core.training import stage
 
     tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
     monkeypatch.setitem(stage.MODELS, "1m", tiny)

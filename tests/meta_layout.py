@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from codecria.core.config import ModelConfig
-from codecria.core.formats.layout import meta_name, shapes_of
-from codecria.core.formats.meta import width_rule
+from codecria.core.checkpoints.formats.layout import meta_name, shapes_of
+from codecria.core.checkpoints.formats.meta import width_rule
+from codecria.core.model.config import ModelConfig
 
 # Structurally as the paper's, a hundredth as wide: (ranks, shape).
 NARROW = {

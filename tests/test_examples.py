@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from codecria.core.config import PAPER_MODELS
-from codecria.core.recipes import recipe_for
-from codecria.data.dialogs import Found, read
+from codecria.core.model.config import PAPER_MODELS
+from codecria.core.training.recipes import recipe_for
+from codecria.data.formats.dialogs import Found, read
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -91,7 +91,7 @@ def test_the_parts_are_never_imported_by_their_bare_names(path: Path) -> None:
     [
         ("torch", ("data",), None),
         ("rich", PARTS, "cli/render.py"),
-        ("xformers", PARTS, "core/attention.py"),
+        ("xformers", PARTS, "core/model/attention.py"),
         ("typer", ("core", "data"), None),
         ("transformers", PARTS, None),
     ],
@@ -169,7 +169,7 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
 
 # Beside the boundary, the loader: its thread hands what went wrong to whoever asks for the batch.
 # And the sandbox's processes, where the program that raises is not ours.
-BROAD = ("cli/app.py", "data/loader.py", *PROCESSES)
+BROAD = ("cli/app.py", "data/rows/loader.py", *PROCESSES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=everywhere)

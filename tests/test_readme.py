@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-STOPS = re.findall(r"^\| `((?:cli|core|data)/\w+\.py): ([\w.]+)` \|", README, re.MULTILINE)
+STOPS = re.findall(r"^\| `((?:cli|core|data)/[\w/]+\.py): ([\w.]+)` \|", README, re.MULTILINE)
 
 
 def test_the_trace_is_there() -> None:

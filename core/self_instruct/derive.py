@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from codecria.data import near, shingles
-from codecria.data.decontaminate import Index
-from codecria.data.near import Near
+from codecria.data.corpus import near, shingles
+from codecria.data.corpus.decontaminate import Index
+from codecria.data.corpus.near import Near
 
 from .inputs import Given
 from .items import Candidate, Loss, Question, Tested

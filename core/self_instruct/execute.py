@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.core.evaluation.execution import as_json
+from codecria.core.evaluation.benchmarks.execution import as_json
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 from codecria.data.errors import UserError
-from codecria.data.stages import Progress
+from codecria.data.progress import Progress
 
 from .items import Candidate, Tested
 from .journal import Journal, read_lines

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.data import dialogs, problems
+from codecria.data.corpus import problems
 from codecria.data.errors import UserError
+from codecria.data.formats import dialogs
 
 from .items import Loss, Question
 from .parse import Tests, checked_tests, problem_of_question

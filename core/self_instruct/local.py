@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from codecria.core.checkpoint import Checkpoint
-from codecria.core.generate import Completion, Limits, complete, complete_each
-from codecria.core.generator import Generator
-from codecria.core.sampling import Sampling
-from codecria.data import chat
+from codecria.core.checkpoints.checkpoint import Checkpoint
+from codecria.core.inference.engine import Completion, Limits, complete, complete_each
+from codecria.core.inference.generator import Generator
+from codecria.core.inference.sampling import Sampling
+from codecria.data.formats import chat
 
 from .models import Ask, Reply, Wanted
 from .prompts import Form, as_text

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from codecria.core.seed import seed_of
-from codecria.data.chat import Dialog
 from codecria.data.files import digest_json
+from codecria.data.formats.chat import Dialog
 
 from .prompts import Form, as_text
 from .settings import Settings

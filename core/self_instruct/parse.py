@@ -13,9 +13,9 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codecria.core.evaluation.mbpp import answered_code
-from codecria.data.chat import TAGS
+from codecria.core.evaluation.benchmarks.mbpp import answered_code
 from codecria.data.files import digest_bytes
+from codecria.data.formats.chat import TAGS
 
 LEAST_WORDS, MOST_CHARACTERS = 4, 4_000  # of a question
 MOST_CODE = 64_000  # characters of tests or of a program that are parsed

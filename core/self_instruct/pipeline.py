@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codecria.data import shingles
-from codecria.data.decontaminate import Index, build
+from codecria.data.corpus import shingles
+from codecria.data.corpus.decontaminate import Index, build
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, locked, remove_leftovers
-from codecria.data.stages import Progress
+from codecria.data.progress import Progress
 
 from . import derive, inputs
 from .batch import BatchModel, Responses, read_responses, write_requests

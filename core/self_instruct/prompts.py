@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from codecria.data.chat import Dialog, Message, Role, problem_of
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write, digest_json
+from codecria.data.formats.chat import Dialog, Message, Role, problem_of
 
 Form = Literal["chat", "few-shot"]
 FORMS: tuple[str, ...] = get_args(Form)

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from codecria.core.run import differences
 from codecria.core.sandbox.verdict import Limits
-from codecria.data.decontaminate import Index
+from codecria.core.training.run import differences
+from codecria.data.corpus.decontaminate import Index
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write_json, digest_file, read_json
 

@@ -29,12 +29,12 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from codecria.core.cache import KeyValueCache
-    from codecria.core.checkpoint import DTYPES
-    from codecria.core.config import preset
-    from codecria.core.evaluation.perplexity import token_losses
-    from codecria.core.generate import prefill
-    from codecria.core.model import Transformer
+    from codecria.core.checkpoints.checkpoint import DTYPES
+    from codecria.core.evaluation.likelihood.perplexity import token_losses
+    from codecria.core.inference.cache import KeyValueCache
+    from codecria.core.inference.engine import prefill
+    from codecria.core.model.config import preset
+    from codecria.core.model.transformer import Transformer
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

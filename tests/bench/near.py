@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from codecria.data import near, shingles
-from codecria.data.intake import PrepareRecipe
-from codecria.data.prepare import Engine, prepare
-from codecria.data.sources import Source
+from codecria.data.corpus import near, shingles
+from codecria.data.corpus.intake import PrepareRecipe
+from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.sources import Source
 
 
 def reflowed(text: str, _: random.Random) -> str:

@@ -13,12 +13,12 @@ import argparse
 import time
 from pathlib import Path
 
-from codecria.data.infill import Infiller, InfillFormat
-from codecria.data.loader import Infilling, source_rows
-from codecria.data.reencode import under
-from codecria.data.rows import Counts
-from codecria.data.shards import ShardSet
-from codecria.data.tokenizer import Tokenizer
+from codecria.data.formats.infill import Infiller, InfillFormat
+from codecria.data.rows.loader import Infilling, source_rows
+from codecria.data.rows.reencode import under
+from codecria.data.rows.rows import Counts
+from codecria.data.rows.shards import ShardSet
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 
 def extended(folder: Path) -> Tokenizer:

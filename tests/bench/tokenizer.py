@@ -29,7 +29,7 @@ from typing import Any
 
 import sentencepiece
 
-from codecria.data.tokenizer import Tokenizer
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 LLAMA = Path(__file__).parents[3] / "shared" / "tokenizers" / "llama2.model"
 

@@ -61,12 +61,12 @@ def build(system: str, size: str, context: int, rows: int, documents: int) -> Ca
 def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) -> Any:
     import torch
 
-    from codecria.core.allocator import keep_freed_memory
-    from codecria.core.attention import PackedAttention, pack_offsets
-    from codecria.core.config import preset
-    from codecria.core.loss import masked_cross_entropy
-    from codecria.core.model import Transformer
-    from codecria.core.trainer import make_deterministic
+    from codecria.core.model.attention import PackedAttention, pack_offsets
+    from codecria.core.model.config import preset
+    from codecria.core.model.loss import masked_cross_entropy
+    from codecria.core.model.transformer import Transformer
+    from codecria.core.training.allocator import keep_freed_memory
+    from codecria.core.training.trainer import make_deterministic
 
     make_deterministic()
     keep_freed_memory()
@@ -98,7 +98,7 @@ def _transformers(system: str, size: str, ids: Any, targets: Any) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from codecria.core.config import preset
+    from codecria.core.model.config import preset
 
     raw = preset(size).to_hugging_face(dtype="float32")
     model = LlamaForCausalLM(LlamaConfig(**raw)).train()

@@ -1,0 +1,331 @@
+"""Checkpoints: a folder in the Hugging Face Llama layout, or in Meta's, whole or absent.
+
+    config.json                    the shape (core/model/config.py)
+    model.safetensors              weights under the Hugging Face names, or several files
+    model.safetensors.index.json   and which file holds which weight, where they are several
+    tokenizer.model                with tokenizer_config.json and generation_config.json
+    README.md                      the model card of a finished run (core/training/card.py)
+    codecria.json                  lineage: recipe, step, data digest, parent; the shape again;
+                                   digests of the files (ours alone)
+
+transformers, vLLM and llama.cpp's converter open it as it is, and the checkpoints they publish open
+here, and Meta's releases too (core/formats/). Weights are mapped from disk: nothing is copied until
+it is used or converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codecria.core.checkpoints.formats.chat_template import template_for
+from codecria.core.checkpoints.formats.hugging_face import (
+    placed_weights,
+    read_chat_template,
+    write_generation,
+    write_tokenizer,
+    write_weights,
+)
+from codecria.core.checkpoints.formats.layout import EMBEDDING, hugging_face_name, shapes_of
+from codecria.core.checkpoints.formats.meta import (
+    MetaWeights,
+    checklist,
+    is_meta_folder,
+    read_meta_config,
+)
+from codecria.core.checkpoints.formats.weights import SafetensorsWeights, Weights
+from codecria.core.model.config import ModelConfig
+from codecria.core.model.transformer import Transformer
+from codecria.data.errors import UserError
+from codecria.data.files import (
+    atomic_folder,
+    atomic_write_json,
+    digest_bytes,
+    digest_file,
+    digest_json,
+    read_json,
+    require_free_space,
+)
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.model"
+LINEAGE_NAME = "codecria.json"
+CARD_NAME = "README.md"  # where people and model hubs look for it
+DIGESTS_KEY, MODEL_KEY = "files", "model"  # in codecria.json, beside the lineage
+MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that was found to be a checkpoint; open one with `Checkpoint.open`.
+
+    Attributes:
+        folder: where it lies.
+        config: its shape.
+        weights: where they lie, in either layout.
+    """
+
+    folder: Path
+    config: ModelConfig
+    weights: Weights
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Open a checkpoint folder of either layout, or the one published in a run folder.
+
+        Raises:
+            UserError: it is none, or parts of it are missing.
+        """
+        folder = resolve(path)
+        if (folder / CONFIG_NAME).is_file():
+            config = read_config(folder)
+            return cls(folder, config, SafetensorsWeights(placed_weights(folder)))
+        weights = MetaWeights(folder)
+        return cls(folder, _as_recorded(read_meta_config(folder, weights), folder), weights)
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """Its tokenizer.model, if it has one."""
+        path = self.folder / TOKENIZER_NAME
+        return path if path.is_file() else None
+
+    def chat_template(self) -> str:
+        """Its chat template in Jinja; empty where it has none."""
+        return read_chat_template(self.folder)
+
+    def lineage(self) -> dict[str, Any]:
+        """What it was made from, as recorded in codecria.json; empty for others' checkpoints."""
+        own = (DIGESTS_KEY, MODEL_KEY)
+        return {key: value for key, value in _page(self.folder).items() if key not in own}
+
+    def verify(self) -> list[str]:
+        """Read every weight and list what is not as it was written, or is no number.
+
+        Raises:
+            UserError: a weights file is damaged or incomplete.
+        """
+        lines = []
+        for name, wanted in sorted(_part(self.folder, DIGESTS_KEY).items()):
+            path = self.folder / name
+            if not path.is_file():
+                lines.append(f"{name} is missing")
+            elif digest_file(path) != wanted:
+                lines.append(f"{name} is not the file that was written")
+        told = asdict(self.config)
+        lines += [
+            f"{key} is {told[key]:g}, the model was written with {value:g}"
+            for key, value in _shape_recorded(self.folder).items()
+            if key in told and told[key] != value
+        ]
+        lines += [f"{name} {problem}" for name, problem in checklist(self.folder) if problem]
+        return lines + self.weights.not_finite()
+
+    def digest(self) -> str:
+        """The digest of its shape and weights, files read whole."""
+        parts = [digest_json(self.config.to_hugging_face(dtype="")).encode()]
+        parts += [digest_file(path).encode() for path in sorted(self.weights.files)]
+        return digest_bytes(*parts)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight of the model by our name, in our order of rows, mapped where it can be.
+
+        Raises:
+            UserError: a file is damaged or lacks a weight.
+        """
+        for ours in shapes_of(self.config):
+            yield ours, self.weights.read(ours, self.config)
+
+    def problems(self) -> list[str]:
+        """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
+        return self.weights.problems(self.config)
+
+
+def _page(folder: Path) -> dict[str, Any]:
+    path = folder / LINEAGE_NAME
+    value = read_json(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _part(folder: Path, key: str) -> dict[str, Any]:
+    """An object within codecria.json; empty where there is none."""
+    value = _page(folder).get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _shape_recorded(folder: Path) -> dict[str, float]:
+    """The fields of the shape as codecria.json has them."""
+    return {k: v for k, v in _part(folder, MODEL_KEY).items() if isinstance(v, int | float)}
+
+
+def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The shape with what Meta's layout cannot say, where codecria.json does."""
+    told: dict[str, Any] = _shape_recorded(folder)
+    silent = ("max_context", "tied", "bos_id", "eos_id")
+    return replace(config, **{key: told[key] for key in silent if key in told})
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape that the config.json of a checkpoint folder tells.
+
+    Raises:
+        UserError: the file is missing or damaged, or asks for what Llama 2 has not.
+    """
+    path = folder / CONFIG_NAME
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return ModelConfig.from_hugging_face(raw, where=str(path))
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the newest one of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / CONFIG_NAME).is_file():
+        return path
+    if (path / "model" / CONFIG_NAME).is_file():
+        return path / "model"
+    if is_meta_folder(path):
+        return path
+    steps = sorted((path / "checkpoints").glob("step-*"))
+    if steps and (steps[-1] / CONFIG_NAME).is_file():
+        return steps[-1]
+    what = "has no config.json and no params.json" if path.is_dir() else "does not exist"
+    raise UserError(
+        f"{path} is not a checkpoint: it {what}",
+        hint="name a folder in the Hugging Face layout or Meta's, or the --out of a finished run",
+    )
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype | None = None
+) -> Transformer:
+    """Build the model and give it the checkpoint's weights.
+
+    On the CPU, in the type they are stored in, weights are mapped from disk and cost no memory
+    until read. Such a model must not be trained: convert it or copy its weights first.
+
+    Args:
+        checkpoint: an opened one.
+        device: where the weights go.
+        dtype: convert floating weights to this; None keeps the stored type.
+
+    Raises:
+        UserError: weights are missing, unexpected or of another shape.
+    """
+    problems = checkpoint.problems()
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(
+            f"{checkpoint.folder} does not fit its config.json: {'; '.join(problems[:3])}{more}",
+            hint="the files are of different models, or damaged: get them again",
+        )
+    with torch.device("meta"):
+        model = Transformer(checkpoint.config)
+    for name, tensor in checkpoint.tensors():
+        owner, _, leaf = name.rpartition(".")
+        weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+        setattr(model.get_submodule(owner), leaf, weight)
+    return model
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    *,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    tokenizer: Path | None,
+    lineage: Mapping[str, Any],
+    chat_template: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
+
+    Args:
+        folder: existing and empty.
+        config: the model's shape.
+        read: gives a weight by our name; asked once for each.
+        dtype: type of the weights on disk, of all or of each by our name.
+        tokenizer: the tokenizer.model to put beside them.
+        lineage: what the checkpoint was made from, JSON values.
+        chat_template: in Jinja; by default that of the model's chat form, if it learnt one.
+        max_shard_bytes: a weights file is closed before it would exceed this.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    shapes = shapes_of(config)
+    dtypes = {n: dtype if isinstance(dtype, torch.dtype) else dtype[n] for n in shapes}
+    ours = {hugging_face_name(name): name for name in shapes}
+    digests = write_weights(
+        folder,
+        {name: (shapes[n], dtypes[n]) for name, n in ours.items()},
+        lambda name: read(ours[name]),
+        max_shard_bytes=max_shard_bytes,
+    )
+    named = str(dtypes[EMBEDDING]).removeprefix("torch.")
+    atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=named))
+    known = None if tokenizer is None else Tokenizer.load(tokenizer)
+    write_generation(folder, config, known)
+    if known is not None:
+        if chat_template is None:
+            chat_template = template_for(known, lineage)
+        write_tokenizer(folder, known, config, chat_template)
+        digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
+    write_lineage(folder, lineage, config, digests)
+
+
+def write_lineage(
+    folder: Path, lineage: Mapping[str, Any], config: ModelConfig, digests: Mapping[str, str]
+) -> None:
+    """Write codecria.json: the lineage, the shape, and the digests of files."""
+    page = dict(lineage) | {DIGESTS_KEY: dict(digests), MODEL_KEY: asdict(config)}
+    atomic_write_json(folder / LINEAGE_NAME, page)
+
+
+def publish(
+    path: Path,
+    model: Transformer,
+    *,
+    dtype: torch.dtype,
+    tokenizer: Path | None,
+    lineage: Mapping[str, Any],
+    card: str = "",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model as a checkpoint folder that appears whole or not at all.
+
+    Args:
+        path: the folder; an older one is replaced.
+        model, dtype, tokenizer, lineage, max_shard_bytes: as for `write_checkpoint`.
+        card: the model card, or none.
+
+    Raises:
+        UserError: it cannot be written, for lack of space for example; `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = model.config.parameters * torch.empty((), dtype=dtype).element_size()
+    require_free_space(path.parent, int(size * 1.05) + (8 << 20))
+    with atomic_folder(path) as folder:
+        write_checkpoint(
+            folder,
+            model.config,
+            dict(model.named_parameters()).__getitem__,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            lineage=lineage,
+            max_shard_bytes=max_shard_bytes,
+        )
+        if card:
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")

@@ -1,0 +1,515 @@
+"""Conversion between checkpoint layouts: weight by weight, compared with the source, then shown.
+
+Nothing appears at the destination until the result was read back and found to compute what the
+source computes. A killed conversion leaves a hidden temporary that the next one removes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codecria.core.checkpoints.formats.chat_template import TEMPLATES, template_for
+from codecria.core.checkpoints.formats.gguf import (
+    GgufFacts,
+    GgufType,
+    GgufWeights,
+    is_gguf,
+    quantisation_error,
+    type_of,
+    write_gguf,
+)
+from codecria.core.checkpoints.formats.hugging_face import TEMPLATE_NAME
+from codecria.core.checkpoints.formats.layout import (
+    EMBEDDING,
+    OUTPUT,
+    Pairs,
+    meta_name,
+    reordered,
+    shapes_of,
+    turned_heads,
+)
+from codecria.core.checkpoints.formats.meta import (
+    CHECKLIST_NAME,
+    PARAMS_NAME,
+    MetaWeights,
+    checklist,
+    is_meta_folder,
+    listed,
+    md5,
+    params_of,
+    write_pickle,
+)
+from codecria.core.checkpoints.formats.weights import Weights
+from codecria.core.model.config import ModelConfig
+from codecria.data.errors import UsageError, UserError
+from codecria.data.files import (
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    atomic_write_json,
+    require_free_space,
+    sweep,
+    write_error,
+)
+from codecria.data.formats.chat import form_of
+from codecria.data.progress import Progress
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+from . import parity
+from .checkpoint import (
+    CARD_NAME,
+    CONFIG_NAME,
+    DTYPES,
+    MAX_SHARD_BYTES,
+    TOKENIZER_NAME,
+    Checkpoint,
+    write_checkpoint,
+    write_lineage,
+)
+
+SPARE_BYTES = 64 << 20  # beside the weights: tokenizer, headers
+Q8_BYTES = 34 / 32  # a weight in Q8_0: 32 bytes and a float16 scale for 32 of them
+# How far logits may be apart, relative to their size. Without a change of type only the order of
+# sums differs; otherwise each weight is rounded by up to 2^-9 (bfloat16) or 1/254 (Q8_0) of the
+# largest beside it, and layers add it up.
+TOLERANCE_SAME, TOLERANCE_ROUNDED = 1e-3, 0.1
+
+
+class Layout(StrEnum):
+    """What can be written."""
+
+    HF = "hf"
+    META = "meta"
+    GGUF = "gguf"
+
+
+class Chat(StrEnum):
+    """The chat template that goes with the model; AUTO is the source's own, or that of its kind."""
+
+    AUTO = "auto"
+    LLAMA2 = "llama2"
+    TURNS = "turns"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to convert.
+
+    Attributes:
+        source: a checkpoint or run folder.
+        out: a folder, or a .gguf file.
+        layout: of the result.
+        dtype: of the matrices: "float32", "float16", "bfloat16", and "q8_0" in GGUF; None keeps it.
+        verify: compare logits too, not the weights alone.
+        context, theta: correct what the source says of itself, or does not say.
+        chat: the template.
+        max_shard_bytes: of a safetensors file.
+        force: replace what is at `out`.
+    """
+
+    source: Path
+    out: Path
+    layout: Layout
+    dtype: str | None = None
+    verify: bool = True
+    context: int | None = None
+    theta: float | None = None
+    chat: Chat = Chat.AUTO
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    force: bool = False
+
+
+Tell = Callable[[Progress], None]
+
+
+def _silent(_: object) -> None:
+    """What is told to nobody."""
+
+
+def convert(
+    request: Request,
+    tell: Tell = _silent,
+    note: Callable[[str], None] = _silent,
+) -> dict[str, Any]:
+    """Convert a checkpoint.
+
+    Args:
+        request: what to do.
+        tell: called as weights get done.
+        note: called with what the user should know.
+
+    Returns:
+        JSON values: what was read, what was written, and how they were compared.
+
+    Raises:
+        UsageError: the options do not go together.
+        UserError: the source is unsound, there is no space, or the result differs; nothing is left.
+    """
+    started = time.monotonic()
+    source = _opened(request)
+    config = _corrected(source.config, request)
+    tokenizer = _tokenizer(source, config, request)
+    template = _template(source, tokenizer, request, note)
+    dtypes = _types(source, config, request)
+    size = int(sum(math.prod(s) * d for s, d in _sizes(config, dtypes, request).values()))
+    out = request.out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    sweep(out)
+    require_free_space(out.parent, size + SPARE_BYTES)
+    _check_list(source, request, tell)
+    job = _Job(request, source, config, tokenizer, template, dtypes, tell)
+    if request.layout is Layout.GGUF:
+        with atomic_path(out) as path:
+            job.write_gguf(path)
+            result = GgufWeights(path)
+            compared = job.compare(result, result.facts.config)
+        written = out.stat().st_size
+    else:
+        with atomic_folder(out) as folder:
+            job.write_folder(folder)
+            opened = Checkpoint.open(folder)
+            compared = job.compare(opened.weights, opened.config)
+        written = sum(path.stat().st_size for path in out.iterdir())
+    return {
+        "source": str(source.folder),
+        "source_layout": "meta" if isinstance(source.weights, MetaWeights) else "hf",
+        "source_files": len(source.weights.files),
+        "out": str(out),
+        "layout": request.layout.value,
+        "dtype": _dtype_name(dtypes, request),
+        "parameters": config.parameters,
+        "bytes": written,
+        "model": asdict(config),
+        "chat_template": bool(template),
+        "compared": compared,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _opened(request: Request) -> Checkpoint:
+    if request.source.is_file() and is_gguf(request.source):
+        raise UserError(
+            f"{request.source} is a GGUF file: these are written and compared, but not converted",
+            hint="convert the checkpoint it was made from",
+        )
+    source = Checkpoint.open(request.source)
+    problems = source.problems()
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(
+            f"{source.folder} is not sound: {'; '.join(problems[:3])}{more}",
+            hint=f"see `codecria inspect {source.folder}`",
+        )
+    _check_out(request, source.folder)
+    return source
+
+
+def _check_out(request: Request, source: Path) -> None:
+    """See that nothing is lost at the destination that was not meant to be.
+
+    Raises:
+        UsageError, UserError: it would be.
+    """
+    out = request.out
+    if out.resolve() == source.resolve():
+        raise UsageError(f"{out} is the source", hint="choose another destination")
+    if out.resolve() in source.resolve().parents:
+        raise UsageError(f"{out} holds the source", hint="choose another destination")
+    if not out.exists():
+        return
+    if not request.force:
+        raise UserError(f"{out} exists", hint="--force replaces it")
+    wrong = out.is_dir() if request.layout is Layout.GGUF else out.is_file()
+    if wrong:
+        kind = "a folder" if out.is_dir() else "a file"
+        raise UserError(f"{out} is {kind}, and is not replaced", hint="choose another destination")
+    replaceable = (
+        is_gguf(out)
+        if request.layout is Layout.GGUF
+        else (out / CONFIG_NAME).is_file() or is_meta_folder(out) or not any(out.iterdir())
+    )
+    if not replaceable:
+        raise UserError(
+            f"{out} is no model, and is not replaced", hint="choose another destination"
+        )
+
+
+def _corrected(config: ModelConfig, request: Request) -> ModelConfig:
+    changes: dict[str, Any] = {}
+    if request.context is not None:
+        changes["max_context"] = request.context
+    if request.theta is not None:
+        changes["rope_theta"] = request.theta
+    return replace(config, **changes)
+
+
+def _tokenizer(source: Checkpoint, config: ModelConfig, request: Request) -> Tokenizer | None:
+    path = source.tokenizer_path
+    if path is None:
+        if request.layout is Layout.GGUF:
+            raise UserError(
+                f"{source.folder} has no {TOKENIZER_NAME}, which a GGUF file must hold",
+                hint="put the model's tokenizer there",
+            )
+        return None
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows",
+            hint="it is the tokenizer of another model",
+        )
+    return tokenizer
+
+
+def _template(
+    source: Checkpoint, tokenizer: Tokenizer | None, request: Request, note: Callable[[str], None]
+) -> str:
+    if request.chat is Chat.NONE or tokenizer is None:
+        return ""
+    if request.chat is not Chat.AUTO:
+        return TEMPLATES["llama2" if request.chat is Chat.LLAMA2 else "turns"]
+    own = source.chat_template() or template_for(tokenizer, source.lineage())
+    named = "instruct" in source.folder.resolve().name.lower()
+    if not own and named and not source.lineage():
+        note("taken for an Instruct model by its name: its chat template is added (--chat none)")
+        return TEMPLATES[form_of(tokenizer)]
+    return own
+
+
+def _types(source: Checkpoint, config: ModelConfig, request: Request) -> dict[str, torch.dtype]:
+    """The type each weight is written in, by our name; of Q8_0 what it is made from."""
+    stored = source.weights.stored
+    kept = {n: getattr(torch, stored[n].dtype) for n in shapes_of(config)}
+    if request.layout is Layout.GGUF:  # which has nothing wider than float32 for a weight
+        kept = {n: torch.float32 if d is torch.float64 else d for n, d in kept.items()}
+    if request.dtype is None:
+        return kept
+    if request.dtype == GgufType.Q8_0:
+        if request.layout is not Layout.GGUF:
+            raise UsageError("q8_0 is a type of GGUF files", hint="name the destination X.gguf")
+        return kept
+    if request.dtype not in DTYPES:
+        known = ", ".join([*DTYPES, GgufType.Q8_0])
+        raise UsageError(f"there is no type {request.dtype!r}", hint=f"choose one of {known}")
+    return dict.fromkeys(kept, DTYPES[request.dtype])
+
+
+def _gguf_type(dtypes: Mapping[str, torch.dtype], request: Request) -> GgufType:
+    if request.dtype == GgufType.Q8_0:
+        return GgufType.Q8_0
+    matrices = {dtype for name, dtype in dtypes.items() if not name.endswith("norm.weight")}
+    return type_of(matrices.pop()) if len(matrices) == 1 else GgufType.F32
+
+
+def _dtype_name(dtypes: Mapping[str, torch.dtype], request: Request) -> str:
+    if request.layout is Layout.GGUF:
+        return _gguf_type(dtypes, request).value
+    return "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes.values()}))
+
+
+def _sizes(
+    config: ModelConfig, dtypes: Mapping[str, torch.dtype], request: Request
+) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Shape and bytes a value of everything that will be written."""
+    shapes = shapes_of(config)
+    kinds = {GgufType.F32: 4.0, GgufType.F16: 2.0, GgufType.BF16: 2.0, GgufType.Q8_0: Q8_BYTES}
+    gguf = request.layout is Layout.GGUF
+    width = {
+        n: kinds[_gguf_type(dtypes, request)] if gguf else float(dtypes[n].itemsize) for n in shapes
+    }
+    sizes = {n: (shape, width[n]) for n, shape in shapes.items()}
+    if request.layout is Layout.META and config.tied:
+        sizes[OUTPUT] = sizes[EMBEDDING]
+    return sizes
+
+
+def _check_list(source: Checkpoint, request: Request, tell: Tell) -> None:
+    """Compare the source with its checklist, where it has one."""
+    if not request.verify:
+        return
+    files = listed(source.folder)
+    for done, (name, problem) in enumerate(checklist(source.folder), start=1):
+        if problem:
+            raise UserError(
+                f"{source.folder / name} {problem}",
+                hint="download it again, or pass --no-verify to convert it as it is",
+            )
+        tell(Progress(stage="checklist", done=done, total=files))
+
+
+class _Job:
+    """One conversion: writing, then comparing."""
+
+    def __init__(
+        self,
+        request: Request,
+        source: Checkpoint,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        template: str,
+        dtypes: Mapping[str, torch.dtype],
+        tell: Tell,
+    ) -> None:
+        self.request, self.source, self.config = request, source, config
+        self.tokenizer, self.template, self.dtypes, self.tell = tokenizer, template, dtypes, tell
+        self.total = len(_sizes(config, dtypes, request))
+        self.done = 0
+
+    def _read(self, ours: str, pairs: Pairs) -> Tensor:
+        """A weight to be written, in its new type."""
+        self.done += 1
+        self.tell(Progress(stage="writing", done=self.done, total=self.total))
+        return self._converted(ours, pairs)
+
+    def _converted(self, ours: str, pairs: Pairs) -> Tensor:
+        weights = self.source.weights
+        heads = turned_heads(ours, self.config)
+        with weights.borrow(ours) as raw:
+            value = reordered(raw, heads, stored=weights.pairs, wanted=pairs)
+            value = value.to(self.dtypes[ours], copy=True)
+        if not bool(value.isfinite().all()):
+            raise UserError(
+                f"{weights.name(ours)} holds values that are not finite"
+                f" as {str(self.dtypes[ours]).removeprefix('torch.')}",
+                hint="choose another --dtype; if the source has them itself, get it again",
+            )
+        return value
+
+    def _tokenizer_path(self) -> Path | None:
+        return self.tokenizer.path if self.tokenizer is not None else None
+
+    def write_gguf(self, path: Path) -> None:
+        assert self.tokenizer is not None, "_tokenizer checked it"
+        facts = GgufFacts(
+            config=self.config,
+            name=self.source.folder.resolve().name,
+            chat_template=self.template,
+            lineage=self.source.lineage(),
+        )
+        kind = _gguf_type(self.dtypes, self.request)
+        write_gguf(path, facts, self.tokenizer, kind, lambda n: self._read(n, "neighbours"))
+
+    def write_folder(self, folder: Path) -> None:
+        if self.request.layout is Layout.META:
+            self._write_meta(folder)
+        else:
+            write_checkpoint(
+                folder,
+                self.config,
+                lambda n: self._read(n, "halves"),
+                dtype=self.dtypes,
+                tokenizer=self._tokenizer_path(),
+                lineage=self.source.lineage(),
+                chat_template=self.template,
+                max_shard_bytes=self.request.max_shard_bytes,
+            )
+        card = self.source.folder / CARD_NAME
+        if card.is_file():
+            shutil.copyfile(card, folder / CARD_NAME)
+
+    def _write_meta(self, folder: Path) -> None:
+        atomic_write_json(folder / PARAMS_NAME, params_of(self.config))
+        shapes = shapes_of(self.config) | {OUTPUT: shapes_of(self.config)[EMBEDDING]}
+        ours = {meta_name(name): name for name in shapes}
+        tied = {OUTPUT: EMBEDDING} if self.config.tied else {}
+        write_pickle(
+            folder / "consolidated.00.pth",
+            {m: (shapes[n], self.dtypes[tied.get(n, n)]) for m, n in ours.items()},
+            lambda m: self._read(tied.get(ours[m], ours[m]), "neighbours"),
+        )
+        files = [folder / PARAMS_NAME, folder / "consolidated.00.pth"]
+        if self.tokenizer is not None:
+            shutil.copyfile(self.tokenizer.path, folder / TOKENIZER_NAME)
+            files.append(folder / TOKENIZER_NAME)
+        if self.template:
+            atomic_write(folder / TEMPLATE_NAME, self.template.encode())
+        lines = [f"{md5(path)}  {path.name}\n" for path in sorted(files)]
+        atomic_write(folder / CHECKLIST_NAME, "".join(lines).encode())
+        write_lineage(folder, self.source.lineage(), self.config, {})
+
+    def compare(self, result: Weights, config: ModelConfig) -> dict[str, Any]:
+        """Read the result back and compare it with the source.
+
+        Raises:
+            UserError: they differ.
+        """
+        if config != self.config:
+            told, meant = asdict(config), asdict(self.config)
+            names = [n for n in told if told[n] != meant[n]]
+            raise _differs("; ".join(f"{n} came back as {told[n]}, not {meant[n]}" for n in names))
+        problems = result.problems(config)
+        if problems:
+            raise _differs("; ".join(problems[:3]))
+        shapes = shapes_of(config)
+        for done, ours in enumerate(shapes, start=1):
+            self._compare_weight(ours, result)
+            self.tell(Progress(stage="comparing", done=done, total=len(shapes)))
+        facts: dict[str, Any] = {"weights": len(shapes), "exact": not self._quantised}
+        if not self.request.verify:
+            return facts
+        return facts | self._compare_logits(result)
+
+    @property
+    def _quantised(self) -> bool:
+        return self.request.dtype == GgufType.Q8_0
+
+    def _compare_weight(self, ours: str, result: Weights) -> None:
+        wanted = self._converted(ours, result.pairs)
+        with result.borrow(ours) as found:
+            if self._quantised and wanted.ndim == 2:
+                sound = all(
+                    bool(((found[rows] - wanted[rows].float()).abs() <= bound).all())
+                    for rows, bound in quantisation_error(wanted)
+                )
+            else:
+                # Norms are float32 in GGUF; widening changes nothing.
+                common = torch.promote_types(found.dtype, wanted.dtype)
+                sound = torch.equal(found.to(common), wanted.to(common))
+        if not sound:
+            raise _differs(f"{result.name(ours)} is not what was written")
+
+    def _compare_logits(self, result: Weights) -> dict[str, Any]:
+        ids, positions = parity.prompts(self.config, self.tokenizer)
+        layers = self.config.n_layers
+        scores = []
+        for number, weights in enumerate((self.source.weights, result)):
+            view = parity.View(config=self.config, pairs=weights.pairs)
+            offset = number * layers
+
+            def tell(layer: int, offset: int = offset) -> None:
+                self.tell(Progress(stage="logits", done=offset + layer + 1, total=2 * layers))
+
+            scores += parity.logits(weights, [view], ids, positions, tell)
+        found = parity.difference(*scores)
+        stored = self.source.weights.stored
+        same = not self._quantised and all(
+            stored[n].dtype == str(d).removeprefix("torch.") for n, d in self.dtypes.items()
+        )
+        limit = TOLERANCE_SAME if same else TOLERANCE_ROUNDED
+        if not found.relative <= limit:  # also where it is not a number
+            raise _differs(
+                f"logits are {found.relative:.2g} apart relative to their size,"
+                f" {limit:g} is allowed"
+            )
+        return {"prompts": len(ids), "tokens": ids.numel(), "logits": asdict(found)}
+
+
+def _differs(why: str) -> UserError:
+    return UserError(
+        f"the result does not compute what the source does: {why}",
+        hint="nothing was kept; please report this with the source's config",
+    )

@@ -1,0 +1,55 @@
+"""The chat forms as Jinja templates, for tools that read them from a checkpoint.
+
+They give the text whose ids `data/formats/chat.py` builds: other tools then talk to a model
+as it was taught to. Text typed by a user is not searched for tags here; `codecria generate` warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from codecria.core.training.recipes import INSTRUCT
+from codecria.data.formats.chat import Form, form_of
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+_ALTERNATE = (
+    "{% for message in turns %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('user and assistant must take turns, the user first') }}"
+    "{% endif %}"
+)
+_SPLIT = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] | trim %}{% set turns = messages[1:] %}"
+    "{% else %}{% set system = none %}{% set turns = messages %}{% endif %}"
+)
+TEMPLATES: Mapping[Form, str] = {
+    "llama2": _SPLIT + _ALTERNATE + "{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' }}"
+    "{% if loop.first and system is not none %}"
+    "{{ ('<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + message['content']) | trim }}"
+    "{% else %}{{ message['content'] | trim }}{% endif %}"
+    "{{ ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}",
+    "turns": _SPLIT + "{{ bos_token + ' Source: system' }}"
+    "{% if system %}{{ ' \\n\\n ' + system }}{% endif %}{{ '<step>' }}"
+    + _ALTERNATE
+    + "{{ ' Source: ' + message['role'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '\\nDestination: user' }}{% endif %}"
+    "{{ ' \\n\\n ' + message['content'] | trim + '<step>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ ' Source: assistant\\nDestination: user \\n\\n ' }}"
+    "{% endif %}",
+}
+
+
+def template_for(tokenizer: Tokenizer | None, lineage: Mapping[str, Any]) -> str:
+    """The template of a model that was tuned on dialogs; empty for every other."""
+    if tokenizer is None:
+        return ""
+    stages = [lineage, *lineage.get("ancestors", [])]
+    tuned = any(stage.get("recipe") == INSTRUCT.name for stage in stages)
+    return TEMPLATES[form_of(tokenizer)] if tuned else ""

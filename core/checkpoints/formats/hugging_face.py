@@ -1,0 +1,222 @@
+"""The Hugging Face Llama layout: safetensors written weight by weight, and a tokenizer's files.
+
+safetensors' own writer takes all weights of a file at once; here one is in memory at a time, and
+the file's digest is known when it ends, without reading it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codecria.core.model.config import ModelConfig
+from codecria.data.errors import UserError
+from codecria.data.files import (
+    DIGEST_BYTES,
+    atomic_write,
+    atomic_write_json,
+    read_json,
+    write_error,
+)
+from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
+
+from .tokenizer_json import added_tokens, tokenizer_json
+from .weights import SAFETENSORS_TYPES, names_in
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZER_JSON_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+GENERATION_NAME = "generation_config.json"
+TEMPLATE_NAME = "chat_template.jinja"  # where transformers 5 writes what was in the config before
+_ALIGNMENT = 8  # of the header, so that weights are aligned
+_KINDS = {dtype: kind for kind, dtype in SAFETENSORS_TYPES.items()}
+
+Planned = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type by name, in order
+
+
+def write_weights(
+    folder: Path, planned: Planned, read: Callable[[str], Tensor], *, max_shard_bytes: int
+) -> dict[str, str]:
+    """Write weights to one file, or to several with an index.
+
+    Args:
+        folder: existing.
+        planned: shape and type of every weight, by its name in the files.
+        read: gives a weight of that shape, in any type and on any device.
+        max_shard_bytes: a file is closed before it would exceed this.
+
+    Returns:
+        the digest of every weights file, by its name.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
+    filled = total = 0
+    for name, (shape, dtype) in planned.items():
+        size = _bytes(shape, dtype)
+        if filled and filled + size > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = (shape, dtype)
+        filled += size
+        total += size
+    names = [
+        WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
+    digests = {}
+    for name, shard in zip(names, shards, strict=True):
+        digests[name] = _write_file(folder / name, shard, read)
+    if len(shards) > 1:
+        placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        atomic_write_json(
+            folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": placed}
+        )
+    return digests
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return int(torch.Size(shape).numel()) * dtype.itemsize
+
+
+def _write_file(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> str:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in planned.items():
+        start, end = end, end + _bytes(shape, dtype)
+        header[name] = {"dtype": _KINDS[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    try:
+        with path.open("wb") as file:
+            for part in (len(text).to_bytes(8, "little"), text):
+                state.update(part)
+                file.write(part)
+            for name, (shape, dtype) in planned.items():
+                tensor = read(name).detach().to(device="cpu", dtype=dtype).contiguous()
+                assert tensor.shape == shape, name
+                content = tensor.view(-1).view(torch.uint8).numpy().data
+                state.update(content)
+                file.write(content)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return state.hexdigest()
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, config: ModelConfig, chat_template: str
+) -> None:
+    """Put a tokenizer beside the weights, with what transformers and vLLM must know of it.
+
+    Args:
+        folder: of the checkpoint.
+        tokenizer: whose file is copied.
+        config: the model's shape.
+        chat_template: in Jinja, or empty.
+    """
+    shutil.copyfile(tokenizer.path, folder / MODEL_NAME)
+    told: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,  # SentencePiece's own treatment of text after a special token
+        "model_max_length": config.max_context,
+        "added_tokens_decoder": {str(token.pop("id")): token for token in added_tokens(tokenizer)},
+    }
+    content = _tokenizer_json(tokenizer.path, tokenizer.digest)
+    if content is not None:
+        atomic_write(folder / TOKENIZER_JSON_NAME, content)
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"  # which changes nothing in that file
+    if tokenizer.infill is not None:
+        ids = tokenizer.infill
+        names = ("prefix_token", "middle_token", "suffix_token", "eot_token")
+        pieces = tokenizer.pieces([ids.prefix, ids.middle, ids.suffix, ids.end])
+        told |= dict(zip(names, pieces, strict=True))
+    if chat_template:
+        told["chat_template"] = chat_template
+    atomic_write_json(folder / TOKENIZER_CONFIG_NAME, told)
+
+
+@lru_cache(maxsize=4)  # it takes half a second, and every saved step of a run has one
+def _tokenizer_json(path: Path, digest: str) -> bytes | None:  # noqa: ARG001 - the key
+    content = tokenizer_json(Tokenizer.load(path))
+    if content is None:
+        return None
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def write_generation(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Which ids begin and end what is generated: EOS, a middle's end, a turn's end."""
+    ends = [config.eos_id]
+    if tokenizer is not None:
+        ends += [] if tokenizer.infill is None else [tokenizer.infill.end]
+        ends += [] if tokenizer.step_id is None else [tokenizer.step_id]
+    told = {"bos_token_id": config.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+    atomic_write_json(folder / GENERATION_NAME, told)
+
+
+def read_chat_template(folder: Path) -> str:
+    """The chat template of a checkpoint folder, from either place; empty where there is none.
+
+    Raises:
+        UserError: the file that should hold it is damaged.
+    """
+    own = folder / TEMPLATE_NAME
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"cannot read {own}: {error.strerror or error}") from error
+    path = folder / TOKENIZER_CONFIG_NAME
+    raw = read_json(path) if path.is_file() else {}
+    told = raw.get("chat_template") if isinstance(raw, dict) else None
+    if isinstance(told, list):  # several by name, as some checkpoints have
+        found = {e.get("name"): e.get("template") for e in told if isinstance(e, dict)}
+        told = found.get("default")
+    return told if isinstance(told, str) else ""
+
+
+def placed_weights(folder: Path) -> dict[str, Path]:
+    """Which file holds which weight of a folder, checked to be there.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    index_path, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
+    if index_path.is_file():
+        index = read_json(index_path)
+        placed = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(placed, dict) or not placed:
+            raise UserError(f"{index_path} has no weight_map")
+        files = {str(name): folder / str(file) for name, file in placed.items()}
+        absent = sorted({path.name for path in files.values() if not path.is_file()})
+        if absent:
+            raise UserError(
+                f"{folder} is incomplete: {', '.join(absent)} missing",
+                hint="download or convert the model again",
+            )
+        return files
+    if not single.is_file():
+        others = any(folder.glob("pytorch_model*.bin"))
+        raise UserError(
+            f"{folder} has a config.json but no weights ({WEIGHTS_NAME})",
+            hint="get the safetensors files of the model: .bin files are not read"
+            if others
+            else "download or convert the model again",
+        )
+    return dict.fromkeys(names_in(single), single)

@@ -1,0 +1,443 @@
+"""Meta's release layout: consolidated.NN.pth, params.json, tokenizer.model, checklist.chk.
+
+Each file holds one rank's part of a model-parallel model: rows of wq, wk, wv, w1, w3 and output,
+columns of wo, w2 and the embedding; norms are repeated (PAPER section 1). params.json tells neither
+the context nor, mostly, the vocabulary, and once left out n_kv_heads and rope_theta too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codecria.core.model.config import ModelConfig
+from codecria.data.errors import UserError
+from codecria.data.files import read_json
+
+from .layout import EMBEDDING, OUTPUT, Pairs, meta_name
+from .weights import Stored, Weights, forget
+
+PARAMS_NAME = "params.json"
+CHECKLIST_NAME = "checklist.chk"
+SHARD_PATTERN = "consolidated.*.pth"
+LONG_THETA = 1e6  # of models that went through long-context fine-tuning
+LONG_CONTEXT, SHORT_CONTEXT = 16_384, 4_096  # trained contexts of Code Llama and Llama 2
+FIRST_THETA = 1e4  # Llama 2's, where params.json tells none
+_SHAPE_FIELDS = (
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "multiple_of",
+    "ffn_dim_multiplier",
+    "norm_eps",
+    "rope_theta",
+)
+_NEEDED = ("dim", "n_layers", "n_heads", "multiple_of", "norm_eps")
+_COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
+_LOADER_FIELDS = ("max_seq_len", "max_batch_size", "model_parallel_size")  # of some releases
+_ALIGNMENT = 64  # of a tensor's bytes within a .pth, as torch writes them
+
+
+def is_meta_folder(folder: Path) -> bool:
+    """Whether a folder is in Meta's layout, by its content."""
+    return (folder / PARAMS_NAME).is_file() or any(folder.glob(SHARD_PATTERN))
+
+
+def hidden_dim_of(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """The width of the feed-forward by the release's rule (PAPER section 1)."""
+    width = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return -(-width // multiple_of) * multiple_of
+
+
+def width_rule(dim: int, hidden_dim: int) -> tuple[int, float | None]:
+    """`multiple_of` and `ffn_dim_multiplier` that give a width; the released ones where they do."""
+    for multiple_of, multiplier in ((256, None), (4096, 1.3), (32, None)):
+        if hidden_dim_of(dim, multiple_of, multiplier) == hidden_dim:
+            return multiple_of, multiplier
+    # The rule rounds up to hidden_dim itself from anything above half of it.
+    multiplier = 0.75 * hidden_dim / int(2 * (4 * dim) / 3)
+    assert hidden_dim_of(dim, hidden_dim, multiplier) == hidden_dim or hidden_dim == 1
+    return hidden_dim, multiplier
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """params.json, with numbers where there should be.
+
+    Raises:
+        UserError: it is missing or damaged, or holds a field that Llama 2 has not.
+    """
+    path = folder / PARAMS_NAME
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object")
+    for name in _NEEDED:
+        if name not in raw:
+            raise UserError(f"{path}: {name} is missing")
+    for name, value in raw.items():
+        if name not in _SHAPE_FIELDS + _LOADER_FIELDS:
+            raise UserError(
+                f"{path}: {name} = {value!r} is not part of the Llama 2 architecture",
+                hint="codecria reads Llama 2 and Code Llama in Meta's layout",
+            )
+        absent = value is None and name not in _NEEDED
+        if not absent and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{path}: {name} = {value!r} is not a number")
+        if not absent and (not math.isfinite(value) or (name in _COUNTS and value < 1)):
+            raise UserError(f"{path}: {name} = {value!r} is out of range")
+    return raw
+
+
+def read_meta_config(folder: Path, weights: MetaWeights) -> ModelConfig:
+    """The shape of a model in Meta's layout.
+
+    The vocabulary is the embedding's rows, as the release takes it from the tokenizer. The context
+    is nowhere told: 16,384 tokens with the theta of Code Llama, 4,096 with Llama 2's.
+
+    Raises:
+        UserError: params.json is missing, damaged, or does not fit the weights.
+    """
+    raw = read_params(folder)
+    dim, heads = int(raw["dim"]), int(raw["n_heads"])
+    theta = float(raw.get("rope_theta") or FIRST_THETA)
+    table = weights.stored.get(EMBEDDING)
+    rows = table.shape[0] if table is not None and table.shape else 0
+    told = int(raw.get("vocab_size") or -1)
+    multiplier = raw.get("ffn_dim_multiplier")
+    return ModelConfig(
+        dim=dim,
+        n_layers=int(raw["n_layers"]),
+        n_heads=heads,
+        n_kv_heads=int(raw.get("n_kv_heads") or heads),
+        hidden_dim=hidden_dim_of(
+            dim, int(raw["multiple_of"]), None if multiplier is None else float(multiplier)
+        ),
+        vocab_size=told if told > 0 else rows,
+        norm_eps=float(raw["norm_eps"]),
+        rope_theta=theta,
+        max_context=LONG_CONTEXT if theta >= LONG_THETA else SHORT_CONTEXT,
+    )
+
+
+def params_of(config: ModelConfig) -> dict[str, Any]:
+    """The content of params.json.
+
+    Raises:
+        UserError: the layout cannot say what the model needs.
+    """
+    if config.rope_scale != 1.0:
+        raise UserError(
+            f"Meta's layout has no word for rotary scaling, and the model divides positions by"
+            f" {config.rope_scale:g}",
+            hint="convert it to the Hugging Face layout or to GGUF",
+        )
+    multiple_of, multiplier = width_rule(config.dim, config.hidden_dim)
+    params: dict[str, Any] = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "multiple_of": multiple_of,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+    }
+    if config.n_kv_heads != config.n_heads:
+        params["n_kv_heads"] = config.n_kv_heads
+    if multiplier is not None:
+        params["ffn_dim_multiplier"] = multiplier
+    return params
+
+
+class MetaWeights(Weights):
+    """Weights in consolidated.NN.pth, the parts of all ranks joined as they are read."""
+
+    pairs: Pairs = "neighbours"
+
+    def __init__(self, folder: Path) -> None:
+        """Open every rank's file; weights stay on disk.
+
+        Raises:
+            UserError: files are missing or damaged, hold more than tensors, or do not fit together.
+        """
+        self.files = _ranks(folder)
+        # torch's files before 1.6 are no zips and are read whole: there is nothing to give back.
+        in_files = all(zipfile.is_zipfile(path) for path in self.files)
+        self._parts = [_open_pickle(path, mapped=in_files) for path in self.files]
+        self.mapped = in_files and len(self.files) == 1
+        self._parts_mapped = in_files
+        names = self._parts[0].keys()
+        for path, part in zip(self.files, self._parts, strict=True):
+            if part.keys() != names:
+                odd = sorted(part.keys() ^ names)[0]
+                raise UserError(
+                    f"{path} and {self.files[0].name} differ: {odd} is in one alone",
+                    hint="they are parts of different models: get the folder again",
+                )
+        self._names = {("tok_embeddings" if n == "tok_embeddings.weight" else n): n for n in names}
+        self._names.pop("rope.freqs", None)  # a table that every loader makes anew
+        self.stored = {ours: self._stored(ours) for ours in self._names}
+        self._check_count(folder)
+
+    def name(self, ours: str) -> str:
+        """Meta's name."""
+        return meta_name(ours)
+
+    def raw(self, ours: str) -> Tensor:
+        """A weight, of one rank mapped from its file, of several joined in memory."""
+        parts = self._of(ours)
+        axis = _axis(ours)
+        if len(parts) == 1 or axis is None or parts[0].ndim != 2:
+            return parts[0]
+        whole = torch.cat(parts, dim=axis)
+        if self._parts_mapped:
+            forget(parts)
+        return whole
+
+    def _of(self, ours: str) -> list[Tensor]:
+        return [part[self._names[ours]] for part in self._parts]
+
+    def _stored(self, ours: str) -> Stored:
+        parts = self._of(ours)
+        shape = list(parts[0].shape)
+        for path, part in zip(self.files, parts, strict=True):
+            if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+                raise UserError(
+                    f"{path} and {self.files[0].name} differ in the shape or type of"
+                    f" {self._names[ours]}",
+                    hint="they are parts of different models: get the folder again",
+                )
+        axis = _axis(ours)
+        if axis is not None and len(shape) == 2:
+            shape[axis] *= len(parts)
+        return Stored(tuple(shape), str(parts[0].dtype).removeprefix("torch."))
+
+    def _check_count(self, folder: Path) -> None:
+        """That as many ranks are there as the parts' sizes say.
+
+        A rank has n_heads / ranks heads of wq, so the parts of wq add up to a square.
+        """
+        found = self.stored.get("layers.0.attention.wq.weight")
+        if found is None or len(found.shape) != 2 or not found.shape[0]:
+            return  # `problems` will name it
+        rows, dim = found.shape
+        if rows != dim and dim % (rows // len(self.files) or 1) == 0:
+            wanted = dim // (rows // len(self.files))
+            absent = ", ".join(f"consolidated.{n:02d}.pth" for n in range(len(self.files), wanted))
+            raise UserError(
+                f"{folder} is incomplete: {absent or 'a part'} missing, the model is in {wanted}"
+                f" parts",
+                hint="download the model again",
+            )
+
+
+def _axis(ours: str) -> int | None:
+    """Along which axis the ranks' parts of a weight are joined; None for copies."""
+    if ours == EMBEDDING or ours.endswith(("attention.wo.weight", "feed_forward.w2.weight")):
+        return 1
+    split = ("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight")
+    return 0 if ours == OUTPUT or ours.endswith(split) else None
+
+
+def _ranks(folder: Path) -> list[Path]:
+    """The files of the ranks, in order and without gaps."""
+    numbers = {}
+    for path in folder.glob(SHARD_PATTERN):
+        found = re.fullmatch(r"consolidated\.(\d+)\.pth", path.name)
+        if found is not None:
+            numbers[int(found[1])] = path
+    if not numbers:
+        raise UserError(
+            f"{folder} has a {PARAMS_NAME} but no weights (consolidated.00.pth)",
+            hint="download the model again",
+        )
+    absent = [f"consolidated.{n:02d}.pth" for n in range(max(numbers)) if n not in numbers]
+    if absent:
+        raise UserError(
+            f"{folder} is incomplete: {', '.join(absent)} missing", hint="download the model again"
+        )
+    return [numbers[n] for n in sorted(numbers)]
+
+
+def _open_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
+    """The tensors of a .pth; nothing in it is ever executed.
+
+    Args:
+        path: of the file.
+        mapped: leave them in the file until they are read.
+
+    Raises:
+        UserError: it is damaged, or holds anything but tensors.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        unsafe = "Unsupported" in str(error) or "GLOBAL" in str(error)
+        raise UserError(
+            f"{path} is refused: it holds more than tensors, and loading it could run a program"
+            if unsafe
+            else f"{path} is damaged or incomplete: {reason}",
+            hint="get the model from a source you trust",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or "it ends early").splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or incomplete: {reason}", hint="download the model again"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()
+    ):
+        raise UserError(
+            f"{path} is not a dictionary of tensors", hint="it is not a model in Meta's layout"
+        )
+    return found
+
+
+def checklist(folder: Path) -> Iterator[tuple[str, str]]:
+    """Compare the files a checklist.chk names with their MD5 sums, reading them whole.
+
+    Yields:
+        (file, what is wrong with it; empty where nothing is). Nothing without a checklist.
+
+    Raises:
+        UserError: the checklist cannot be read.
+    """
+    for digest, name in _lines(folder):
+        file = folder / name
+        if not file.is_file():
+            yield name, "is missing"
+        else:
+            same = md5(file) == digest
+            yield name, "" if same else "is not the file that the checklist names"
+
+
+def listed(folder: Path) -> int:
+    """How many files a checklist.chk names."""
+    return len(_lines(folder))
+
+
+def _lines(folder: Path) -> list[tuple[str, str]]:
+    """Digests and names in a checklist.chk; none without one."""
+    path = folder / CHECKLIST_NAME
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    found = []
+    for line in filter(str.strip, lines):
+        digest, _, name = line.partition(" ")
+        name = name.strip().removeprefix("*").removeprefix("./")
+        if not re.fullmatch(r"[0-9a-f]{32}", digest) or not name or "/" in name:
+            raise UserError(f"{path} is damaged: {line[:80]!r} is no MD5 sum and file name")
+        found.append((digest, name))
+    return found
+
+
+def md5(path: Path) -> str:
+    """The MD5 sum of a file, read in blocks; the release's checklists hold these."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+class _Storage:
+    """Stands for a tensor's bytes in the pickle."""
+
+    def __init__(self, kind: type, key: str, numel: int) -> None:
+        self.persistent_id = ("storage", kind, key, "cpu", numel)
+
+
+class _Entry:
+    """Pickles as a tensor does whose bytes lie in a record of their own."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self.storage, self.shape = storage, shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stride: list[int] = []
+        size = 1
+        for length in reversed(self.shape):
+            stride.insert(0, size)
+            size *= length
+        rebuild = torch._utils._rebuild_tensor_v2
+        return rebuild, (self.storage, 0, self.shape, tuple(stride), False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: object) -> Any:
+        return value.persistent_id if isinstance(value, _Storage) else None
+
+
+_STORAGES = {
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float64: torch.DoubleStorage,
+}
+
+
+def write_pickle(
+    path: Path,
+    weights: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    read: Callable[[str], Tensor],
+) -> None:
+    """Write a file that torch.load reads, one weight in memory at a time.
+
+    torch.save takes all weights at once. The format is its own: a zip, uncompressed, of a pickle
+    and a record of bytes for each weight, each aligned so that it can be mapped.
+
+    Args:
+        path: of the file.
+        weights: shape and type by name, in the order they are written in.
+        read: gives a weight of that shape and type.
+    """
+    entries: OrderedDict[str, _Entry] = OrderedDict()
+    for number, (name, (shape, dtype)) in enumerate(weights.items()):
+        storage = _Storage(_STORAGES[dtype], str(number), int(torch.Size(shape).numel()))
+        entries[name] = _Entry(storage, shape)
+    top = path.stem.replace(".", "_")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open(_record(f"{top}/data.pkl"), "w") as file:
+            _Pickler(file, protocol=2).dump(entries)
+        archive.writestr(_record(f"{top}/byteorder"), b"little")
+        for number, name in enumerate(weights):
+            shape, dtype = weights[name]
+            tensor = read(name)
+            assert tensor.shape == shape, name
+            assert tensor.dtype == dtype, name
+            content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+            record = _record(f"{top}/data/{number}")
+            record.file_size = len(content)
+            _align(record, archive.start_dir)
+            with archive.open(record, "w", force_zip64=True) as file:
+                file.write(content)
+        archive.writestr(_record(f"{top}/version"), b"3\n")
+
+
+def _record(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(name)  # a fixed date: the same weights give the same file
+
+
+def _align(record: zipfile.ZipInfo, offset: int) -> None:
+    """Pad the record's header so that its content begins on a border.
+
+    A header has 30 bytes, the name, 20 of the 64-bit sizes, and 4 of the padding's own.
+    """
+    start = offset + 30 + len(record.filename) + 20 + 4
+    padding = -start % _ALIGNMENT
+    record.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # "FB", as torch's own

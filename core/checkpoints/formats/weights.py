@@ -1,0 +1,262 @@
+"""Where a checkpoint's weights lie: the one interface that all formats are read through.
+
+Weights are known by our names, whatever a format calls them, and read one at a time: a checkpoint
+may be many times larger than the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from codecria.core.model.config import ModelConfig
+from codecria.data.errors import UserError
+
+from .layout import OUTPUT, Pairs, hugging_face_name, reordered, shapes_of, turned_heads
+
+# As safetensors names them.
+SAFETENSORS_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight as it lies on disk, its parts joined.
+
+    Attributes:
+        shape: of the whole.
+        dtype: as everyone names it: "float32", "bfloat16", "Q8_0".
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Weights(ABC):
+    """The weights of one checkpoint.
+
+    Attributes:
+        files: that hold them.
+        stored: every weight of the checkpoint by our name; those that no Llama has, by their own.
+        pairs: the order of the rows of wq and wk.
+        mapped: whether `raw` gives tensors that lie in a file's mapping.
+        readable: types that can be read; others need a scale that lies beside them.
+    """
+
+    files: Sequence[Path]
+    stored: Mapping[str, Stored]
+    pairs: Pairs
+    mapped: bool = False
+    readable: frozenset[str] = FLOATS
+
+    @abstractmethod
+    def raw(self, ours: str) -> Tensor:
+        """A weight in the order it is stored in, mapped from disk where the format allows.
+
+        Raises:
+            UserError: the file that holds it is damaged or incomplete.
+        """
+
+    @abstractmethod
+    def name(self, ours: str) -> str:
+        """What the format calls a weight."""
+
+    def read(self, ours: str, config: ModelConfig, *, pairs: Pairs = "halves") -> Tensor:
+        """A weight with the rows of wq and wk in the order asked for, our model's by default.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        heads = turned_heads(ours, config)
+        return reordered(self.raw(ours), heads, stored=self.pairs, wanted=pairs)
+
+    @contextlib.contextmanager
+    def borrow(self, ours: str) -> Iterator[Tensor]:
+        """`raw` for the length of a block, after which its memory is given back.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        tensor = self.raw(ours)
+        yield tensor
+        if self.mapped:
+            forget([tensor])
+
+    def not_finite(self) -> list[str]:
+        """Read every weight and name those that hold infinities or no numbers.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        lines = []
+        for ours in self.stored:
+            with self.borrow(ours) as tensor:
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    lines.append(f"{self.name(ours)} holds values that are not finite")
+        return lines
+
+    def problems(self, config: ModelConfig) -> list[str]:
+        """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
+        wanted = shapes_of(config)
+        found = self.stored
+        lines = [f"{self.name(ours)} is missing" for ours in wanted if ours not in found]
+        lines += [
+            f"{self.name(ours)} is of type {found[ours].dtype}: quantised weights are not read"
+            for ours in wanted
+            if ours in found and found[ours].dtype not in self.readable
+        ]
+        lines += [
+            f"{self.name(ours)} is not part of the model"
+            for ours in sorted(found.keys() - wanted.keys())
+            if not (config.tied and ours == OUTPUT)  # a copy of the tied matrix
+        ]
+        lines += [
+            f"{self.name(ours)} has shape {found[ours].shape}, the model's is {shape}"
+            for ours, shape in wanted.items()
+            if ours in found and found[ours].shape != shape
+        ]
+        return lines
+
+
+class SafetensorsWeights(Weights):
+    """Weights in safetensors files, under the Hugging Face names."""
+
+    pairs: Pairs = "halves"
+    mapped = True
+
+    def __init__(self, placed: Mapping[str, Path]) -> None:
+        """Open the files' headers.
+
+        Args:
+            placed: the file of each weight, by its Hugging Face name.
+
+        Raises:
+            UserError: a file is damaged, or lacks a weight that is placed in it.
+        """
+        self.files = sorted(set(placed.values()))
+        headers = {path: _header(path) for path in self.files}
+        for name, path in sorted(placed.items()):
+            if name not in headers[path]:
+                raise _damaged(path, f"it has no {name}")
+        self._placed = {
+            ours: (name, path)
+            for name, path in sorted(placed.items())
+            if (ours := _our_name(name)) is not None
+        }
+        self.stored = {ours: headers[path][name] for ours, (name, path) in self._placed.items()}
+
+    def name(self, ours: str) -> str:
+        """The Hugging Face name."""
+        return self._placed[ours][0] if ours in self._placed else hugging_face_name(ours)
+
+    def raw(self, ours: str) -> Tensor:
+        """A weight, mapped from its file.
+
+        Raises:
+            UserError: the file is damaged or incomplete.
+        """
+        name, path = self._placed[ours]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+        return tensor
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the weights in a safetensors file.
+
+    Raises:
+        UserError: it is damaged or incomplete.
+    """
+    return list(_header(path))
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {}
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = file.get_slice(name)
+                kind = str(part.get_dtype())
+                dtype = str(SAFETENSORS_TYPES.get(kind, kind)).removeprefix("torch.")
+                found[name] = Stored(tuple(part.get_shape()), dtype)
+            return found
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: object) -> UserError:
+    return UserError(
+        f"{path} is damaged or incomplete: {error}", hint="download or convert the model again"
+    )
+
+
+@cache
+def _inner_names() -> dict[str, str]:
+    config = ModelConfig(dim=2, n_layers=1, n_heads=1, n_kv_heads=1, hidden_dim=1, vocab_size=1)
+    return {hugging_face_name(ours): ours for ours in shapes_of(config)}
+
+
+def _our_name(name: str) -> str | None:
+    """Our name of a Hugging Face one; None for old rotary tables, which hold nothing.
+
+    What no Llama has keeps its own name.
+    """
+    if name.endswith("rotary_emb.inv_freq"):
+        return None
+    known = _inner_names()
+    if name in known:
+        return known[name]
+    head, _, rest = name.removeprefix("model.layers.").partition(".")
+    if name.startswith("model.layers.") and head.isdecimal():
+        first = known.get(f"model.layers.0.{rest}")
+        if first is not None:
+            return first.replace("layers.0.", f"layers.{int(head)}.", 1)
+    return name
+
+
+def forget(tensors: Iterable[Tensor]) -> None:
+    """Give back the memory of tensors that are mapped from files and unchanged.
+
+    Pages of a mapped file count as the process's memory until the kernel wants them; a walk through
+    a large checkpoint would look as if it held the whole. Read again, they come from the disk. On
+    other tensors it would erase them. Without Linux it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    for tensor in tensors:
+        start = tensor.data_ptr()
+        end = start + tensor.numel() * tensor.element_size()
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of this tensor alone
+        if end - first >= mmap.PAGESIZE:
+            size = (end - first) // mmap.PAGESIZE * mmap.PAGESIZE
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

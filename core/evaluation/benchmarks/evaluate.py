@@ -1,0 +1,493 @@
+"""One evaluation from a request to its summary: problems, references, samples, verdicts, score."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from codecria.core.checkpoints.checkpoint import Checkpoint
+from codecria.core.inference.generator import Generator, tokenizer_of
+from codecria.core.training.run import environment
+from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
+from codecria.data.files import digest_file
+from codecria.data.formats.infill import Infiller
+from codecria.data.progress import Progress
+
+from . import mbpp, tasks
+from . import references as known_solutions
+from .execution import Sandbox, limits_json, open_sandbox
+from .problems import Problem, ProblemSet
+from .protocol import Changes, Form, Protocol, freeze
+from .references import Reference
+from .results import Results, finish, meta_path, read_json_or_nothing, results
+from .samples import SampleFile, read_samples
+from .sampling import BATCH, generate
+from .scoring import KS, score, summarise, unfit
+from .tasks import Asker, Split, Task
+
+MEMORY_BYTES = 1 << 30  # of one program
+DEFAULT_PRESET = "paper-greedy"
+Note = Callable[[str], None]
+Show = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be evaluated, and how.
+
+    Attributes:
+        task: a name in `tasks.TASKS`.
+        problems: its file.
+        model, samples: a checkpoint to ask, or a file of samples; neither checks references alone.
+        forms: how the model is asked, one after the other; empty for the task's own.
+        preset, changes: how samples are drawn.
+        split, ids, limit: which tasks.
+        out: file of results; with several forms the later ones have the form in their name.
+        generate_only: write samples, and run nothing.
+        tier, workers, timeout_s, memory_bytes: of the sandbox.
+        cache: folder of what is known of the references; None keeps nothing.
+        leave_out_failing: score without the tasks whose references fail.
+        partial: score samples that do not cover all tasks.
+        batch: samples decoded side by side.
+        device, dtype: of the model.
+    """
+
+    task: str
+    problems: Path
+    model: Path | None = None
+    samples: Path | None = None
+    forms: tuple[str, ...] = ()
+    preset: str = DEFAULT_PRESET
+    changes: Changes = field(default_factory=Changes)
+    split: Split = "test"
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    out: Path | None = None
+    generate_only: bool = False
+    tier: str = "auto"
+    workers: int | None = None
+    timeout_s: float | None = None
+    memory_bytes: int = MEMORY_BYTES
+    cache: Path | None = None
+    leave_out_failing: bool = False
+    partial: bool = False
+    batch: int = BATCH
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """Who wrote the samples: of a model, `generator`; of a file, `file`."""
+
+    facts: dict[str, Any]
+    generator: Generator | None = None
+    file: SampleFile | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Bench:
+    """Where programs run, with what is known of the tasks."""
+
+    sandbox: Sandbox
+    references: dict[str, Reference]
+    limits_s: dict[str, float]
+    left_out: dict[str, str]
+
+
+def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]]:
+    """Evaluate, form by form.
+
+    Args:
+        request: what is asked for.
+        note: takes remarks for people.
+        show: takes progress.
+
+    Returns:
+        a summary of each form.
+
+    Raises:
+        UsageError: options contradict each other.
+        UserError: a file is damaged, a reference fails, or nothing can run.
+        Interrupted: by a signal; what was known is kept in `out`.
+    """
+    task = tasks.TASKS[request.task]
+    forms = [tasks.with_form(task, form) for form in request.forms or (None,)]
+    _check(request, forms)
+    protocols = [_protocol(task, form, request) for form in forms]
+    found = tasks.load(task, request.problems)
+    asked = tasks.select(task, found, split=request.split, ids=request.ids, limit=request.limit)
+    shots = [tasks.shots_of(task, form, found) for form in forms]
+    _check_model(request, forms)
+    # What a user can have got wrong shows before anything runs.
+    file = _sample_file(request, found, asked, note=note)
+    with _bench(request, asked, note=note, show=show) as bench:
+        if bench is not None:
+            asked = [problem for problem in asked if problem.task_id not in bench.left_out]
+        subject = _subject(request, file, asked)
+        return [
+            _evaluate_form(
+                request, task, protocol, shown, found, asked, subject, bench, note=note, show=show
+            )
+            for protocol, shown in zip(protocols, shots, strict=True)
+        ]
+
+
+def check_references(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
+    """Run the reference solutions alone.
+
+    Returns:
+        how many pass, and what the others did.
+
+    Raises:
+        UserError: nothing can be run.
+    """
+    task = tasks.TASKS[request.task]
+    found = tasks.load(task, request.problems)
+    asked = tasks.select(task, found, split=request.split, ids=request.ids, limit=request.limit)
+    if all(problem.reference is None for problem in asked):
+        raise UserError(f"{task.title} has no reference solutions")
+    with _sandbox(request, asked) as sandbox:
+        checked = _references(request, asked, sandbox, show=show)
+        tier = str(sandbox.tier)
+    bad = {i: r.told for i, r in sorted(checked.items()) if not r.passed}
+    for task_id, result in bad.items():
+        note(f"{task_id}: {result}")
+    return {
+        "task": task.name,
+        "problems": str(request.problems),
+        "references": len(checked),
+        "passed": len(checked) - len(bad),
+        "not_passed": bad,
+        "slowest_s": round(max(r.seconds for r in checked.values()), 3),
+        "tier": tier,
+    }
+
+
+# --- the parts of a request -----------------------------------------------------------------------
+
+
+def _check(request: Request, forms: Sequence[Form]) -> None:
+    if (request.model is None) == (request.samples is None):
+        raise UsageError(
+            "one thing is scored: a model or a file of samples",
+            hint="give --model CKPT or --samples FILE, or --check for the references alone",
+        )
+    if request.generate_only and (request.model is None or request.out is None):
+        raise UsageError("--generate-only writes a model's samples", hint="give --model and --out")
+    if request.samples is not None and len(forms) > 1:
+        raise UsageError("samples in a file are of one form", hint="leave out --chat")
+    if request.samples is not None and request.preset != DEFAULT_PRESET:
+        raise UsageError(
+            f"--preset {request.preset} says how a model is asked", hint="samples are scored as is"
+        )
+    if request.batch < 1:
+        raise UsageError(f"--batch {request.batch} must be at least 1")
+
+
+def _check_model(request: Request, forms: Sequence[Form]) -> None:
+    """See early that the model can be asked in these forms: its weights come much later."""
+    if request.model is None:
+        return
+    tokenizer = tokenizer_of(request.model)
+    if any(form in ("psm", "spm") for form in forms):
+        Infiller(tokenizer)
+
+
+def _protocol(task: Task, form: Form, request: Request) -> Protocol:
+    shots = tuple(f"{mbpp.PREFIX}{n}" for n in mbpp.SHOTS)
+    return freeze(
+        task.name,
+        form,
+        request.preset,
+        request.changes,
+        eos_ends=task.name != "infilling",
+        shots=shots if form == "few-shot" else (),
+        labels=task.labels.get(form, ()),
+        source=task.sources[form],
+    )
+
+
+@contextlib.contextmanager
+def _sandbox(request: Request, asked: Sequence[Problem]) -> Iterator[Sandbox]:
+    limits = known_solutions.limits_for(asked, request.timeout_s, request.memory_bytes)
+    with open_sandbox(request.tier, workers=request.workers, limits=limits) as sandbox:
+        yield sandbox
+
+
+def _references(
+    request: Request, asked: Sequence[Problem], sandbox: Sandbox, *, show: Show
+) -> dict[str, Reference]:
+    def done(count: int, total: int) -> None:
+        show(Progress(stage="references", done=count, total=total, resumed=0))
+
+    return known_solutions.check(asked, sandbox, folder=request.cache, done=done)
+
+
+@contextlib.contextmanager
+def _bench(
+    request: Request, asked: Sequence[Problem], *, note: Note, show: Show
+) -> Iterator[_Bench | None]:
+    """An open sandbox that the references have passed in; None where nothing is to run."""
+    if request.generate_only:
+        yield None
+        return
+    with _sandbox(request, asked) as sandbox:
+        checked = _references(request, asked, sandbox, show=show)
+        kept, left_out = known_solutions.require(
+            asked, checked, leave_out=request.leave_out_failing
+        )
+        for task_id, result in left_out.items():
+            note(f"left out: the reference of {task_id} does not pass here ({result})")
+        limits_s = {
+            p.task_id: known_solutions.limit_s(p, checked.get(p.task_id), request.timeout_s)
+            for p in kept
+        }
+        yield _Bench(sandbox=sandbox, references=checked, limits_s=limits_s, left_out=left_out)
+
+
+def _sample_file(
+    request: Request, found: ProblemSet, asked: Sequence[Problem], *, note: Note
+) -> SampleFile | None:
+    """The samples to be scored, if they are in a file.
+
+    Raises:
+        UserError: lines are no samples, or tasks have none.
+    """
+    if request.samples is None:
+        return None
+    file = read_samples(request.samples, found.by_id(), asked)
+    if file.passed_over:
+        note(f"{file.passed_over} samples are of tasks that were not asked for: not scored")
+    if file.missing:
+        named = ", ".join(file.missing[:5]) + (", ..." if len(file.missing) > 5 else "")
+        told = f"{request.samples} has no sample of {len(file.missing)} of {len(asked)} tasks"
+        if not request.partial:
+            raise UserError(
+                f"{told}: {named}",
+                hint="score what is there with --partial, or name tasks with --tasks or --limit",
+            )
+        note(f"{told}: {named}")
+    return file
+
+
+def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]) -> _Subject:
+    """Who wrote the samples, and what is known of it."""
+    if request.model is not None:
+        checkpoint = Checkpoint.open(request.model)
+        facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
+        generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
+        return _Subject(facts=facts, generator=generator)
+    assert request.samples is not None, "neither a model nor samples"
+    assert file is not None, "samples that were not read"
+    kept = {problem.task_id for problem in asked}
+    file = replace(file, samples=tuple(s for s in file.samples if s.task_id in kept))
+    facts = {"samples_file": str(request.samples), "samples_digest": digest_file(request.samples)}
+    # What our own samples were made by goes on into the result.
+    made_by = read_json_or_nothing(meta_path(request.samples))
+    for name in ("protocol", "model", "model_digest"):
+        if name in made_by:
+            facts[name] = made_by[name]
+    return _Subject(facts=facts, file=file)
+
+
+# --- one form -------------------------------------------------------------------------------------
+
+
+def _evaluate_form(
+    request: Request,
+    task: Task,
+    protocol: Protocol,
+    shots: Sequence[Problem],
+    found: ProblemSet,
+    asked: Sequence[Problem],
+    subject: _Subject,
+    bench: _Bench | None,
+    *,
+    note: Note,
+    show: Show,
+) -> dict[str, Any]:
+    """The summary of one form, its results written as they come."""
+    out = _out_of(request, protocol.form)
+    facts = _facts(request, task, protocol, found, subject, bench)
+    total = _total(asked, protocol, subject)
+    with results(out, _identity(facts), facts) as kept:
+        if kept.resumed:
+            note(f"{out} holds {kept.resumed} samples: going on")
+        try:
+            for line in _lines(request, asked, protocol, shots, subject, bench, kept):
+                kept.add(line)
+                done = len(_own(kept, asked))
+                show(
+                    Progress(
+                        stage=protocol.form if subject.generator else "samples",
+                        done=min(done, total),
+                        total=total,
+                        resumed=kept.resumed,
+                    )
+                )
+        except (KeyboardInterrupt, Interrupted) as end:
+            if out is None:
+                raise
+            raise Interrupted(
+                end.status if isinstance(end, Interrupted) else ExitStatus.INTERRUPTED,
+                f"stopped with {len(kept.lines)} of {total} samples in {out};"
+                " the same command goes on",
+            ) from None
+        summary = _summary(request, facts, found, asked, protocol, subject, bench, kept)
+        if out is not None:
+            finish(out, summary, complete=len(_own(kept, asked)) >= total)
+    return summary
+
+
+def _own(kept: Results, asked: Sequence[Problem]) -> list[tuple[str, int]]:
+    wanted = {problem.task_id for problem in asked}
+    return [key for key in kept.lines if key[0] in wanted]
+
+
+def _out_of(request: Request, form: Form) -> Path | None:
+    """Where a form's results go: the first form's to --out, the others' beside it."""
+    if request.out is None or form == (request.forms or (form,))[0]:
+        return request.out
+    return request.out.with_name(f"{request.out.stem}.{form}{request.out.suffix}")
+
+
+def _total(asked: Sequence[Problem], protocol: Protocol, subject: _Subject) -> int:
+    if subject.file is not None:
+        return len(subject.file.samples)
+    return len(asked) * protocol.samples
+
+
+def _lines(
+    request: Request,
+    asked: Sequence[Problem],
+    protocol: Protocol,
+    shots: Sequence[Problem],
+    subject: _Subject,
+    bench: _Bench | None,
+    kept: Results,
+) -> Iterator[dict[str, Any]]:
+    """The lines that are not known yet, as they come."""
+    by_id = {problem.task_id: problem for problem in asked}
+    known = frozenset(kept.lines)
+    if subject.file is not None:
+        left = [s for s in subject.file.samples if (s.task_id, s.number) not in known]
+        assert bench is not None, "samples of a file are scored"
+        yield from score(left, by_id, bench.sandbox, bench.limits_s)
+        return
+    assert subject.generator is not None, "neither a model nor samples"
+    asker = Asker(protocol, shots, subject.generator.tokenizer)
+    for batch in generate(
+        subject.generator, asker, asked, protocol, known=known, batch=request.batch
+    ):
+        if bench is None:
+            yield from (sample.as_json() for sample in batch)
+            continue
+        fitting = [sample for sample in batch if sample.finish_reason != "unfit"]
+        yield from (unfit(sample) for sample in batch if sample.finish_reason == "unfit")
+        yield from score(fitting, by_id, bench.sandbox, bench.limits_s)
+
+
+# --- what stands beside the results ---------------------------------------------------------------
+
+
+def _facts(
+    request: Request,
+    task: Task,
+    protocol: Protocol,
+    found: ProblemSet,
+    subject: _Subject,
+    bench: _Bench | None,
+) -> dict[str, Any]:
+    """What a result is of: all that a reader needs to judge the score or to repeat it."""
+    facts: dict[str, Any] = {"task": task.name, "title": task.title}
+    if subject.generator is not None:
+        facts["protocol"] = protocol.as_json()
+    facts |= subject.facts
+    facts["problems"] = {
+        "file": str(request.problems),
+        "digest": found.digest(),
+        "tasks": len(found.problems),
+    }
+    if bench is not None:
+        facts["sandbox"] = {
+            "tier": str(bench.sandbox.tier),
+            "limits": limits_json(bench.sandbox.limits),
+        }
+        if bench.sandbox.isolate:
+            facts["sandbox"]["isolate"] = True
+        facts["references"] = {
+            "run": len(bench.references),
+            "passed": sum(r.passed is True for r in bench.references.values()),
+            "left_out": bench.left_out,
+        }
+        facts["longer_limits_s"] = {
+            i: s for i, s in bench.limits_s.items() if s != bench.sandbox.limits.wall_s
+        }
+    facts["environment"] = environment() | {
+        "codecria": importlib.metadata.version("codecria"),
+        "python": platform.python_version(),
+    }
+    return facts
+
+
+def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat facts that must be the same to go on with a result."""
+    flat: dict[str, Any] = {"task": facts["task"]}
+    for name in ("model_digest", "samples_digest"):
+        flat[name] = facts.get(name, "")
+    prose = ("labels", "sources", "changed", "preset")
+    for key, value in (facts.get("protocol") or {}).items():
+        if key not in prose:
+            flat[f"protocol.{key}"] = value
+    flat["problems.digest"] = facts["problems"]["digest"]
+    flat["scored"] = "sandbox" in facts
+    for key, value in facts.get("sandbox", {}).items():
+        if key == "limits":
+            flat |= {f"sandbox.limits.{name}": limit for name, limit in value.items()}
+        else:
+            flat[f"sandbox.{key}"] = value
+    return flat
+
+
+def _summary(
+    request: Request,
+    facts: Mapping[str, Any],
+    found: ProblemSet,
+    asked: Sequence[Problem],
+    protocol: Protocol,
+    subject: _Subject,
+    bench: _Bench | None,
+    kept: Results,
+) -> dict[str, Any]:
+    """The score with all that qualifies it."""
+    ids = [problem.task_id for problem in asked]
+    whole = _whole(found, request)
+    reasons = []
+    left_out = bench.left_out if bench is not None else {}
+    if len(asked) + len(left_out) < whole:
+        reasons.append(f"{len(asked) + len(left_out)} of {whole} tasks asked for")
+    if left_out:
+        reasons.append(f"{len(left_out)} tasks left out: their references do not pass here")
+    told: dict[str, Any]
+    if bench is None:
+        lines = [kept.lines[key] for key in _own(kept, asked)]
+        told = {"tasks": len(asked), "samples": len(lines), "pass": {}}
+    else:
+        ks = KS if subject.file is not None else protocol.ks
+        told = summarise(kept.lines, ids, ks=ks)
+        if told["scored_tasks"] < told["tasks"]:
+            reasons.append(f"{told['tasks'] - told['scored_tasks']} tasks have no verdict")
+    labels = list((facts.get("protocol") or {}).get("labels", ()))
+    return dict(facts) | told | {"partial": reasons, "labels": labels}
+
+
+def _whole(found: ProblemSet, request: Request) -> int:
+    """How many tasks the split has, without a choice among them."""
+    task = tasks.TASKS[request.task]
+    return len(tasks.select(task, found, split=request.split))

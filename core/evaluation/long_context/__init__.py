@@ -1,0 +1,1 @@
+"""Long-context quality: perplexity by position and key retrieval."""

@@ -1,0 +1,1 @@
+"""Generation: the decoding engine, its cache, sampling and token healing."""

@@ -1,0 +1,136 @@
+"""A checkpoint and its tokenizer, ready to complete text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codecria.core import machine
+from codecria.core.checkpoints.checkpoint import DTYPES, Checkpoint, load_model
+from codecria.core.model.transformer import Transformer
+from codecria.core.training.stage import choose_device
+from codecria.data.errors import UsageError, UserError
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+from .engine import Completion, Limits, complete
+from .healing import Opening
+from .sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """What completion needs; make one with `Generator.load`.
+
+    Attributes:
+        model: in evaluation, on its device.
+        tokenizer: the one the model was trained with.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, path: Path, *, device: str, dtype: str) -> Generator:
+        """Load a checkpoint folder or a run folder.
+
+        Args:
+            path: where it lies, its tokenizer.model within.
+            device: "auto", "cpu" or "cuda".
+            dtype: "auto", "float32" or "bfloat16"; auto keeps the stored type where the device
+                multiplies it fast, else takes float32.
+
+        Raises:
+            UserError: it is no checkpoint, or has no tokenizer, or another model's.
+        """
+        checkpoint = Checkpoint.open(path)
+        tokenizer = _tokenizer_of(checkpoint)
+        if tokenizer.vocab_size > checkpoint.config.vocab_size:
+            raise UserError(
+                f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model"
+                f" {checkpoint.config.vocab_size} rows",
+                hint="the tokenizer does not belong to this model",
+            )
+        chosen = choose_device(device)
+        model = load_model(checkpoint, device=chosen, dtype=_choose_dtype(dtype, chosen))
+        return cls(model.eval(), tokenizer)
+
+    def fit(self, ids: list[int], limits: Limits, *, truncate: str | None) -> list[int]:
+        """A prompt's ids, cut to the context if that is asked for.
+
+        Args:
+            ids: BOS first.
+            limits: gives the context, of which one token must remain for the completion.
+            truncate: "left" cuts the start of a prompt that is too long; None refuses it.
+
+        Raises:
+            UsageError: `truncate` is neither.
+            UserError: the prompt does not fit.
+        """
+        if truncate not in (None, "left"):
+            raise UsageError(f"--truncate is {truncate!r}", hint="only 'left' is offered")
+        context = limits.context or self.model.config.max_context
+        if len(ids) < context:
+            return ids
+        if truncate is None:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens, the context {context}",
+                hint="shorten it, pass --truncate left, or widen the window with --context",
+            )
+        # Room for the whole completion where the window allows, as a cut prompt is cut anyway.
+        keep = max(1, context - min(limits.max_tokens, context // 2))
+        return [ids[0], *ids[len(ids) - (keep - 1) :]]
+
+    def complete(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        limits: Limits,
+        *,
+        ends: Collection[int] = (),
+        opening: Opening | None = None,
+    ) -> Iterator[tuple[int, str | Completion]]:
+        """Completions of a prompt as they are produced, see `core.generate.complete`.
+
+        Args:
+            ids: the prompt.
+            sampling, limits, opening: see there.
+            ends: ids that end it, besides EOS.
+        """
+        return complete(
+            self.model,
+            ids,
+            new_stream=self.tokenizer.stream,
+            sampling=sampling,
+            limits=limits,
+            ends=frozenset({self.model.config.eos_id, self.tokenizer.eos_id, *ends}),
+            opening=opening,
+        )
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint or run folder, without its weights.
+
+    Raises:
+        UserError: it is no checkpoint, or has no tokenizer.
+    """
+    return _tokenizer_of(Checkpoint.open(path))
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer_path is None:
+        raise UserError(
+            f"{checkpoint.folder} has no tokenizer.model",
+            hint="copy the one the model was trained with into that folder",
+        )
+    return Tokenizer.load(checkpoint.tokenizer_path)
+
+
+def _choose_dtype(requested: str, device: torch.device) -> torch.dtype | None:
+    if requested == "auto":
+        return None if machine.bf16_pays(device) else torch.float32
+    if requested not in ("float32", "bfloat16"):
+        raise UsageError(f"cannot generate in {requested!r}", hint="auto, float32 or bfloat16")
+    return DTYPES[requested]

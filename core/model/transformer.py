@@ -1,0 +1,198 @@
+"""The Llama 2 transformer, exactly: pre-norm blocks, rotary positions, SwiGLU (PAPER section 1).
+
+The model turns token ids into hidden states; `logits` turns those into scores. Training never
+calls `logits` on a whole batch: core/model/loss.py multiplies by the output matrix chunk by chunk.
+
+Parameter names are Llama's (wq, w1, attention_norm); core/checkpoints/checkpoint.py maps them to
+the names on disk. Rotary pairs are half-split, as in the Hugging Face layout, so weights load
+without a copy.
+
+Shapes: B batch, T tokens, C = dim, H query heads, K key-value heads, D head dimension,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attend
+from .config import ModelConfig
+from .linear import Linear
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
+
+
+def rotation(positions: Tensor, config: ModelConfig) -> Rotation:
+    """The rotary angles' cosines and sines, in float32 whatever the model's type.
+
+    freq_i = theta^(-2i/D) with D the head dimension (PAPER section 1); linear scaling divides
+    the positions. Nothing is stored in the model, so converting it cannot round a table.
+
+    Args:
+        positions: (B,T) integers.
+        config: gives theta, the scale and D.
+    """
+    D = config.head_dim
+    exponents = torch.arange(0, D, 2, dtype=torch.float32, device=positions.device) / D
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    if config.rope_scale != 1.0:
+        frequencies = frequencies / config.rope_scale
+    angles = positions.float().unsqueeze(-1) * frequencies  # (B,T,D/2)
+    return angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotate the half-split pairs (x[i], x[i + D/2]) of each head: (B,T,H,D) -> (B,T,H,D)."""
+    cos, sin = by
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32, cast back, then scaled (PAPER section 1)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.wq = Linear(config.dim, config.n_heads * config.head_dim)
+        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
+
+    def forward(self, x: Tensor, by: Rotation, attend: Attend) -> Tensor:
+        """(B,T,C) -> (B,T,C)."""
+        B, T, _ = x.shape
+        q = rotate(self.wq(x).view(B, T, -1, self.head_dim), by)  # (B,T,H,D)
+        k = rotate(self.wk(x).view(B, T, -1, self.head_dim), by)  # (B,T,K,D)
+        v = self.wv(x).view(B, T, -1, self.head_dim)
+        out: Tensor = self.wo(attend(self.layer, q, k, v).reshape(B, T, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(config.dim, config.hidden_dim)
+        self.w2 = Linear(config.hidden_dim, config.dim)
+        self.w3 = Linear(config.dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,T,C) -> (B,T,C)."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each normalised before and added to its input."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, by: Rotation, attend: Attend) -> Tensor:
+        """(B,T,C) -> (B,T,C)."""
+        x = x + self.attention(self.attention_norm(x), by, attend)
+        x = x + self.feed_forward(self.ffn_norm(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """A Llama language model without its loss.
+
+    Built with unset weights: call `initialise` to train from scratch, or load a checkpoint
+    (`core.checkpoint.load_model`). Under `torch.device("meta")` nothing is allocated.
+
+    `recompute` makes training keep each layer's input alone and compute the rest of its activations
+    anew in backward: a third more work for a small part of the memory.
+
+    Args:
+        config: the shape.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        self.tok_embeddings = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        self.layers = nn.ModuleList(Block(config, n) for n in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied:
+            self.output = Linear(config.dim, config.vocab_size)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output matrix (V,C): its own, or the embedding when tied."""
+        return self.tok_embeddings if self.config.tied else self.output.weight
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            ids: (B,T) token ids.
+            positions: (B,T) the position of each token, for the rotary angles.
+            attend: who sees whom, core/model/attention.py or core/inference/cache.py.
+
+        Returns:
+            (B,T,C)
+        """
+        x = F.embedding(ids, self.tok_embeddings)
+        by = rotation(positions, self.config)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing in a layer is random, so there is no random state to keep.
+                x = checkpoint(layer, x, by, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, by, attend)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token in float32: (...,C) -> (...,V)."""
+        return F.linear(hidden, self.output_weight).float()
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw fresh weights: normal with deviation 0.02, norms one.
+
+        Matrices that write into the residual stream (wo, w2) are drawn smaller by sqrt(2 L), so
+        that the stream's variance does not grow with depth. The paper starts from Llama 2 and does
+        not say how that was drawn: this is the customary choice (GPT-2's).
+
+        Args:
+            seed: the weights are a function of it and of the shape alone.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual = 0.02 / math.sqrt(2 * self.config.n_layers)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+                continue
+            deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
+            draw = torch.empty(weight.shape).normal_(0.0, deviation, generator=generator)
+            weight.copy_(draw)

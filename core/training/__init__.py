@@ -1,0 +1,1 @@
+"""Training: recipes, the resolved run, the trainer and its resume state."""

@@ -1,0 +1,256 @@
+"""What a run will take, before any of it is spent: tokens, epochs, memory, FLOPs, time.
+
+Every figure is a function with a worked example in the tests. Memory is that of one device that
+holds the whole model; nothing here allocates any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from codecria.core.model.config import ModelConfig
+from codecria.core.model.loss import CHUNK_BYTES
+from codecria.data.formats.infill import InfillFormat
+from codecria.data.rows.rows import Counts
+
+from .recipes import Recipe, Share
+
+# The share of the matrix-product peak that training reached where it was measured
+# (docs/training.md); a plan needs some figure, and a run reports its own.
+TYPICAL_MFU = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlan:
+    """What one source gives to a run.
+
+    Attributes:
+        name: of the source.
+        share: of the tokens drawn.
+        drawn: tokens drawn from it.
+        unique: tokens it holds.
+    """
+
+    name: str
+    share: float
+    drawn: float
+    unique: float
+
+    @property
+    def epochs(self) -> float:
+        """How often the run goes through the source."""
+        return self.drawn / self.unique if self.unique else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfillPlan:
+    """What of the data is infilled, in an epoch of each source.
+
+    Attributes:
+        format: how.
+        sources: (share of the tokens drawn, what an epoch of the source holds); none before the
+            data is at hand.
+    """
+
+    format: InfillFormat
+    sources: Sequence[tuple[float, Counts]]
+
+    @property
+    def effective_rate(self) -> float | None:
+        """The share of all drawn tokens that is in infilled documents."""
+        if not self.sources:
+            return None
+        eligible = sum(
+            share * counts.eligible_tokens / max(1, counts.tokens) for share, counts in self.sources
+        )
+        return self.format.rate * eligible
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        total = sum((counts for _, counts in self.sources), start=Counts())
+        known = bool(self.sources)
+        return {
+            "rate": self.format.rate,
+            "spm_share": self.format.spm_share,
+            "scope": self.format.scope,
+            "pieces": total.pieces if known else None,
+            "eligible_pieces": total.eligible if known else None,
+            "tokens": total.tokens if known else None,
+            "eligible_tokens": total.eligible_tokens if known else None,
+            "effective_rate": self.effective_rate,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far back tokens may look where attention stays within documents.
+
+    A model learns a longer context only from tokens that see further than it could before.
+
+    Attributes:
+        beyond: tokens a model could look back before.
+        share: of the tokens that may look back further than that.
+    """
+
+    beyond: int
+    share: float
+
+
+def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
+    """Tokens and epochs of each source when `tokens` are drawn from the mixture.
+
+    500 billion tokens of the paper's table 1 give 2.03, 1.39 and 0.01 epochs.
+    """
+    return [
+        SourcePlan(
+            name=part.name,
+            share=part.share,
+            drawn=part.share * tokens,
+            unique=part.unique_tokens,
+        )
+        for part in mixture
+    ]
+
+
+def memory_bytes(
+    config: ModelConfig, context: int, micro_rows: int, dtype: str, *, recompute: bool = False
+) -> dict[str, int]:
+    """Bytes of a training step on one device, by part.
+
+    Weights, gradients and both moments are float32. Of a layer's activations backward needs, per
+    token: the two norms' inputs and outputs (4 C), rotated queries, keys and values, and the
+    attention's output (2 C + 2 K D), and the feed-forward's three products (3 F), in the compute
+    type; plus the input of each norm in float32. Eager execution keeps about as much again of
+    intermediate results, which compilation fuses away: the figure is the lower one. Where they are
+    recomputed, only the layers' inputs are kept (C), and one layer's activations at a time.
+
+    Args:
+        config: the shape.
+        context: tokens of a row.
+        micro_rows: rows of one forward pass.
+        dtype: compute type, "float32" or "bfloat16".
+        recompute: whether a layer's activations are computed anew in backward.
+    """
+    size = 4 if dtype == "float32" else 2
+    tokens = context * micro_rows
+    keys = 2 * config.n_kv_heads * config.head_dim
+    layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
+    weights = 4 * config.parameters
+    kept = layer + config.n_layers * 4 * config.dim if recompute else config.n_layers * layer
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer moments": 2 * weights,
+        "activations": tokens * (kept + 2 * size * config.dim),
+        "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run's cost.
+
+    Attributes:
+        recipe, model: what is planned.
+        sources: what each source gives.
+        memory: bytes on one device, by part.
+        flops: of the whole run.
+        peak_flops: of the device, FLOP/s; 0 if unknown.
+        infill: what of the data is infilled, in a stage that does.
+        recompute: whether activations are computed anew in backward.
+        reach: how far back the data lets tokens look, in a stage that masks documents.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    sources: Sequence[SourcePlan]
+    memory: Mapping[str, int]
+    flops: float
+    peak_flops: float
+    infill: InfillPlan | None = None
+    recompute: bool = False
+    reach: Reach | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected time at `TYPICAL_MFU` of the peak; None if the peak is unknown."""
+        return training_seconds(self.flops, self.peak_flops)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "recipe": self.recipe.name,
+            "size": self.recipe.size,
+            "source": self.recipe.source,
+            "parameters": self.model.parameters,
+            "tokens": self.recipe.steps * self.recipe.batch_tokens,
+            "steps": self.recipe.steps,
+            "batch_tokens": self.recipe.batch_tokens,
+            "context": self.recipe.context,
+            "peak_lr": self.recipe.peak_lr,
+            "warmup_steps": self.recipe.warmup_steps,
+            "sources": [
+                {
+                    "name": s.name,
+                    "share": s.share,
+                    "tokens_drawn": s.drawn,
+                    "tokens_unique": s.unique,
+                    "epochs": s.epochs,
+                }
+                for s in self.sources
+            ],
+            "rope_theta": self.model.rope_theta,
+            "rope_scale": self.model.rope_scale,
+            "document_mask": self.recipe.document_mask,
+            "recompute": self.recompute,
+            "reach": None if self.reach is None else asdict(self.reach),
+            "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
+            "infill": None if self.infill is None else self.infill.as_json(),
+            "flops": self.flops,
+            "peak_flops": self.peak_flops or None,
+            "seconds": self.seconds,
+        }
+
+
+def training_seconds(flops: float, peak_flops: float) -> float | None:
+    """Expected seconds of a run: its FLOPs at the typical share of the device's peak."""
+    return flops / (TYPICAL_MFU * peak_flops) if peak_flops else None
+
+
+def make_plan(
+    recipe: Recipe,
+    model: ModelConfig,
+    sources: Sequence[SourcePlan],
+    *,
+    micro_rows: int,
+    dtype: str,
+    peak_flops: float,
+    infill: InfillPlan | None = None,
+    recompute: bool = False,
+    reach: Reach | None = None,
+) -> Plan:
+    """Plan a run.
+
+    Args:
+        recipe, model: what is trained, and how.
+        sources: from `plan_sources`, or from the data at hand.
+        micro_rows: rows of one forward pass.
+        dtype: compute type.
+        peak_flops: of the device's matrix products, FLOP/s; 0 if unknown.
+        infill: what of the data is infilled, in a stage that does.
+        recompute: whether activations are computed anew in backward.
+        reach: how far back the data lets tokens look, in a stage that masks documents.
+    """
+    return Plan(
+        recipe=recipe,
+        model=model,
+        sources=sources,
+        memory=memory_bytes(model, recipe.context, micro_rows, dtype, recompute=recompute),
+        flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
+        peak_flops=peak_flops,
+        infill=infill,
+        recompute=recompute,
+        reach=reach,
+    )

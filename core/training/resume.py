@@ -1,0 +1,136 @@
+"""The resume state of a run: float32 weights, the optimiser's moments, and the step.
+
+Each step folder is itself a checkpoint (core/checkpoints/checkpoint.py), so any of them generates
+text; two more files make it possible to go on from it as if nothing had happened. A folder appears
+whole or not at all, and the oldest go as new ones come.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from codecria.core.checkpoints.formats.layout import hugging_face_name
+from codecria.core.model.transformer import Transformer
+from codecria.data.errors import UserError
+from codecria.data.files import (
+    atomic_folder,
+    atomic_write_json,
+    read_json,
+    remove_leftovers,
+    require_free_space,
+)
+
+STATE_NAME = "state.json"
+MOMENTS_NAME = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The run's saved steps, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def save(
+    run: Path,
+    model: Transformer,
+    optimizer: torch.optim.AdamW,
+    *,
+    state: Mapping[str, Any],
+    tokenizer: Path | None,
+    keep: int,
+) -> Path:
+    """Save a step, then remove all but the newest `keep`.
+
+    Args:
+        run: the run folder, whose lock is held.
+        model, optimizer: with float32 weights and moments.
+        state: JSON values, "step" among them: how many steps are done.
+        tokenizer: the tokenizer.model to put beside the weights.
+        keep: at least 1.
+
+    Raises:
+        UserError: it cannot be written; the older steps are untouched.
+    """
+    folder = run / "checkpoints" / f"step-{state['step']:08d}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    require_free_space(folder.parent, int(12.2 * model.config.parameters) + (8 << 20))
+    with atomic_folder(folder) as temporary:
+        write_checkpoint(
+            temporary,
+            model.config,
+            dict(model.named_parameters()).__getitem__,
+            dtype=torch.float32,
+            tokenizer=tokenizer,
+            lineage=state,
+        )
+        moments: dict[str, Tensor] = {}
+        for name, weight in model.named_parameters():
+            for moment in MOMENTS:
+                if weight in optimizer.state:
+                    value = optimizer.state[weight][moment]
+                    moments[f"{hugging_face_name(name)}.{moment}"] = value.cpu().contiguous()
+        save_file(moments, temporary / MOMENTS_NAME, metadata={"format": "pt"})
+        atomic_write_json(temporary / STATE_NAME, dict(state))
+    for old in step_folders(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict[str, Any] | None:
+    """Put the newest saved step into the model and the optimiser.
+
+    Args:
+        run: the run folder, whose lock is held; leftovers of a killed save are removed.
+        model, optimizer: of the same shape; overwritten in place.
+
+    Returns:
+        the state that was saved, or None where nothing was.
+
+    Raises:
+        UserError: the newest step is damaged.
+    """
+    if not (run / "checkpoints").is_dir():
+        return None
+    remove_leftovers(run / "checkpoints")
+    folders = step_folders(run)
+    if not folders:
+        return None
+    newest = folders[-1]
+    state = read_json(newest / STATE_NAME)
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise _unusable(newest, "its state.json names no step")
+    checkpoint = Checkpoint.open(newest)
+    problems = checkpoint.problems()
+    if checkpoint.config != model.config or problems:
+        raise _unusable(newest, "; ".join(problems[:3]) or "it is of another shape")
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in checkpoint.tensors():
+            weights[name].copy_(tensor)
+    try:
+        with safe_open(newest / MOMENTS_NAME, framework="pt") as file:
+            for name, weight in weights.items():
+                moments = {m: file.get_tensor(f"{hugging_face_name(name)}.{m}") for m in MOMENTS}
+                step = torch.tensor(float(state["updates"]), device=weight.device)
+                optimizer.state[weight] = {"step": step} | {
+                    m: value.to(weight.device, copy=True) for m, value in moments.items()
+                }
+    except (SafetensorError, OSError) as error:
+        raise _unusable(newest, str(error)) from error
+    return state
+
+
+def _unusable(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"cannot resume from {folder}: {why}",
+        hint="remove that folder to go on from the step before it",
+    )

@@ -1,0 +1,502 @@
+"""The one training loop: every stage is a recipe on it.
+
+Row i of a run is a pure function of the data, the recipe, the seed and i (data/rows/rows.py), so
+the state of a run is its weights, its moments and one integer. Deterministic algorithms are always
+on: on one device, torch version, instruction set and thread count, a run that was killed and
+resumed ends with the same bits as one that was not.
+
+Shapes: B rows of a micro-batch, T tokens of a row, C = dim.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codecria.core import machine
+from codecria.core.checkpoints.checkpoint import DTYPES, publish
+from codecria.core.model.attention import Backend, PackedAttention, pack_offsets
+from codecria.core.model.loss import masked_cross_entropy
+from codecria.core.model.transformer import Transformer
+from codecria.data.errors import UserError
+from codecria.data.files import atomic_write, remove_leftovers
+from codecria.data.formats.infill import Order
+from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
+from codecria.data.rows.mixture import Mixture
+from codecria.data.rows.rows import DIALOG, IGNORE, KINDS, Counts
+from codecria.data.rows.shards import ShardSet
+
+from . import resume
+from .allocator import keep_freed_memory
+from .card import model_card
+from .optim import build_optimizer, warmup_cosine
+from .recipes import OBJECTIVE
+from .run import METRICS_NAME, RunConfig
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of `Trainer.fit` ended.
+
+    Attributes:
+        step: steps done in all.
+        finished: whether that is the recipe's last step.
+        trained: steps done by this call; 0 means there was nothing left to do.
+    """
+
+    step: int
+    finished: bool
+    trained: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one optimiser step showed.
+
+    Attributes:
+        loss: mean over the step's targets, in nats.
+        norm: of the gradient before clipping.
+        rate: the learning rate.
+        apart: (4,2) for plain, PSM and SPM text and dialogs: the losses' sum, and how many targets.
+        counts: of the step's documents, where infilling is on.
+    """
+
+    loss: Tensor
+    norm: float
+    rate: float
+    apart: Tensor
+    counts: Counts | None
+
+
+def make_deterministic() -> None:
+    """Forbid every algorithm whose result may differ between two equal runs."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    # On by default with the above, to make reads of unset memory show; it writes every new tensor
+    # twice. Nothing here reads unset memory: killed and unbroken runs end alike to the bit.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class Trainer:
+    """Trains one model on one mixture, as one run says, in one run folder.
+
+    Call it with the folder's lock held. It prints nothing: `report` is given each record that is
+    also written to metrics.jsonl.
+
+    Args:
+        run: what to do.
+        model: float32 weights to start from, on the device to train on.
+        mixture: the opened training data, as `run.sources` names it.
+        validation: (name, validation split) of each source that has one.
+        folder: the run folder.
+        tokenizer: the tokenizer.model published with the model.
+        peak_flops: measured matrix-product peak in FLOP/s, for MFU; 0 if unknown.
+        report: called with each metrics record.
+        infilling: how documents are infilled, if the recipe says so.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        model: Transformer,
+        mixture: Mixture,
+        *,
+        validation: Sequence[tuple[str, ShardSet]],
+        folder: Path,
+        tokenizer: Path,
+        peak_flops: float,
+        report: Report,
+        infilling: Infilling | None = None,
+    ) -> None:
+        assert (infilling is None) == (run.recipe.infill is None), f"{run.recipe.name}: {infilling}"
+        make_deterministic()
+        keep_freed_memory()
+        self.run = run
+        self.recipe = run.recipe
+        self.model = model.train().requires_grad_(True)
+        self.model.recompute = run.recompute
+        self.device = model.tok_embeddings.device
+        self.mixture = mixture
+        self.validation = validation
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.peak_flops = peak_flops
+        self.report = report
+        self.infilling = infilling
+        self.dialogs = any(source.shards.dialogs for source in mixture.sources)
+        self.optimizer = build_optimizer(model, self.recipe)
+        self.hidden = torch.compile(self._hidden) if run.compiled else self._hidden
+        self.skipped: list[int] = []
+        self.stop_requested = False
+
+    def fit(self) -> Outcome:
+        """Train to the recipe's last step, going on from the newest saved one.
+
+        Raises:
+            UserError: a loss or gradient was not finite, or the disk is full; what was saved
+                before stays.
+        """
+        first = self._restore()
+        if first >= self.recipe.steps and (self.folder / "model").is_dir():
+            return Outcome(first, finished=True, trained=0)
+        self._recover_metrics(first)
+        meter = Meter(self.run, self.peak_flops, self.device)
+        step = first
+        with Loader(
+            self.mixture,
+            context=self.recipe.context,
+            seed=self.recipe.seed,
+            batch_rows=self.recipe.rows,
+            start=first,
+            stop=self.recipe.steps,
+            infilling=self.infilling,
+            learn=self.recipe.learn,
+        ) as batches:
+            for step, batch in enumerate(batches, start=first):
+                meter.add(self.step(step, batch))
+                done = step + 1
+                if self._due(done, self.run.log_every):
+                    self._log(meter.read(done, self.mixture))
+                if self._due(done, self.run.save_every) or self.stop_requested:
+                    # Save before evaluating: a failing evaluation must not cost the step.
+                    self._save(done)
+                    meter.pause()
+                if self._due(done, self.run.eval_every) and not self.stop_requested:
+                    self._log({"step": done} | self.evaluate())
+                    meter.pause()
+                if self.stop_requested:
+                    return Outcome(done, finished=done == self.recipe.steps, trained=done - first)
+        self._publish()
+        return Outcome(self.recipe.steps, finished=True, trained=self.recipe.steps - first)
+
+    def step(self, step: int, batch: Batch) -> Stepped:
+        """One optimiser step.
+
+        Args:
+            step: counted from 0.
+            batch: all rows of the step.
+
+        Raises:
+            UserError: the loss or the norm is not finite and the recipe says to stop.
+        """
+        total = torch.zeros((), device=self.device)
+        apart = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
+        for part in batch.split(self.run.micro_rows):
+            loss, each = self._loss(part, count=batch.n_targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            if self.infilling is not None or self.dialogs:
+                apart += losses_apart(each, part)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        rate = warmup_cosine(step, self.recipe)
+        if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
+            self.optimizer.zero_grad()
+            self._not_finite(step, total.item(), norm.item())
+            return Stepped(total, norm.item(), rate, apart, batch.counts)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Stepped(total, norm.item(), rate, apart, batch.counts)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Validation loss in nats a token, of all sources together and of each.
+
+        The overall figure is the sources' mean under the mixture's weights. Where the recipe
+        infills, the loss of infilled documents stands beside that of plain ones: every eligible
+        document is infilled then, with cuts that are always the same.
+        """
+        self.model.eval()
+        told = self._validation("validation", None)
+        if self.infilling is not None:
+            always = replace(self.infilling.format, rate=1.0)
+            told |= self._validation(
+                "validation_infill", Infilling(self.infilling.infiller, always)
+            )
+        self.model.train()
+        return told
+
+    def _validation(self, name: str, infilling: Infilling | None) -> dict[str, Any]:
+        """Losses of the validation splits, plain, or with infilling of the infilled text alone."""
+        kinds = slice(None) if infilling is None else slice(Order.PSM, Order.SPM + 1)
+        losses: dict[str, float] = {}
+        for source, split in self.validation:
+            if infilling is not None and split.dialogs:
+                continue
+            total = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
+            for batch in validation_batches(
+                split,
+                context=self.recipe.context,
+                rows=self.run.eval_rows,
+                batch_rows=self.run.micro_rows,
+                infilling=infilling,
+                learn=self.recipe.learn,
+            ):
+                _, each = self._loss(batch, count=1, forward=self._hidden)
+                total += losses_apart(each, batch)
+            loss, count = total[kinds].sum(0).tolist()
+            if count:
+                losses[source] = loss / count
+        weights = {s.path: s.weight for s in self.run.sources}
+        share = sum(weights[source] for source in losses)
+        mean = sum(weights[s] * loss for s, loss in losses.items()) / share if share else None
+        return {f"{name}_loss": mean, name: losses}
+
+    def _hidden(self, ids: Tensor, positions: Tensor, offsets: Tensor | None) -> Tensor:
+        """(B,T) ids and positions -> (B,T,C) hidden states; what torch.compile compiles."""
+        backend: Backend = "xformers" if self.run.attention == "xformers" else "sdpa"
+        with torch.autocast(
+            self.device.type, DTYPES[self.run.dtype], enabled=self.run.dtype != "float32"
+        ):
+            hidden: Tensor = self.model(ids, positions, PackedAttention(offsets, backend))
+        return hidden
+
+    def _loss(
+        self, batch: Batch, *, count: int, forward: Callable[..., Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of a (micro-)batch over `count` targets, and each token's (core/model/loss.py)."""
+        rows, T = batch.ids.shape
+        ids, positions, targets = (
+            torch.from_numpy(array).to(self.device, torch.int64)
+            for array in (batch.ids, batch.positions, batch.targets)
+        )
+        offsets = None
+        if self.recipe.document_mask:
+            offsets = pack_offsets(batch.segments, size=rows * T + 1)
+        hidden = (forward or self.hidden)(ids, positions, offsets)
+        hidden = hidden.to(DTYPES[self.run.dtype])
+        return masked_cross_entropy(
+            hidden.flatten(0, 1), self.model.output_weight, targets.flatten(), count=count
+        )
+
+    def _due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.recipe.steps
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        what = f"step {step + 1}: loss {loss}, gradient norm {norm}"
+        if self.recipe.on_nonfinite == "stop":
+            raise UserError(
+                f"training stopped before the update of {what}",
+                hint="lower peak_lr, or pass --set on_nonfinite=skip to leave such steps out",
+            )
+        self.skipped.append(step)
+        self._log({"step": step + 1, "skipped": what})
+
+    def _restore(self) -> int:
+        """Steps already done, their state loaded."""
+        state = resume.restore(self.folder, self.model, self.optimizer)
+        if state is None:
+            return 0
+        self.skipped = list(state["skipped"])
+        return int(state["step"])
+
+    def _save(self, done: int) -> None:
+        resume.save(
+            self.folder,
+            self.model,
+            self.optimizer,
+            state=self._lineage(done),
+            tokenizer=self.tokenizer,
+            keep=self.run.keep,
+        )
+
+    def _publish(self) -> None:
+        remove_leftovers(self.folder)
+        lineage = self._lineage(self.recipe.steps)
+        publish(
+            self.folder / "model",
+            self.model,
+            dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
+            tokenizer=self.tokenizer,
+            lineage=lineage,
+            card=model_card(
+                self.run,
+                self.mixture,
+                lineage=lineage,
+                metrics=read_metrics(self.folder / METRICS_NAME),
+                device=machine.device_name(),
+            ),
+        )
+
+    def _lineage(self, done: int) -> dict[str, Any]:
+        """What a checkpoint of this moment was made from."""
+        return {
+            "recipe": self.recipe.name,
+            "size": self.recipe.size,
+            "step": done,
+            "updates": done - len(self.skipped),
+            "skipped": self.skipped,
+            "tokens": done * self.recipe.batch_tokens,
+            "data": [source.digest for source in self.run.sources],
+            "tokenizer": self.run.tokenizer_digest,
+            "parent": self.run.init,
+            "objective": {name: getattr(self.recipe, name) for name in OBJECTIVE},
+            "ancestors": list(self.run.ancestors),
+        }
+
+    def _recover_metrics(self, done: int) -> None:
+        """Bring metrics.jsonl to where training goes on from.
+
+        Records of later steps go, with a last line torn by a kill; a validation that was due but
+        cut short is made up for.
+        """
+        path = self.folder / METRICS_NAME
+        kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []
+        atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        validated = any(r["step"] == done and "validation_loss" in r for r in kept)
+        if done and self._due(done, self.run.eval_every) and not validated:
+            self._log({"step": done} | self.evaluate())
+
+    def _log(self, record: dict[str, Any]) -> None:
+        with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.report(record)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line torn by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def losses_apart(each: Tensor, batch: Batch) -> Tensor:
+    """The sum of losses and the count of targets, of plain, PSM and SPM text and dialogs: (4,2).
+
+    Args:
+        each: (N,) losses in nats, zero where a target has none.
+        batch: of N tokens.
+    """
+    kinds = torch.from_numpy(batch.kinds).flatten().to(each.device)
+    counted = torch.from_numpy(batch.targets != IGNORE).flatten().to(each.device)
+    told = []
+    for kind in range(KINDS):
+        here = kinds == kind
+        told.append(torch.stack([(each * here).double().sum(), (counted & here).double().sum()]))
+    return torch.stack(told)
+
+
+class Meter:
+    """Speed and means between two log lines.
+
+    Args:
+        run: gives batch and model.
+        peak_flops: of matrix products, FLOP/s; 0 if unknown.
+        device: whose memory is reported.
+    """
+
+    def __init__(self, run: RunConfig, peak_flops: float, device: torch.device) -> None:
+        self.flops = run.model.training_flops(run.recipe.context)
+        self.peak_flops = peak_flops
+        self.device = device
+        self.recipe = run.recipe
+        self.losses: list[float] = []
+        self.apart = torch.zeros(KINDS, 2, dtype=torch.float64)
+        self.counts = Counts()
+        self.norm = self.rate = 0.0
+        self.busy_s = 0.0
+        self.since = time.perf_counter()
+
+    def add(self, result: Stepped) -> None:
+        """Count one step's result."""
+        now = time.perf_counter()
+        self.busy_s += now - self.since
+        self.since = now
+        self.norm, self.rate = result.norm, result.rate
+        self.losses.append(result.loss.item())
+        self.apart += result.apart.cpu()
+        if result.counts is not None:
+            self.counts += result.counts
+
+    def pause(self) -> None:
+        """Leave out the time since the last step: it went into saving or evaluating."""
+        self.since = time.perf_counter()
+
+    def read(self, done: int, mixture: Mixture) -> dict[str, Any]:
+        """The record of the steps since the last call."""
+        speed = tokens_per_second(len(self.losses) * self.recipe.batch_tokens, self.busy_s)
+        recipe = self.recipe
+        ledger = mixture.ledger(
+            done * recipe.rows, context=recipe.context, seed=recipe.seed, infill=recipe.infill
+        )
+        record = {
+            "step": done,
+            "tokens": done * self.recipe.batch_tokens,
+            "loss": sum(self.losses) / len(self.losses),
+            "lr": self.rate,
+            "grad_norm": self.norm,
+            "tokens_per_s": round(speed, 1),
+            "mfu": mfu(speed, self.flops, self.peak_flops),
+            "memory_gb": round(peak_memory_bytes(self.device) / 1e9, 3),
+            "shares": {entry.name: round(entry.achieved, 6) for entry in ledger},
+            "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
+        }
+        if recipe.infill is not None:
+            record |= infilling_record(self.apart, self.counts)
+        if any(source.shards.dialogs for source in mixture.sources):
+            record |= {
+                "dialog_loss": mean_loss(self.apart, slice(DIALOG, None)),
+                "rehearsal_loss": mean_loss(self.apart, slice(0, DIALOG)),
+            }
+        self.losses, self.busy_s = [], 0.0
+        self.apart, self.counts = torch.zeros_like(self.apart), Counts()
+        return record
+
+
+def infilling_record(apart: Tensor, counts: Counts) -> dict[str, Any]:
+    """Losses apart and what became of the documents, for a metrics record.
+
+    Args:
+        apart: from `losses_apart`, summed over some steps.
+        counts: of the same steps.
+    """
+    return {
+        "plain_loss": mean_loss(apart, slice(0, 1)),
+        "infill_loss": mean_loss(apart, slice(Order.PSM, Order.SPM + 1)),
+        "psm_loss": mean_loss(apart, slice(Order.PSM, Order.PSM + 1)),
+        "spm_loss": mean_loss(apart, slice(Order.SPM, Order.SPM + 1)),
+        "infill": asdict(counts)
+        | {"effective_rate": round(counts.infilled_tokens / max(1, counts.tokens), 6)},
+    }
+
+
+def mean_loss(apart: Tensor, kinds: slice) -> float | None:
+    """The mean loss in nats over the targets of some kinds, None where there are none."""
+    total, count = apart[kinds].sum(0).tolist()
+    return total / count if count else None
+
+
+def tokens_per_second(tokens: int, seconds: float) -> float:
+    """Tokens over seconds; 0 before any time has passed."""
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def mfu(tokens_per_s: float, flops_per_token: float, peak_flops: float) -> float | None:
+    """Model FLOPs utilisation: (6 P + 6 L d T) tokens/s over the measured peak (DECISIONS)."""
+    return round(tokens_per_s * flops_per_token / peak_flops, 4) if peak_flops else None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory the process has held: of the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,1 @@
+"""Text formats shared by training and prompts: infilling, chat, dialogs, cursors."""

@@ -1,0 +1,1 @@
+"""From shards to batches: row i of a run is a function of i."""

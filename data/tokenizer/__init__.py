@@ -1,0 +1,1 @@
+"""The SentencePiece tokenizer and its fast exact encoder."""

@@ -1,0 +1,87 @@
+"""A real engine at the other end: llama.cpp's server, on a GGUF that `convert` made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from codecria.core.self_instruct import pipeline, prompts
+from codecria.core.self_instruct.endpoint import Access, Endpoint
+from codecria.core.self_instruct.prompts import Form
+from codecria.core.self_instruct.request import Request
+from codecria.core.self_instruct.settings import Settings
+
+pytest.importorskip("llama_cpp.server.app", reason="pip install 'llama-cpp-python[server]'")
+pytest.importorskip("gguf")
+
+
+@contextlib.contextmanager
+def served(model: Path, log: Path) -> Iterator[str]:
+    """The address of a server with this model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", "512", "--n_threads", "1"]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llama_cpp.server", "--model", str(model), *options],
+            stdout=out,
+            stderr=out,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/v1"
+            for _ in range(120):
+                assert process.poll() is None, log.read_text()
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{url}/models", timeout=5).close()
+                    break
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.parametrize("form", ["chat", "few-shot"])
+def test_llama_cpps_server_answers_every_request(
+    tmp_path: Path, small_model: Path, form: Form
+) -> None:
+    from codecria.core.checkpoints import convert
+
+    gguf = tmp_path / "m.gguf"
+    convert.convert(convert.Request(source=small_model, out=gguf, layout=convert.Layout.GGUF))
+    notes: list[str] = []
+    tests = tmp_path / "tests.jsonl"
+    record = {"question": "Add one to it.", "tests": ["assert f(1) == 2", "assert f(2) == 3"]}
+    tests.write_text(json.dumps(record) + "\n")
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "solutions.txt").write_text("=== user\n{question}\n")
+    with served(gguf, tmp_path / "log.txt") as url:
+        model = Endpoint(Access(url=url, timeout_s=60), "m", form=form, note=notes.append)
+        asked = Request(
+            out=tmp_path / "o",
+            settings=Settings(solutions=4, solutions_tokens=12, probe_tests=False),
+            models={"solutions": model},
+            prompts=prompts.load(folder),
+            tests_file=tests,
+        )
+        report = pipeline.run(asked, note=notes.append, show=lambda _: None)
+    assert notes == []
+    assert report["funnel"]["solutions"] == 4
+    cost = report["costs"]["models"]["solutions"]
+    assert cost["replies"] == 4
+    assert cost["tokens"] > 0  # by its own count: it tokenizes the text again
+    assert cost["prompt_tokens"] > 0
+    replies = (tmp_path / "o" / "replies" / "solutions.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in replies]
+    assert len(set(texts)) > 1, "each sample has a seed of its own"

@@ -1,0 +1,350 @@
+"""The stages after code training: long context, instructions, and what a checkpoint hands on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.training.card import stages_of, training_seconds_of
+from codecria.core.training.examples import examples
+from codecria.core.training.stage import StageRequest, paper_plan, resolve, run_stage, share_beyond
+from codecria.core.training.trainer import Trainer, read_metrics
+from codecria.data.errors import UsageError, UserError
+from codecria.data.rows.shards import ShardSet
+
+CPU = torch.device("cpu")
+CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
+
+pytestmark = pytest.mark.usefixtures("tiny_preset")
+
+
+def request(**options: Any) -> StageRequest:
+    settings: dict[str, Any] = {
+        "recipe": "fim",
+        "data": [],
+        "steps": 6,
+        "changes": CHANGES,
+        "save_every": 3,
+        "eval_every": 3,
+        "eval_rows": 4,
+        "log_every": 1,
+        "compiled": "off",
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return StageRequest(**settings | options)
+
+
+def train(asked: StageRequest, out: Path, *, stop_after: int | None = None) -> list[dict[str, Any]]:
+    trainers: list[Trainer] = []
+    records: list[dict[str, Any]] = []
+
+    def report(entry: dict[str, Any]) -> None:
+        records.append(entry)
+        if stop_after is not None and entry["step"] >= stop_after:
+            trainers[0].stop_requested = True
+
+    run_stage(
+        resolve(asked, out=out), out, report=report, warn=pytest.fail, started=trainers.append
+    )
+    return records
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(Checkpoint.open(folder), device=CPU).named_parameters())
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    records = [{"instruction": f"Add {n}.", "output": f"x + {n}"} for n in range(40)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+@pytest.fixture
+def base(shards: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "base"
+    train(request(recipe="pretrain", data=[str(shards)], size="1m", steps=1), out)
+    return out
+
+
+@pytest.fixture
+def infill(base: Path, shards: Path, tmp_path: Path) -> Path:
+    train(request(data=[str(shards)], init=base, steps=2), tmp_path / "infill")
+    return tmp_path / "infill"
+
+
+def test_long_context_training_changes_theta_window_and_keeps_the_objective(
+    infill: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "long"
+    changes = CHANGES | {"context": 256}
+    records = train(
+        request(recipe="lcft", data=[str(shards)], init=infill, changes=changes, steps=3), out
+    )
+    checkpoint = Checkpoint.open(out)
+    assert checkpoint.config.rope_theta == 1e6
+    assert checkpoint.config.max_context == 256
+    assert checkpoint.lineage()["objective"]["infill_rate"] == 0.9
+    assert any(record.get("infill_loss") for record in records)
+    # The next window is not masked: attention crosses documents (DECISIONS).
+    assert not json.loads((out / "run.json").read_text())["run"]["recipe"]["document_mask"]
+
+
+def test_long_context_training_of_a_plain_model_stays_plain(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    asked = request(recipe="lcft", data=[str(shards)], init=base)
+    stage = resolve(asked, out=tmp_path / "long")
+    assert stage.run.recipe.infill is None
+    assert stage.run.model.vocab_size == Checkpoint.open(base).config.vocab_size
+    told = request(
+        recipe="lcft", data=[str(shards)], init=base, changes=CHANGES | {"infill_rate": 0.5}
+    )
+    infilling = resolve(told, out=tmp_path / "other").run.recipe.infill
+    assert infilling is not None
+    assert infilling.rate == 0.5, "what is given for the run stands above what is inherited"
+
+
+def test_positions_are_scaled_where_that_is_asked_for(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    changes = CHANGES | {"context": 256, "rope_theta": "1e4", "rope_scale": "4"}
+    out = tmp_path / "linear"
+    train(request(recipe="lcft", data=[str(shards)], init=base, changes=changes, steps=1), out)
+    config = Checkpoint.open(out).config
+    assert (config.rope_theta, config.rope_scale) == (1e4, 4.0)
+
+
+def test_a_python_model_has_a_long_context_recipe_of_its_own(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    train(request(recipe="python", data=[str(shards)], init=base, steps=1), python)
+    stage = resolve(request(recipe="lcft", data=[str(shards)], init=python), out=tmp_path / "out")
+    assert stage.run.recipe.name == "lcft-python"
+    with pytest.raises(UserError, match="lcft-python 1m starts from a checkpoint of python"):
+        resolve(request(recipe="lcft-python", data=[str(shards)], init=base), out=tmp_path / "o")
+
+
+def test_the_reach_of_masked_rows_is_told(base: Path, shards: Path, tmp_path: Path) -> None:
+    # By hand: of every document, the tokens that stand behind more than `beyond` others in a row.
+    opened = ShardSet.open(shards)
+    lengths = [opened.length(d) for d in range(opened.n_documents)]
+    by_hand = sum(
+        max(0, min(128, n - start) - 64) for n in lengths for start in range(0, n, 128)
+    ) / sum(lengths)
+    assert share_beyond(opened, 64, 128) == pytest.approx(by_hand)
+    masked = CHANGES | {"context": 128, "document_mask": "true"}
+    asked = request(recipe="lcft", data=[str(shards)], init=base, changes=masked)
+    reach = resolve(asked, out=tmp_path / "long").reach()
+    assert reach is not None
+    assert (reach.beyond, reach.share) == (64, pytest.approx(by_hand))
+    unmasked = request(recipe="lcft", data=[str(shards)], init=base)
+    assert resolve(unmasked, out=tmp_path / "long").reach() is None
+
+
+def test_recomputed_activations_give_the_same_weights(shards: Path, tmp_path: Path) -> None:
+    # Kills: a layer recomputed on other inputs, a mask forgotten in backward.
+    found = {}
+    for recompute in ("on", "off"):
+        out = tmp_path / recompute
+        asked = request(
+            recipe="pretrain", data=[str(shards)], size="1m", recompute=recompute, steps=3
+        )
+        train(asked, out)
+        assert json.loads((out / "run.json").read_text())["run"]["recompute"] is (recompute == "on")
+        found[recompute] = weights(out)
+    assert all(torch.equal(found["on"][name], found["off"][name]) for name in found["on"])
+
+
+def test_instruction_tuning_learns_answers_and_rehearses(
+    infill: Path, shards: Path, chats: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "chat"
+    records = train(
+        request(
+            recipe="instruct",
+            init=infill,
+            dialogs=[str(chats)],
+            rehearse=[f"{shards}=0.25"],
+            steps=12,
+            any_init=True,
+        ),
+        out,
+    )
+    logged = [record for record in records if "dialog_loss" in record]
+    assert logged[-1]["dialog_loss"] < logged[0]["dialog_loss"] - 0.5
+    # Exact over blocks of 1,024 rows; this run has 48.
+    assert logged[-1]["shares"][str(shards)] == pytest.approx(0.25, abs=0.1)
+    assert any(record["rehearsal_loss"] for record in logged)
+    assert any(record["infill"]["infilled"] for record in logged), "the objective is kept"
+    validations = [record for record in records if "validation_loss" in record]
+    assert set(validations[-1]["validation"]) == {str(chats), str(shards)}
+    assert set(validations[-1]["validation_infill"]) == {str(shards)}
+    assert validations[-1]["validation"][str(chats)] < validations[0]["validation"][str(chats)]
+    names = [stage["recipe"] for stage in stages_of(Checkpoint.open(out).lineage())]
+    assert names == ["pretrain", "fim", "instruct"]
+
+
+def test_a_tuning_stopped_by_a_signal_goes_on_to_the_same_weights(
+    infill: Path, shards: Path, chats: Path, tmp_path: Path
+) -> None:
+    asked = request(
+        recipe="instruct", init=infill, dialogs=[str(chats)], rehearse=[str(shards)], any_init=True
+    )
+    train(asked, tmp_path / "whole")
+    train(asked, tmp_path / "cut", stop_after=2)
+    train(asked, tmp_path / "cut")
+    mine, theirs = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_changed_dialogs_are_another_run(
+    infill: Path, chats: Path, tmp_path: Path, shards: Path
+) -> None:
+    out, file = tmp_path / "chat", tmp_path / "own.jsonl"
+    file.write_text(chats.read_text())
+    asked = request(recipe="instruct", init=infill, dialogs=[str(file)], steps=1, any_init=True)
+    train(asked, out)
+    file.write_text(chats.read_text() + '{"instruction": "More.", "output": "more"}\n')
+    with pytest.raises(UserError, match=r"another run: data\.0\.digest"):
+        train(asked, out)
+
+
+def test_epochs_are_of_the_dialogs(infill: Path, shards: Path, chats: Path, tmp_path: Path) -> None:
+    asked = request(
+        recipe="instruct",
+        init=infill,
+        dialogs=[str(chats)],
+        rehearse=[f"{shards}=0.5"],
+        steps=None,
+        epochs=4,
+        any_init=True,
+    )
+    records = train(asked, tmp_path / "chat")
+    epochs = [record["epochs"] for record in records if "epochs" in record][-1]
+    assert 3.5 < epochs[str(chats)] < 5.5
+    with pytest.raises(UsageError, match="--steps and --epochs both say how long"):
+        resolve(request(recipe="instruct", init=infill, dialogs=["x"], epochs=1), out=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dialogs": ["chats.jsonl"]}, "there is no --init"),
+        ({"init": Path("base")}, "there are no --dialogs"),
+    ],
+)
+def test_what_tuning_needs_is_asked_for(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(request(recipe="instruct", **options), out=None)
+
+
+def test_dialogs_that_fit_no_row_are_refused_or_counted(infill: Path, tmp_path: Path) -> None:
+    long = {"instruction": "Count.", "output": "1 " * 200}
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(long | {"instruction": f"{n}"}) + "\n" for n in range(3)))
+    asked = request(recipe="instruct", init=infill, dialogs=[str(file)], any_init=True)
+    with pytest.raises(UserError, match="no dialog fits a context of 64 tokens"):
+        resolve(asked, out=None)
+    with file.open("a") as more:
+        more.write('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n')
+        more.write('{"instruction": "e", "output": "f"}\n')
+    assert resolve(asked, out=None).too_long >= 2
+
+
+def test_rehearsal_that_leaves_nothing_to_the_dialogs_is_refused(
+    infill: Path, shards: Path, chats: Path
+) -> None:
+    asked = request(
+        recipe="instruct",
+        init=infill,
+        dialogs=[str(chats)],
+        rehearse=[f"{shards}=1"],
+        any_init=True,
+    )
+    with pytest.raises(UsageError, match="not between 0 and 1"):
+        resolve(asked, out=None)
+    weighted = request(
+        recipe="instruct",
+        init=infill,
+        dialogs=[f"{chats}=2"],
+        rehearse=[f"{shards}=0.2"],
+        any_init=True,
+    )
+    assert [s.weight for s in resolve(weighted, out=None).mixture.sources] == [0.8, 0.2]
+
+
+def test_examples_of_dialogs_show_the_mask(infill: Path, chats: Path) -> None:
+    asked = request(recipe="instruct", init=infill, dialogs=[str(chats)], any_init=True)
+    shown = list(examples(resolve(asked, out=None), 2))
+    assert [example.order for example in shown] == ["dialog", "dialog"]
+    for example in shown:
+        assert example.marked.startswith("[BOS][INST] Add ")
+        before, _, said = example.marked.partition("«")
+        assert before.endswith("[/INST]")
+        assert said.endswith(" [EOS]»")
+        assert said.startswith(" x + ")
+        assert example.learned is not None
+        assert len(example.learned) == len(example.ids)
+
+
+def test_a_plan_needs_no_data() -> None:
+    plan = paper_plan(request(recipe="lcft", size="7b", steps=None, changes={}))
+    assert plan.model.rope_theta == 1e6
+    assert plan.recompute, "no machine of ours holds the activations of 7b at 16,384 tokens"
+    asked = request(recipe="lcft", size="7b", steps=None, changes={}, recompute="off")
+    kept = paper_plan(asked).memory["activations"]
+    assert plan.memory["activations"] < kept / 10
+    instruct = paper_plan(request(recipe="instruct", size="34b", steps=None, changes={}))
+    assert next((s.name, s.share) for s in instruct.sources) == ("dialogs", 0.92)
+    with pytest.raises(UsageError, match="needs --size, or --dialogs and a checkpoint"):
+        paper_plan(request(recipe="instruct"))
+
+
+def test_a_finished_run_publishes_its_card(
+    infill: Path, shards: Path, chats: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "chat"
+    asked = request(
+        recipe="instruct",
+        init=infill,
+        dialogs=[str(chats)],
+        rehearse=[str(shards)],
+        steps=2,
+        any_init=True,
+    )
+    train(asked, out)
+    card = (out / "model" / "README.md").read_text()
+    digests = [
+        source["digest"][:12]
+        for source in json.loads((out / "run.json").read_text())["run"]["sources"]
+    ]
+    for part in (
+        "# instruct 1m",
+        "1. pretrain 1m: 256 tokens",
+        "3. instruct 1m: 512 tokens",
+        "| chats.jsonl | 92.0% |",
+        *digests,
+        "validation loss",
+        "## Limits",
+    ):
+        assert part in card
+    newest = read_metrics(out / "metrics.jsonl")[-1]
+    assert f"{newest['validation_loss']:.4f}" in card
+
+
+def test_seconds_of_training_leave_out_the_rest() -> None:
+    records = [
+        {"tokens": 1_000, "tokens_per_s": 100.0},
+        {"validation_loss": 1.0},
+        {"tokens": 3_000, "tokens_per_s": 200.0},
+    ]
+    assert training_seconds_of(records) == 20.0

@@ -1,0 +1,308 @@
+"""The training loop: exact resume, equal micro-batches, guards, and what it leaves on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.training import stage as stages
+from codecria.core.training.run import check_same_run
+from codecria.core.training.stage import Stage, StageRequest, resolve, run_stage
+from codecria.core.training.trainer import Outcome, Trainer, mfu, read_metrics, tokens_per_second
+from codecria.data.errors import UsageError, UserError
+
+CPU = torch.device("cpu")
+CHANGES = {"context": 32, "batch_tokens": 128, "peak_lr": 5e-3}
+
+
+def request(shards: Path, **options: Any) -> StageRequest:
+    settings: dict[str, Any] = {
+        "recipe": "pretrain",
+        "data": [str(shards)],
+        "size": "1m",
+        "steps": 8,
+        "changes": CHANGES,
+        "save_every": 3,
+        "eval_every": 4,
+        "eval_rows": 4,
+        "log_every": 1,
+        "compiled": "off",
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return StageRequest(**settings | options)
+
+
+pytestmark = pytest.mark.usefixtures("tiny_preset")
+
+
+def train(
+    asked: StageRequest, out: Path, *, stop_after: int | None = None
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Run a stage; with `stop_after`, as if a signal came during that step."""
+    records: list[dict[str, Any]] = []
+    trainers: list[Trainer] = []
+
+    def report(entry: dict[str, Any]) -> None:
+        records.append(entry)
+        if stop_after is not None and entry["step"] >= stop_after:
+            trainers[0].stop_requested = True
+
+    outcome = run_stage(
+        resolve(asked, out=out), out, report=report, warn=pytest.fail, started=trainers.append
+    )
+    return outcome, records
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = load_model(Checkpoint.open(folder), device=CPU)
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    mine, theirs = weights(one), weights(other)
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different, f"{len(different)} of {len(mine)} weights differ: {different[:3]}"
+
+
+def test_training_lowers_both_losses_and_publishes_a_model(shards: Path, tmp_path: Path) -> None:
+    outcome, records = train(request(shards, steps=40), tmp_path / "run")
+    assert outcome == Outcome(40, finished=True, trained=40)
+    losses = [r["loss"] for r in records if "loss" in r]
+    validation = [r["validation_loss"] for r in records if "validation_loss" in r]
+    assert losses[-1] < losses[0] - 0.3
+    assert validation[-1] < validation[0]
+    checkpoint = Checkpoint.open(tmp_path / "run")
+    assert checkpoint.folder == tmp_path / "run" / "model"
+    assert checkpoint.lineage()["tokens"] == 40 * 128
+    assert checkpoint.tokenizer_path is not None
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == records
+
+
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(
+    shards: Path, tmp_path: Path
+) -> None:
+    # Kills: moments not restored, the row counter reset, the schedule restarted.
+    train(request(shards), tmp_path / "whole")
+    outcome, _ = train(request(shards), tmp_path / "cut", stop_after=4)
+    assert outcome == Outcome(4, finished=False, trained=4)
+    outcome, _ = train(request(shards), tmp_path / "cut")
+    assert outcome == Outcome(8, finished=True, trained=4)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    whole, cut = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    assert [r["step"] for r in cut] == [r["step"] for r in whole]
+    assert [r.get("loss") for r in cut] == [r.get("loss") for r in whole]
+
+
+def test_a_finished_run_does_nothing_when_started_again(shards: Path, tmp_path: Path) -> None:
+    train(request(shards), tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()}
+    outcome, records = train(request(shards), tmp_path / "run")
+    assert outcome == Outcome(8, finished=True, trained=0)
+    assert records == []
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "model").iterdir()} == before
+
+
+def test_only_the_newest_checkpoints_are_kept(shards: Path, tmp_path: Path) -> None:
+    train(request(shards, save_every=2, keep=2), tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000008"]
+
+
+def test_every_saved_step_is_a_checkpoint_that_can_be_started_from(
+    shards: Path, tmp_path: Path
+) -> None:
+    train(request(shards), tmp_path / "run")
+    first = tmp_path / "run" / "checkpoints" / "step-00000006"
+    outcome, _ = train(request(shards, size=None, init=first), tmp_path / "next")
+    assert outcome.finished
+    assert Checkpoint.open(tmp_path / "next").lineage()["parent"] == Checkpoint.open(first).digest()
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    micro_rows: int, shards: Path, tmp_path: Path
+) -> None:
+    # Kills: dividing by each micro-batch's own count of targets.
+    train(request(shards, micro_rows=4, steps=2), tmp_path / "whole")
+    train(request(shards, micro_rows=micro_rows, steps=2), tmp_path / "parts")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"changes": CHANGES | {"peak_lr": 1e-3}}, "recipe.peak_lr: 0.005 -> 0.001"),
+        ({"changes": CHANGES | {"seed": 1}}, "recipe.seed: 0 -> 1"),
+        ({"steps": 9}, "recipe.tokens: 1024 -> 1152"),
+        ({"micro_rows": 1}, "micro_rows: 4 -> 1"),
+    ],
+)
+def test_a_changed_run_is_refused_with_the_difference(
+    change: dict[str, Any], named: str, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(request(shards, steps=8), out, stop_after=1)
+    with pytest.raises(UserError, match=named):
+        train(request(shards, **change), out)
+
+
+def test_another_environment_is_told_and_not_refused(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(request(shards), out, stop_after=1)
+    page = json.loads((out / "run.json").read_text())
+    page["environment"]["threads"] = 77
+    (out / "run.json").write_text(json.dumps(page))
+    warnings = check_same_run(out, resolve(request(shards), out=out).run)
+    assert warnings == [f"threads: 77 -> {torch.get_num_threads()}"]
+
+
+class Poisoned(Trainer):
+    """A trainer whose loss is not a number in one step."""
+
+    bad_step = 3
+
+    def step(self, step: int, batch: Any) -> Any:
+        if step == self.bad_step:
+            with torch.no_grad():
+                saved = self.model.norm.weight.clone()
+                self.model.norm.weight.fill_(float("nan"))
+            try:
+                return super().step(step, batch)
+            finally:
+                with torch.no_grad():
+                    self.model.norm.weight.copy_(saved)
+        return super().step(step, batch)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    policy: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "Trainer", Poisoned)
+    asked = request(shards, changes=CHANGES | {"on_nonfinite": policy}, save_every=1)
+    if policy == "stop":
+        with pytest.raises(UserError, match="before the update of step 4: loss nan"):
+            train(asked, tmp_path / "run")
+        assert Checkpoint.open(tmp_path / "run").folder.name == "step-00000003"
+        return
+    outcome, records = train(asked, tmp_path / "run")
+    assert outcome.finished
+    assert [r["step"] for r in records if "skipped" in r] == [4]
+    assert Checkpoint.open(tmp_path / "run").lineage()["skipped"] == [3]
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "run").values())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(request(shards, save_every=2), out, stop_after=4)
+    newest = out / "checkpoints" / "step-00000004"
+    moments = newest / "optimizer.safetensors"
+    moments.write_bytes(moments.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"cannot resume from .*step-00000004") as caught:
+        train(request(shards, save_every=2), out)
+    assert "remove that folder" in caught.value.hint
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    outcome, _ = train(request(shards, save_every=2), out)
+    assert outcome == Outcome(8, finished=True, trained=6)
+
+
+def test_a_bfloat16_run_keeps_float32_masters_and_publishes_bfloat16(
+    shards: Path, tmp_path: Path
+) -> None:
+    _, records = train(request(shards, steps=40, dtype="bfloat16", save_every=40), tmp_path / "run")
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < losses[0] - 0.3
+    saved = Checkpoint.open(tmp_path / "run" / "checkpoints" / "step-00000040")
+    assert {part.dtype for part in saved.weights.stored.values()} == {"float32"}
+    published = Checkpoint.open(tmp_path / "run").weights
+    assert {part.dtype for part in published.stored.values()} == {"bfloat16"}
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
+    train(request(shards, steps=1), tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    (model / "codecria.json").unlink()
+    path = model / "tokenizer.model"
+    resolve(request(shards, size=None, init=model), out=None)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="another tokenizer than the data") as caught:
+        resolve(request(shards, size=None, init=model), out=None)
+    assert "prepare the data again with --tokenizer" in caught.value.hint
+
+
+def test_two_processes_cannot_write_to_one_run(shards: Path, tmp_path: Path) -> None:
+    from codecria.data.files import locked
+
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+        train(request(shards), tmp_path / "run")
+
+
+def resolved(shards: Path, out: Path, **options: Any) -> Stage:
+    return resolve(request(shards, **options), out=out)
+
+
+def test_options_that_do_not_go_together_are_usage_errors(shards: Path, tmp_path: Path) -> None:
+    for options, message in [
+        ({"data": []}, "there is no --data"),
+        ({"size": None}, "either --size or --init"),
+        ({"init": tmp_path}, "either --size or --init"),
+        ({"tokens": 5}, "--tokens and --steps"),
+        ({"micro_rows": 3}, "--micro-rows 3 does not divide the batch of 4 rows"),
+        ({"dtype": "int8"}, "cannot train in 'int8'"),
+        ({"compiled": "maybe"}, "--compile is 'maybe'"),
+        ({"device": "abacus"}, "there is no device 'abacus'"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            resolved(shards, tmp_path / "run", **options)
+
+
+def test_without_a_compiler_compilation_is_refused_and_never_chosen(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="there is no C"):
+        resolved(shards, tmp_path / "run", compiled="on")
+    long = {"compiled": "auto", "steps": 10**9}
+    assert not resolved(shards, tmp_path / "run", **long).run.compiled
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(stages.machine, "compiler_problem", lambda: "")
+    assert resolved(shards, tmp_path / "run", **long).run.compiled
+
+
+def test_the_plan_of_a_run_counts_its_own_data(shards: Path, tmp_path: Path) -> None:
+    stage = resolved(shards, tmp_path / "run")
+    plan = stage.plan()
+    [source] = plan.sources
+    assert source.unique == stage.mixture.sources[0].shards.n_tokens
+    assert source.drawn == pytest.approx(8 * 128, rel=0.5)
+    assert plan.as_json()["steps"] == 8
+
+
+def test_speed_figures_are_what_they_say() -> None:
+    assert tokens_per_second(4096, 2.0) == 2048.0
+    assert tokens_per_second(0, 0.0) == 0.0
+    assert mfu(1000.0, 6e8, 1e12) == 0.6
+    assert mfu(1000.0, 6e8, 0.0) is None
+
+
+def test_batches_are_rows_in_order(shards: Path, tmp_path: Path) -> None:
+    from codecria.data.rows.loader import Loader
+
+    stage = resolved(shards, tmp_path / "run")
+    with (
+        Loader(stage.mixture, context=32, seed=0, batch_rows=4, start=5, stop=6) as late,
+        Loader(stage.mixture, context=32, seed=0, batch_rows=4, start=0, stop=6) as all_of,
+    ):
+        [five] = list(late)
+        assert np.array_equal(five.ids, list(all_of)[5].ids)

@@ -1,0 +1,225 @@
+"""Redaction: the shipped examples, laws over texts put together at random, speed on hostile texts.
+
+The values below are put together or drawn when the tests run, so that no scanner finds this file.
+"""
+
+from __future__ import annotations
+
+import string
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codecria.data.corpus import redact as module
+from codecria.data.corpus.redact import DEFAULT, RULES, Redaction, entropy, redact, self_check
+
+PEM = "-----BEGIN {0}-----\n{1}\n-----END {0}-----"
+KEY = "PRIVATE " + "KEY"
+BODY = "\n".join(
+    "MIIEpAIBAAKCAQEA7" + "bX3qLw9Zt5Rk2Vn8Yc4Pd6Hf1Jg0Ms+uTaEiOyWxKzBvN/" for _ in range(6)
+)
+JOE = "joe" + "@" + "kernel-mail.org"
+GITHUB = "gh" + "p_" + "q7Rz2LkXw9TbV4nYc8PdH6fJ1gMs0uKaEiBo"
+RANDOM = "q7Rz2LkXw9" + "TbV4nYc8Pd"
+
+
+def test_the_shipped_examples_are_found_and_the_innocent_code_stays() -> None:
+    assert self_check() == []
+    assert len(module._INNOCENT) >= 60
+
+
+def test_self_check_notices_rules_that_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RULES", RULES[:1])
+    assert len(self_check()) > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "clean", "rules"),
+    [
+        (f"# {JOE}\n", "# <EMAIL>\n", "email"),
+        (f"a <{JOE}>, b <{JOE}>", "a <<EMAIL>>, b <<EMAIL>>", "email email"),
+        (f'print("to:\\n{JOE}")', 'print("to:\\n<EMAIL>")', "email"),
+        (f"login('{GITHUB}')", "login('<KEY>')", "github_token"),
+        (f"{GITHUB} {JOE}", "<KEY> <EMAIL>", "github_token email"),
+        (f'x = """{PEM.format(KEY, BODY)}"""', 'x = """<PRIVATE_KEY>"""', "private_key"),
+        (f"ftp://joe:{RANDOM}@kernel.org/x", "ftp://joe:<PASSWORD>@kernel.org/x", "url_password"),
+        (f'password = "{RANDOM}"', 'password = "<PASSWORD>"', "password"),
+        (f'{{"api_key":"{RANDOM}"}}', '{"api_key":"<KEY>"}', "secret"),
+        (f'if user["token"] == "{RANDOM}":', 'if user["token"] == "<KEY>":', "secret"),
+        (
+            f"f(a='1', password='{RANDOM}', b='2')",
+            "f(a='1', password='<PASSWORD>', b='2')",
+            "password",
+        ),
+        (f"API_TOKEN={RANDOM}1\r\nB=2\r\n", "API_TOKEN=<KEY>\r\nB=2\r\n", "secret"),
+    ],
+)
+def test_the_value_goes_and_all_around_it_stays(text: str, clean: str, rules: str) -> None:
+    assert redact(text) == (clean, dict(Counter(rules.split())))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'label = "{RANDOM}"',  # a random literal, but nothing says it is secret
+        f'password_hash = "{RANDOM}"',
+        f'author = "{RANDOM}"',
+        'password = "q7Rz2"',  # short
+        'password = "password1234"',
+        'secret = "client-secret-number-22"',
+        f"{GITHUB}{RANDOM * 12}",  # no token is as long
+        PEM.format(KEY, "..."),
+        PEM.format("CERTIFICATE", BODY),
+        "x = a@b.T",
+        "y = rows@weights.t()",
+        "icon@2x.png",
+    ],
+)
+def test_what_only_looks_like_a_finding_stays_the_same_object(text: str) -> None:
+    clean, counts = redact(text)
+    assert clean is text
+    assert counts == {}
+
+
+def test_the_recipe_chooses() -> None:
+    text = f"{JOE} {GITHUB}"
+    assert redact(text, Redaction(emails=False)) == (f"{JOE} <KEY>", {"github_token": 1})
+    assert redact(text, Redaction(secrets=False)) == (f"<EMAIL> {GITHUB}", {"email": 1})
+    assert redact(text, Redaction(emails=False, secrets=False)) == (text, {})
+    for kept in (JOE.upper(), "@kernel-mail.org"):
+        assert redact(JOE, replace(DEFAULT, keep_emails=(kept,)))[0] is JOE
+    assert redact(JOE, replace(DEFAULT, keep_emails=("oe@kernel-mail.org",)))[0] == "<EMAIL>"
+    literal = f'password = "{RANDOM}"'
+    assert redact(literal, Redaction(min_length=21))[0] is literal
+    assert redact(literal, Redaction(min_entropy=5.0))[0] is literal
+
+
+def test_entropy_is_that_of_a_fair_choice() -> None:
+    assert entropy("") == 0
+    assert entropy("aaaa") == 0
+    assert entropy("abcd" * 5) == pytest.approx(2)
+    assert entropy(string.hexdigits[:16]) == pytest.approx(4)
+
+
+def test_a_comment_in_a_key_block_goes_with_the_block() -> None:
+    text = PEM.format(f"PGP {KEY} BLOCK", f"Comment: {JOE}\n\n{BODY}")
+    assert redact(f"{text}\n{JOE}\n") == (
+        "<PRIVATE_KEY>\n<EMAIL>\n",
+        {"private_key": 1, "email": 1},
+    )
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            JOE,
+            GITHUB,
+            RANDOM,
+            PEM.format(KEY, BODY),
+            'password = "',
+            '"',
+            "'",
+            "\n",
+            " ",
+            "@",
+            "://",
+            f"http://joe:{RANDOM}@kernel.org",
+            f"API_KEY={RANDOM}1",
+            "Bearer ",
+            "-----",
+            "eyJ",
+            ".",
+            "<KEY>",
+            "<EMAIL>",
+            "aws secret: ",
+            "def f(x):",
+            "é",
+            "密",
+            "\ud800",
+            "\\n",
+            "=",
+            "x",
+        ]
+    ),
+    st.text(max_size=8),
+)
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS)
+def test_what_comes_out_has_no_findings(text: str) -> None:
+    clean, counts = redact(text)
+    again, none = redact(clean)
+    assert again is clean
+    assert none == {}
+    assert (clean is text) == (counts == {})
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    (JOE, "<EMAIL>", "email"),
+                    (GITHUB, "<KEY>", "github_token"),
+                    ("x = 1", "x = 1", ""),
+                ]
+            ),
+            st.sampled_from(["\n", " é ", " 密码 ", "'\n\t'", ", "]),
+        )
+    )
+)
+def test_counts_are_those_of_the_findings_put_in(
+    parts: list[tuple[tuple[str, str, str], str]],
+) -> None:
+    text = "".join(value + gap for (value, _, _), gap in parts)
+    expected = "".join(placeholder + gap for (_, placeholder, _), gap in parts)
+    counts = Counter(rule for (_, _, rule), _ in parts if rule)
+    assert redact(text) == (expected, dict(counts))
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(blacklist_characters="@:=-_.'\"`")))
+def test_a_text_without_the_signs_of_any_rule_is_the_same_object(text: str) -> None:
+    assert redact(text)[0] is text
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.sampled_from(" '\"=é密\n/,"))
+def test_a_token_is_found_wherever_it_stands(before: int, after: int, edge: str) -> None:
+    clean, counts = redact("y " * before + edge + GITHUB + edge + " z" * after)
+    assert counts == {"github_token": 1}
+    assert clean == "y " * before + edge + "<KEY>" + edge + " z" * after
+
+
+HOSTILE = (
+    *("a", "@", "A1b2C3d4", "-", "_", ".", "'", '"', "é", "密", "password=", 'password="', "=:=:"),
+    *("a@a.", "a@b.com", "a.b@c-", "x@x@x@x@x@x@", "://a:", "://:@", "eyJ", "AKIA", "sk-ant-"),
+    *("xoxb-1", "hvs.", '"a1B2c3D4e5F6g7H8"', "a1B2c3D4e5F6g7H8i9J0k1L2+", "aws_secret", "Basic "),
+)
+FULL_OF_FINDINGS = [
+    'token="a1B2c3D4e5F6',
+    "token=a1B2c3D4e5F6g7H8i9J0k1L2\n",
+    "eyJhbGciOiJIUzI1NiJ9.",
+    "discord M1N2o3P4q5R6s7T8u9V0w1X2y3.",
+    "Private-Lines: 1\nabcdefghijklmnop12",
+    f"{JOE} ",
+    "-----BEGIN " + KEY + "-----",
+    "-----BEGIN " + KEY + "-----\nMIIEpAIBAAKCAQEA7bX3qLw9Zt",
+]
+
+
+@pytest.mark.parametrize(
+    ("piece", "size"),
+    [*((piece, 10**6) for piece in HOSTILE), *((piece, 10**5) for piece in FULL_OF_FINDINGS)],
+)
+def test_a_hostile_text_takes_time_in_proportion_to_its_length(piece: str, size: int) -> None:
+    text = piece * (size // len(piece))
+    start = time.process_time()
+    redact(text)
+    assert time.process_time() - start < 5
