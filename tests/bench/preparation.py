@@ -80,7 +80,7 @@ print(time.perf_counter() - began)
 OURS = """
 import sys, time, json, multiprocessing
 from pathlib import Path
-from codecria.data import near, shingles
+from codecria.data.corpus import near, shingles
 
 def sketch(path):
     texts = [json.loads(line)["text"] for line in Path(path).open()]

@@ -20,8 +20,8 @@ CHILD = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from codecria.core import resume, stage, trainer
-from codecria.core.stage import StageRequest, resolve, run_stage
+from codecria.core.training import resume, stage, trainer
+from codecria.core.training.stage import StageRequest, resolve, run_stage
 
 shards, out, compiled, where, when, init, recipe, dialogs = sys.argv[1:]
 when = int(when)

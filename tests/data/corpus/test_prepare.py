@@ -269,9 +269,9 @@ def test_the_order_is_a_shuffle_of_the_seed(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from codecria.data.sources import parse_sources
-from codecria.data.intake import PrepareRecipe
-from codecria.data.prepare import Engine, prepare
+from codecria.data.corpus.sources import parse_sources
+from codecria.data.corpus.intake import PrepareRecipe
+from codecria.data.corpus.prepare import Engine, prepare
 
 corpus, model, out, stage, done = sys.argv[1:]
 
@@ -656,7 +656,7 @@ def test_an_append_stopped_while_publishing_goes_on_from_what_was_there(
 
             # The new report is there, of the sets none.
             with monkeypatch.context() as patch:
-                patch.setattr("codecria.data.rows.rows.shards.write_manifest", killed)
+                patch.setattr("codecria.data.rows.shards.write_manifest", killed)
                 with pytest.raises(Killed):
                     prepare(added, out, recipe_of(out), model=None, append=True)
             assert read_json(out / "report.json")["sources"]["more"]
