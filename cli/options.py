@@ -1,6 +1,150 @@
-"""Options that several verbs read alike."""
+"""Options that several verbs share, each declared once, and the help groups they stand in.
+
+A verb uses an alias as the annotation of its parameter and gives the default itself:
+`device: Device = "auto"`. Typer fills the parameter; nothing here imports what is slow.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+# Help groups (rich_help_panel); one name for one idea across verbs.
+INPUT = "Input"
+OUTPUT = "Output"
+TRAINING = "Training"
+SCHEDULE = "Logging and checkpoints"
+INFILLING = "Infilling"
+CHAT = "Chat"
+SAMPLING = "Sampling"
+SCORING = "Scoring"
+SANDBOX = "Sandbox"
+ENDPOINT = "Endpoint"
+MACHINE = "Device and speed"
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
+TierName = Literal["auto", "bwrap", "native", "command", "none"]
+
+# --- the model, and what it runs on ---
+
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="CODECRIA_MODEL",
+        help="Checkpoint or run folder.",
+        rich_help_panel=INPUT,
+    ),
+]
+OptionalModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="CODECRIA_MODEL",
+        help="Checkpoint or run folder.",
+        rich_help_panel=INPUT,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=2, help="Context length in tokens [default: the model's trained context]."),
+]
+Device = Annotated[
+    DeviceName,
+    typer.Option(help="Device; auto uses a GPU if there is one.", rich_help_panel=MACHINE),
+]
+Dtype = Annotated[
+    DtypeName,
+    typer.Option(
+        help="Compute type; auto is bfloat16 where the device is fast at it.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; use 1 on a shared machine.", rich_help_panel=MACHINE),
+]
+Batch = Annotated[
+    int,
+    typer.Option(min=1, help="Sequences decoded in one batch.", rich_help_panel=MACHINE),
+]
+
+# --- sampling ---
+
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", "-t", help="Sampling temperature; 0 is greedy.", rich_help_panel=SAMPLING
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Nucleus sampling: keep the likeliest tokens up to this probability.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Keep this many likeliest tokens; 0 keeps all.", rich_help_panel=SAMPLING
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Random seed.", rich_help_panel=SAMPLING)]
+
+# --- the sandbox ---
+
+Tier = Annotated[
+    TierName,
+    typer.Option(
+        "--sandbox",
+        help="Sandbox tier; none runs programs unconfined.",
+        rich_help_panel=SANDBOX,
+    ),
+]
+SandboxCommand = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND",
+        help="With --sandbox command: as 'podman run --rm -i --network none IMAGE'.",
+        rich_help_panel=SANDBOX,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Programs run at once [default: one per core].", rich_help_panel=SANDBOX
+    ),
+]
+MemoryMb = Annotated[
+    int,
+    typer.Option(min=16, help="Memory limit per program, MB.", rich_help_panel=SANDBOX),
+]
+
+# --- what a verb prints ---
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT),
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON lines on stdout.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=OUTPUT),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable."),
+]
 
 
 def tier_of(sandbox: str, command: str | None, *, isolate: bool) -> str:
