@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from codecria.data.corpus import shingles
+from codecria.data.corpus.decontaminate import Index
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_folder, atomic_writer, digest_file, digest_json
-from codecria.data.formats.chat import Dialog, form_of, training_ids
+from codecria.data.formats.chat import Dialog, Message, form_of, training_ids
 from codecria.data.formats.dialogs import Found, Refused, read
 from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
 
@@ -37,6 +39,7 @@ from .shards import (
 
 HOLDOUT_SHARE = 0.02  # of the dialogs, for validation
 HOLDOUT_MOST = 1_000  # dialogs: more make no validation loss more telling
+CHECKED_AT_ONCE = 256  # dialogs looked through for problems
 SHOWN = 5  # refused records named in full
 METADATA = pa.schema([("source", pa.string()), ("where", pa.string()), ("turns", pa.uint32())])
 
@@ -53,6 +56,9 @@ class DialogReport:
         duplicates: left out, as an equal dialog came before.
         refused: left out, counted by what is wrong with them.
         examples: some of those refused, "where: problem".
+        contaminated: left out, as they hold an evaluation problem; counted by problem. A dialog
+            that holds several counts for each.
+        contaminated_dialogs: how many dialogs these are.
     """
 
     name: str
@@ -62,10 +68,18 @@ class DialogReport:
     duplicates: int
     refused: dict[str, int]
     examples: list[str]
+    contaminated: dict[str, int] = field(default_factory=dict)
+    contaminated_dialogs: int = 0
 
 
 def open_dialogs(
-    path: Path, tokenizer: Tokenizer, folder: Path, *, allow_tags: bool, strict: bool
+    path: Path,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    allow_tags: bool,
+    strict: bool,
+    problems: Index | None = None,
 ) -> tuple[Path, DialogReport]:
     """The shard set of a file of dialogs, made below `folder` unless it is there.
 
@@ -75,6 +89,7 @@ def open_dialogs(
         folder: where shard sets of dialogs lie; each gets a subfolder of its own.
         allow_tags: keep dialogs whose text holds the tags of a chat form.
         strict: a record that cannot be used is an error.
+        problems: evaluation problems (`decontaminate.build`); dialogs that hold one are left out.
 
     Returns:
         the shard set's folder, and what was in the file.
@@ -95,9 +110,11 @@ def open_dialogs(
         "form": form_of(tokenizer),
         "allow_tags": allow_tags,
     }
+    if problems is not None:
+        recipe["benchmarks"] = problems.digest
     made = folder / f"{path.name}-{digest_json([recipe, tokenizer.digest])[:12]}"
     if not made.is_dir():
-        selection = _select(path, allow_tags=allow_tags)
+        selection = _select(path, problems, allow_tags=allow_tags)
         _check_strict(path, selection.report, strict=strict)
         if not selection.report.kept:
             raise UserError(
@@ -132,11 +149,12 @@ class _Selection:
     report: DialogReport
 
 
-def _select(path: Path, *, allow_tags: bool) -> _Selection:
+def _select(path: Path, problems: Index | None, *, allow_tags: bool) -> _Selection:
     seen: dict[bytes, int] = {}
     refused: Counter[str] = Counter()
     examples: list[str] = []
     count = duplicates = 0
+    leaks = _Leaks(problems)
     for number, record in enumerate(read(path, allow_tags=allow_tags)):
         count += 1
         if isinstance(record, Refused):
@@ -145,6 +163,10 @@ def _select(path: Path, *, allow_tags: bool) -> _Selection:
                 examples.append(f"{record.where}: {record.problem}")
         elif seen.setdefault(_digest(record.dialog), number) != number:
             duplicates += 1
+        else:
+            leaks.add(number, record.dialog)
+    contaminated = leaks.finish()
+    seen = {digest: number for digest, number in seen.items() if number not in contaminated}
     # Digests are as good as random: the smallest are a fixed sample of any set of dialogs.
     share = max(1, min(HOLDOUT_MOST, round(HOLDOUT_SHARE * len(seen)))) if len(seen) > 1 else 0
     held_out = {seen[digest] for digest in sorted(seen)[:share]}
@@ -156,8 +178,55 @@ def _select(path: Path, *, allow_tags: bool) -> _Selection:
         duplicates=duplicates,
         refused=dict(sorted(refused.items())),
         examples=examples,
+        contaminated=dict(sorted(leaks.counts.items())),
+        contaminated_dialogs=len(contaminated),
     )
     return _Selection(set(seen.values()), held_out, report)
+
+
+class _Leaks:
+    """Finds the dialogs that hold an evaluation problem, many dialogs at a time.
+
+    Attributes:
+        counts: dialogs by problem.
+    """
+
+    def __init__(self, problems: Index | None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._problems = problems
+        self._found: set[int] = set()
+        self._waiting: list[tuple[int, str]] = []
+
+    def add(self, number: int, dialog: Dialog) -> None:
+        """Check the dialog of record `number`, now or later."""
+        if self._problems is None:
+            return
+        self._waiting.append((number, searched_text(dialog)))
+        if len(self._waiting) == CHECKED_AT_ONCE:
+            self._check(self._problems)
+
+    def finish(self) -> set[int]:
+        """The numbers of the records whose dialogs hold a problem."""
+        if self._problems is not None:
+            self._check(self._problems)
+        return self._found
+
+    def _check(self, problems: Index) -> None:
+        numbers = [number for number, _ in self._waiting]
+        texts = shingles.column([text for _, text in self._waiting])
+        for number, named in zip(numbers, problems.problems_in(texts), strict=True):
+            if named:
+                self._found.add(number)
+                self.counts.update(named)
+        self._waiting.clear()
+
+
+def searched_text(dialog: Sequence[Message]) -> str:
+    """A dialog as one text to look for evaluation problems in: its messages in order.
+
+    A prompt and its solution stand one after the other, as they do in a problem.
+    """
+    return "\n".join(message.content for message in dialog)
 
 
 def _kind(problem: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from codecria.data.corpus import decontaminate
 from codecria.data.errors import UserError
 from codecria.data.formats.chat import training_ids
 from codecria.data.formats.dialogs import Found, read
@@ -26,7 +27,7 @@ def pairs(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"Question {n}?", "output": f"Answer {n}."} for n in range(count)]
 
 
-def make(file: Path, tokenizer: Tokenizer, **options: bool) -> tuple[Path, Any]:
+def make(file: Path, tokenizer: Tokenizer, **options: Any) -> tuple[Path, Any]:
     settings = {"allow_tags": False, "strict": False} | options
     return open_dialogs(file, tokenizer, file.parent / "made", **settings)
 
@@ -116,3 +117,40 @@ def test_a_file_without_dialogs_says_what_it_holds(tokenizer: Tokenizer, tmp_pat
     with pytest.raises(UserError, match="cannot read"):
         make(tmp_path / "absent.jsonl", tokenizer)
     assert not (tmp_path / "made").exists() or not list((tmp_path / "made").iterdir())
+
+
+PROBLEM = {
+    "task_id": "HumanEval/900",
+    "prompt": (
+        "def widest(rows):\n"
+        '    """ The row of a table with the largest difference between any two of its cells. """\n'
+    ),
+    "canonical_solution": (
+        "    best, chosen = -1, None\n    for row in rows:\n"
+        "        spread = max(row) - min(row)\n        if spread > best:\n"
+        "            best, chosen = spread, row\n    return chosen\n"
+    ),
+}
+
+
+def test_dialogs_that_hold_an_evaluation_problem_are_left_out_and_counted(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write(tmp_path / "problems.jsonl", [PROBLEM])
+    index = decontaminate.build([tmp_path / "problems.jsonl"])
+    asked = {"instruction": PROBLEM["prompt"], "output": "Use max and min."}
+    answered = {
+        "messages": [
+            {"role": "user", "content": "Which row is widest?"},
+            {"role": "assistant", "content": "Like this:\n\n" + PROBLEM["canonical_solution"]},
+        ]
+    }
+    file = write(tmp_path / "chats.jsonl", [*pairs(400), asked, answered])
+    before, plain = make(file, tokenizer)
+    after, checked = make(file, tokenizer, problems=index)
+    assert before != after
+    assert (plain.kept, plain.contaminated_dialogs, plain.contaminated) == (402, 0, {})
+    assert (checked.kept, checked.contaminated_dialogs) == (400, 2)
+    assert checked.contaminated == {"HumanEval/900": 2}
+    assert make(file, tokenizer, problems=index, strict=True)[1] == checked
+    assert make(file, tokenizer)[0] == before, "without problems nothing changes"
