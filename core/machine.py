@@ -22,9 +22,33 @@ import torch
 
 from codecria.core.model.attention import choose_backend
 from codecria.core.sandbox import survey as sandboxes
+from codecria.data.errors import UsageError, UserError
 
 PROBE_S = 0.25  # how long one probe may go on
 PACKAGES = ("codecria", "torch", "xformers", "sentencepiece", "safetensors", "numpy", "pyarrow")
+
+
+def choose_device(requested: str) -> torch.device:
+    """The device to use.
+
+    Args:
+        requested: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: the requested device is not in this machine.
+        UsageError: there is no such device.
+    """
+    if requested == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {requested!r}", hint="use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no CUDA device for {requested!r}", hint="use --device cpu")
+    return device
 
 
 def _rate(work: Callable[[], object], device: torch.device, budget_s: float) -> float:

@@ -11,7 +11,6 @@ import torch
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import DTYPES, Checkpoint, load_model
 from codecria.core.model.transformer import Transformer
-from codecria.core.training.stage import choose_device
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -39,8 +38,7 @@ class Generator:
         Args:
             path: where it lies, its tokenizer.model within.
             device: "auto", "cpu" or "cuda".
-            dtype: "auto", "float32" or "bfloat16"; auto keeps the stored type where the device
-                multiplies it fast, else takes float32.
+            dtype: compute type, "auto", "float32" or "bfloat16"; see `_compute_dtype` for auto.
 
         Raises:
             UserError: it is no checkpoint, or has no tokenizer, or another model's.
@@ -53,8 +51,10 @@ class Generator:
                 f" {checkpoint.config.vocab_size} rows",
                 hint="the tokenizer does not belong to this model",
             )
-        chosen = choose_device(device)
-        model = load_model(checkpoint, device=chosen, dtype=_choose_dtype(dtype, chosen))
+        chosen = machine.choose_device(device)
+        model = load_model(
+            checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
+        )
         return cls(model.eval(), tokenizer)
 
     def fit(self, ids: list[int], limits: Limits, *, truncate: str | None) -> list[int]:
@@ -128,9 +128,22 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.load(checkpoint.tokenizer_path)
 
 
-def _choose_dtype(requested: str, device: torch.device) -> torch.dtype | None:
-    if requested == "auto":
-        return None if machine.bf16_pays(device) else torch.float32
-    if requested not in ("float32", "bfloat16"):
-        raise UsageError(f"cannot generate in {requested!r}", hint="auto, float32 or bfloat16")
-    return DTYPES[requested]
+def _compute_dtype(requested: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The one type that all weights are loaded into, however many types they are stored in.
+
+    auto keeps float32; 16-bit and mixed weights become bfloat16 where the device is fast at it,
+    else float32. float16 stays only on a GPU: a CPU computes it about ten times slower.
+
+    Raises:
+        UsageError: the requested type is not offered.
+    """
+    if requested in ("float32", "bfloat16"):
+        return DTYPES[requested]
+    if requested != "auto":
+        raise UsageError(f"there is no compute type {requested!r}", hint="auto, float32, bfloat16")
+    stored = {weight.dtype for weight in checkpoint.weights.stored.values()}
+    if stored <= {"float32", "float64"}:
+        return torch.float32
+    if stored == {"float16"} and device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if machine.bf16_pays(device) else torch.float32

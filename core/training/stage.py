@@ -205,23 +205,6 @@ class Stage:
         return InfillPlan(format=infilling.format, sources=told)
 
 
-def choose_device(requested: str) -> torch.device:
-    """The device to use.
-
-    Raises:
-        UserError: the requested one is not there.
-    """
-    available = torch.cuda.is_available()
-    if requested == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if requested.startswith("cuda") and not available:
-        raise UserError("there is no CUDA device here", hint="use --device cpu")
-    try:
-        return torch.device(requested)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {requested!r}", hint="auto, cpu or cuda") from error
-
-
 def resolve_recipe(name: str, size: str, request: StageRequest) -> Recipe:
     """The recipe with what the request changes.
 
@@ -253,7 +236,7 @@ def paper_plan(request: StageRequest) -> Plan:
     recipe = resolve_recipe(request.recipe, request.size, request)
     model = replace(preset(request.size), **_rope(recipe))
     micro_rows = request.micro_rows or 1
-    device = choose_device(request.device)
+    device = machine.choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
     return make_plan(
         recipe,
@@ -321,7 +304,7 @@ def resolve(request: StageRequest, *, out: Path | None) -> Stage:
     mixture = vocabulary.see(mixture)
     shards = mixture.sources[0].shards
     model = _model_config(request.size, init, recipe, shards, vocabulary)
-    device = choose_device(request.device)
+    device = machine.choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
     peak = machine.matmul_flops(DTYPES[dtype], device)
     backend, why = choose_backend(device, request.attention)

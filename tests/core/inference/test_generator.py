@@ -1,0 +1,74 @@
+"""Loading: one compute type whatever the weights are stored in, on a device that exists."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from codecria.core import machine
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, write_checkpoint
+from codecria.core.inference.engine import Completion, Limits
+from codecria.core.inference.generator import Generator
+from codecria.core.inference.sampling import Sampling
+from codecria.data.errors import UsageError, UserError
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+Stored = Callable[[str], torch.dtype]
+
+
+def stored_as(folder: Path, source: Path, dtype: Stored) -> Path:
+    """A copy of a checkpoint with each weight stored in the type that `dtype` gives its name."""
+    checkpoint = Checkpoint.open(source)
+    weights = dict(load_model(checkpoint, device=CPU).named_parameters())
+    folder.mkdir()
+    write_checkpoint(
+        folder,
+        checkpoint.config,
+        weights.__getitem__,
+        dtype={name: dtype(name) for name in weights},
+        tokenizer=checkpoint.tokenizer_path,
+        lineage={},
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        lambda name: torch.float32 if "norm" in name else torch.bfloat16,
+        lambda name: torch.bfloat16 if "norm" in name else torch.float16,
+        lambda name: torch.float32 if name == "tok_embeddings" else torch.bfloat16,
+        lambda _: torch.float16,
+    ],
+    ids=["float32 norms", "bfloat16 norms", "float32 embeddings", "float16"],
+)
+@pytest.mark.parametrize("requested", ["auto", "float32", "bfloat16"])
+def test_weights_of_any_types_are_loaded_into_one_and_generate(
+    requested: str, dtype: Stored, small_model: Path, tmp_path: Path
+) -> None:
+    folder = stored_as(tmp_path / "mixed", small_model, dtype)
+    generator = Generator.load(folder, device="cpu", dtype=requested)
+    [found] = {weight.dtype for weight in generator.model.parameters()}
+    fast = torch.bfloat16 if machine.bf16_pays(CPU) else torch.float32
+    assert found == {"auto": fast, "float32": torch.float32, "bfloat16": torch.bfloat16}[requested]
+    ids = generator.tokenizer.encode("def f(", bos=True)
+    events = list(generator.complete(ids, Sampling(), Limits(max_tokens=4)))
+    assert isinstance(events[-1][1], Completion)
+
+
+def test_float32_weights_stay_float32(small_model: Path, tokenizer: Tokenizer) -> None:
+    generator = Generator.load(small_model, device="auto", dtype="auto")
+    assert {weight.dtype for weight in generator.model.parameters()} == {torch.float32}
+    assert generator.tokenizer.digest == tokenizer.digest
+
+
+def test_a_device_or_type_that_does_not_exist_is_refused(small_model: Path) -> None:
+    for name in ("tpu", "meta", "mps", ""):
+        with pytest.raises(UsageError, match="there is no device"):
+            machine.choose_device(name)
+    with pytest.raises(UserError, match="there is no CUDA device"):
+        machine.choose_device("cuda:99")
+    with pytest.raises(UsageError, match="there is no compute type 'int8'"):
+        Generator.load(small_model, device="cpu", dtype="int8")
