@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from codecria.data.errors import UserError
 
 from . import languages, licences, sources
-from .sources import TEXT_COLUMNS, InputFile, Reason, Unit
+from .reasons import Reason
+from .sources import TEXT_COLUMNS, InputFile, Unit
 
 PARQUET_ROWS = 256  # rows decoded at once
 

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from codecria.data.files import atomic_writer
 
-from .quality import Verdict
-from .sources import Reason
+from .reasons import Reason, Verdict
 
 NAME = "dropped.parquet"
 ROWS = 1 << 14  # written at once

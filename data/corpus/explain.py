@@ -16,8 +16,8 @@ from codecria.data.files import read_json
 from codecria.data.rows import shards
 
 from . import drops
+from .reasons import Reason
 from .report import STEPS
-from .sources import Reason
 
 MOST = 5  # documents explained at once
 

@@ -26,10 +26,11 @@ from .near import DEFAULT as DEFAULT_NEAR
 from .near import Near
 from .quality import DEFAULT as DEFAULT_QUALITY
 from .quality import Quality
+from .reasons import Reason
 from .redact import DEFAULT as DEFAULT_REDACTION
 from .redact import Redaction
 from .report import Tally
-from .sources import MAX_RECORD_BYTES, InputFile, Reason, Skip, Source, Unit
+from .sources import MAX_RECORD_BYTES, InputFile, Skip, Source, Unit
 
 OPTIONS_OF_THEIR_OWN = ("tokenizer", "vocab_size", "benchmarks")  # not for --set
 FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files

@@ -37,9 +37,9 @@ from codecria.data.tokenizer import tokenizer
 from . import decontaminate, dedup, documents, drops, licences, near, quality, redact
 from .documents import Document, Rejected
 from .intake import PrepareRecipe, group_of, load_plan
-from .quality import Verdict
+from .reasons import Reason, Verdict
 from .report import Tally
-from .sources import Reason, Unit
+from .sources import Unit
 
 BATCH_CHARACTERS = 4 << 20
 BATCH_DOCUMENTS = 1024

@@ -45,8 +45,9 @@ from codecria.data.tokenizer import tokenizer
 from . import decontaminate, dedup, drops, near_passes, passes
 from .append import OldShard, RecallWork, old_shards, recall_shard
 from .intake import PrepareRecipe, partitions, save_plan, survey
+from .reasons import DAMAGE
 from .report import Tally, kept_tables, make_report, merge_reports, totals
-from .sources import DAMAGE, Source
+from .sources import Source
 from .stages import (
     Charge,
     Job,

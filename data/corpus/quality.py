@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from .languages import LanguageClass, language_class
-from .sources import Reason
+from .reasons import Reason, Verdict
 
 _ASCII_ALPHANUMERIC = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -77,13 +76,6 @@ class Quality:
 
 
 DEFAULT = Quality()
-
-
-class Verdict(NamedTuple):
-    """Why a document is dropped: the reason, and what was measured against which limit."""
-
-    reason: Reason
-    detail: str = ""
 
 
 def judge(text: str, language: str, quality: Quality = DEFAULT) -> Verdict | None:

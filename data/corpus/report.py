@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .sources import Reason
+from .reasons import Reason
 
 # The steps every candidate passes, in order. A new step gets its place here and nowhere else.
 STEPS = (

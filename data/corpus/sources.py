@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from codecria.data.errors import UsageError, UserError
 
 from . import languages, licences
+from .reasons import Reason
 
 STDIN = "-"
 BLOCK_BYTES = 1 << 20
@@ -110,54 +110,6 @@ GENERATED_NAMES = frozenset(
         "flake.lock",
         "Pipfile.lock",
     ]
-)
-
-
-class Reason(StrEnum):
-    """Why something found in a source is not among the documents."""
-
-    # folders, not entered
-    VERSION_CONTROL = "version-control"
-    VENDORED = "vendored"
-    CACHE = "cache"
-    HIDDEN = "hidden"
-    LINKED_FOLDER = "linked-folder"
-    # folders and files
-    IGNORED = "ignored"
-    UNREADABLE = "unreadable"
-    # files, by their names and sizes
-    SPECIAL = "not-a-regular-file"
-    RECORDS_AMONG_CODE = "records-among-code"
-    MINIFIED = "minified"
-    GENERATED = "generated"
-    LANGUAGE_UNKNOWN = "language-unknown"
-    LANGUAGE_UNWANTED = "language-unwanted"
-    BESIDE_RECORDS = "beside-records"
-    TOO_LARGE = "too-large"
-    # by their content
-    BINARY = "binary"
-    UNDECODABLE = "undecodable"
-    BAD_RECORD = "bad-record"
-    TRUNCATED = "truncated"
-    EMPTY = "empty"
-    TOO_SHORT = "too-short"
-    LINE_TOO_LONG = "line-too-long"
-    LINES_TOO_LONG = "lines-too-long-on-average"
-    FEW_ALPHANUMERIC = "few-alphanumeric"
-    LICENCE_UNKNOWN = "licence-unknown"
-    LICENCE_UNWANTED = "licence-unwanted"
-    BENCHMARK = "holds-a-benchmark-problem"
-    EXACT_DUPLICATE = "exact-duplicate"
-    NEAR_DUPLICATE = "near-duplicate"
-
-
-# What `--strict` refuses: input that is damaged, as opposed to input that is unwanted.
-DAMAGE = (
-    Reason.BAD_RECORD,
-    Reason.TRUNCATED,
-    Reason.UNDECODABLE,
-    Reason.BINARY,
-    Reason.UNREADABLE,
 )
 
 

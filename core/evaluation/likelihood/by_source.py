@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from codecria.core.inference.generator import Generator
 from codecria.data.corpus.documents import decode
-from codecria.data.corpus.sources import Reason
+from codecria.data.corpus.reasons import Reason
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Order
 from codecria.data.progress import Progress

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from codecria.data.corpus import documents, languages, sources
 from codecria.data.corpus.documents import Document, Rejected
-from codecria.data.corpus.sources import InputFile, Reason, Skip, Source, Unit
+from codecria.data.corpus.reasons import Reason
+from codecria.data.corpus.sources import InputFile, Skip, Source, Unit
 from codecria.data.errors import UsageError, UserError
 
 

@@ -17,7 +17,7 @@ from codecria.data.corpus.quality import (
     judge,
     line_lengths,
 )
-from codecria.data.corpus.sources import Reason
+from codecria.data.corpus.reasons import Reason
 
 GOOD = "def add(a, b):\n    return a + b\n"
 
