@@ -94,6 +94,7 @@ class RunConfig:
         for n, source in enumerate(self.sources):
             flat[f"data.{n}.digest"] = source.digest
             flat[f"data.{n}.weight"] = source.weight
+        flat["positions"] = "in the document" if self.recipe.document_mask else "in the row"
         for name in ("tokenizer_digest", "init", "micro_rows", "dtype", "compiled", "attention"):
             flat[name] = getattr(self, name)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
@@ -168,7 +169,16 @@ def check_same_run(folder: Path, run: RunConfig) -> list[str]:
     old = recorded(folder)
     if old is None:
         return []
-    changed = differences(old["identity"], run.identity())
+    # Runs that do not record it counted positions in the document, whatever attention crossed.
+    before = {"positions": "in the document"} | old["identity"]
+    changed = differences(before, run.identity())
+    masked = old["identity"]["recipe.document_mask"]
+    if masked == run.recipe.document_mask and before["positions"] != run.identity()["positions"]:
+        raise UserError(
+            f"{folder} was begun by an earlier version, which restarted rotary positions at each"
+            " document although attention crosses documents; positions now count along the row",
+            hint="start again in another --out, or from one of its checkpoints with --init",
+        )
     if changed:
         raise UserError(
             f"{folder} holds another run: " + "; ".join(changed),

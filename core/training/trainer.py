@@ -162,6 +162,7 @@ class Trainer:
             batch_rows=self.recipe.rows,
             start=first,
             stop=self.recipe.steps,
+            document_mask=self.recipe.document_mask,
             infilling=self.infilling,
             learn=self.recipe.learn,
         ) as batches:
@@ -243,6 +244,7 @@ class Trainer:
                 context=self.recipe.context,
                 rows=self.run.eval_rows,
                 batch_rows=self.run.micro_rows,
+                document_mask=self.recipe.document_mask,
                 infilling=infilling,
                 learn=self.recipe.learn,
             ):
@@ -275,7 +277,7 @@ class Trainer:
             for array in (batch.ids, batch.positions, batch.targets)
         )
         offsets = None
-        if self.recipe.document_mask:
+        if batch.segments is not None:
             offsets = pack_offsets(batch.segments, size=rows * T + 1)
         hidden = (forward or self.hidden)(ids, positions, offsets)
         hidden = hidden.to(DTYPES[self.run.dtype])

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .rows import DIALOG, IGNORE, PADDING, Row, keyed, segments_and_positions
+from .rows import DIALOG, IGNORE, PADDING, Row, keyed, segments_of
 from .shards import ShardSet
 
 Learn = Literal["answers", "all"]
@@ -173,5 +173,5 @@ class DialogRows:
             filled += n
         if filled < T:
             starts.append(filled)
-        segments, positions = segments_and_positions(np.array([*starts, T], dtype=np.int64))
-        return Row(ids, targets, positions, segments, kinds)
+        segments = segments_of(np.array([*starts, T], dtype=np.int64))
+        return Row(ids, targets, segments, kinds)

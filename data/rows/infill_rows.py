@@ -28,7 +28,7 @@ import numpy as np
 
 from codecria.data.formats.infill import Draw, Infiller, InfillFormat, KnownLines, Order, Parts
 
-from .rows import IGNORE, PADDING, Counts, Ids, Row, Windows, rows_key, segments_and_positions
+from .rows import IGNORE, PADDING, Counts, Ids, Row, Windows, rows_key, segments_of
 from .shards import ROUNDTRIP_LOSSY, ShardSet
 
 RESERVE = 8  # places after a document: four sentinels, and tokens that cutting adds (DESIGN 2.2)
@@ -175,9 +175,9 @@ class InfillRows:
         assert filled <= T, f"{filled} tokens in a row of {T}"
         if filled < T:
             borders.append(filled)
-        segments, positions = segments_and_positions(np.array([*borders, T], dtype=np.int64))
+        segments = segments_of(np.array([*borders, T], dtype=np.int64))
         counts = sum(counted, start=Counts(padding=T - filled))
-        return Row(ids, targets, positions, segments, kinds, counts)
+        return Row(ids, targets, segments, kinds, counts)
 
     def expect(self) -> Counts:
         """What the first epoch holds, before any document is read: pieces, and the eligible ones.

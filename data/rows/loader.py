@@ -1,5 +1,12 @@
 """Batches of rows: step s holds rows s B .. (s + 1) B - 1, prepared ahead by a thread.
 
+`stack` decides, from the recipe's `document_mask`, what attention crosses and how positions count;
+everything that trains on rows or scores them takes both from the batch:
+
+    row                  a a a b b c c c       documents a, b, c
+    masked               0 1 2 0 1 0 1 2       attention within a document, positions from its start
+    plain causal         0 1 2 3 4 5 6 7       attention across the row, positions along it
+
 Shapes: B rows of a batch, T tokens of a row.
 """
 
@@ -38,8 +45,10 @@ class Batch:
     """Rows that are trained on together.
 
     Attributes:
-        ids, targets, positions: (B,T), as in `Row`.
-        segments: the pieces' lengths of each row.
+        ids, targets: (B,T), as in `Row`.
+        positions: (B,T) of the rotary angles: counted within the stretch that attention sees.
+        segments: the lengths of the stretches that attention stays within, of each row; None where
+            it is plain causal over the whole row.
         n_targets: targets with loss.
         kinds: (B,T) how each token's piece is arranged, see `Row`.
         counts: of its documents, where infilling is on.
@@ -48,7 +57,7 @@ class Batch:
     ids: Ids
     targets: Ids
     positions: Ids
-    segments: tuple[tuple[int, ...], ...]
+    segments: tuple[tuple[int, ...], ...] | None
     n_targets: int
     kinds: Kinds
     counts: Counts | None = None
@@ -60,7 +69,7 @@ class Batch:
                 self.ids[a : a + rows],
                 self.targets[a : a + rows],
                 self.positions[a : a + rows],
-                self.segments[a : a + rows],
+                None if self.segments is None else self.segments[a : a + rows],
                 self.kinds[a : a + rows],
             )
             for a in range(0, len(self.ids), rows)
@@ -71,7 +80,7 @@ def _batch(
     ids: Ids,
     targets: Ids,
     positions: Ids,
-    segments: tuple[tuple[int, ...], ...],
+    segments: tuple[tuple[int, ...], ...] | None,
     kinds: Kinds,
     counts: Counts | None = None,
 ) -> Batch:
@@ -79,17 +88,38 @@ def _batch(
     return Batch(ids, targets, positions, segments, n_targets, kinds, counts)
 
 
-def stack(rows: Sequence[Row]) -> Batch:
-    """A batch of rows of equal length."""
+def stack(rows: Sequence[Row], *, document_mask: bool) -> Batch:
+    """A batch of rows of equal length.
+
+    Args:
+        rows: B of them.
+        document_mask: attention stays within documents; else it is plain causal over the row. No
+            pair of tokens that attention allows may have a negative rotary distance, so positions
+            restart exactly where attention does.
+    """
     counted = [row.counts for row in rows if row.counts is not None]
+    segments = tuple(row.segments for row in rows) if document_mask else None
+    lengths = segments if segments is not None else [(len(row.ids),) for row in rows]
     return _batch(
         np.stack([row.ids for row in rows]),
         np.stack([row.targets for row in rows]),
-        np.stack([row.positions for row in rows]),
-        tuple(row.segments for row in rows),
+        np.stack([positions_within(each) for each in lengths]),
+        segments,
         np.stack([row.kinds for row in rows]),
         sum(counted, start=Counts()) if counted else None,
     )
+
+
+def positions_within(segments: Sequence[int]) -> Ids:
+    """(T,) the place of each token in its segment, from 0.
+
+    >>> positions_within((3, 2)).tolist()
+    [0, 1, 2, 0, 1]
+    """
+    lengths = np.array(segments)
+    starts = np.cumsum(lengths) - lengths
+    places: Ids = (np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32)
+    return places
 
 
 def source_rows(
@@ -158,6 +188,7 @@ class Loader:
         seed: of the run.
         batch_rows: B.
         start, stop: the steps.
+        document_mask: see `stack`.
         infilling: how documents are infilled, if at all.
         learn: the tokens of dialogs with loss.
         ahead: batches made ahead.
@@ -172,12 +203,14 @@ class Loader:
         batch_rows: int,
         start: int,
         stop: int,
+        document_mask: bool,
         infilling: Infilling | None = None,
         learn: Learn = "answers",
         ahead: int = 4,
     ) -> None:
         self._rows = RunRows(mixture, context=context, seed=seed, infilling=infilling, learn=learn)
         self._batch_rows = batch_rows
+        self._document_mask = document_mask
         self._steps = range(start, stop)
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, ahead))
         self._closed = threading.Event()
@@ -186,7 +219,8 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of a step, made here and now."""
         first = step * self._batch_rows
-        return stack([self._rows.row(i) for i in range(first, first + self._batch_rows)])
+        rows = [self._rows.row(i) for i in range(first, first + self._batch_rows)]
+        return stack(rows, document_mask=self._document_mask)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -239,6 +273,7 @@ def validation_batches(
     context: int,
     rows: int,
     batch_rows: int,
+    document_mask: bool,
     infilling: Infilling | None = None,
     learn: Learn = "answers",
 ) -> Iterator[Batch]:
@@ -249,6 +284,7 @@ def validation_batches(
         context: T.
         rows: how many at most; no token comes twice.
         batch_rows: rows of a batch; the last may have fewer.
+        document_mask: see `stack`.
         infilling: infill them, with cuts that are the same every time.
         learn: the tokens of dialogs with loss.
     """
@@ -256,4 +292,5 @@ def validation_batches(
     count = min(rows, source.rows)  # none, where no dialog fits a row
     places = [n * source.rows // count for n in range(count)]
     for a in range(0, count, batch_rows):
-        yield stack([source.nth(w) for w in places[a : a + batch_rows]])
+        part = [source.nth(w) for w in places[a : a + batch_rows]]
+        yield stack(part, document_mask=document_mask)

@@ -78,15 +78,13 @@ class Row:
     Attributes:
         ids: (T,) input tokens.
         targets: (T,) the token to predict at each place, or IGNORE.
-        positions: (T,) place of each token in its piece of a document, from 0.
-        segments: lengths of the pieces, in order, summing to T; padding is the last.
+        segments: lengths of the pieces of documents, in order, summing to T; padding is the last.
         kinds: (T,) how the piece is arranged, an `infill.Order`, or DIALOG; 0, plain, for padding.
         counts: of its documents, where infilling is on.
     """
 
     ids: Ids
     targets: Ids
-    positions: Ids
     segments: tuple[int, ...]
     kinds: Kinds
     counts: Counts | None = None
@@ -172,16 +170,13 @@ def rows_key(shards: ShardSet, seed: int) -> tuple[str | int, ...]:
     return ("rows", shards.digest, shards.split, seed)
 
 
-def segments_and_positions(borders: npt.NDArray[np.int64]) -> tuple[tuple[int, ...], Ids]:
-    """Lengths of a row's pieces, and each token's place in its own.
+def segments_of(borders: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """Lengths of a row's pieces.
 
     Args:
         borders: where each piece begins, ascending, and T.
     """
-    lengths = np.diff(borders)
-    positions = np.arange(borders[-1], dtype=np.int32)
-    positions -= np.repeat(borders[:-1], lengths).astype(np.int32)
-    return tuple(lengths.tolist()), positions
+    return tuple(np.diff(borders).tolist())
 
 
 class SourceRows:
@@ -222,8 +217,8 @@ class SourceRows:
             filled += end - begin
         if count < T:
             starts.append(np.array([count]))
-        segments, positions = segments_and_positions(np.concatenate([*starts, [T]]))
-        return Row(ids, targets, positions, segments, np.zeros(T, dtype=np.uint8))
+        segments = segments_of(np.concatenate([*starts, [T]]))
+        return Row(ids, targets, segments, np.zeros(T, dtype=np.uint8))
 
     def _fill(self, start: int, stop: int, ids: Ids, targets: Ids) -> npt.NDArray[np.int64]:
         """Write tokens start .. stop - 1 and their targets; where each document's piece begins."""

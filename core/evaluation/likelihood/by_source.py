@@ -121,7 +121,7 @@ def measure(
         show(Progress(stage="reading", done=number, total=len(sources), resumed=0))
         found[name] = Sum()
         for batch in batches:
-            found[name].add(_read(generator, batch, weights, masked=reading.document_mask))
+            found[name].add(_read(generator, batch, weights))
     show(Progress(stage="reading", done=len(sources), total=len(sources), resumed=0))
     total = Sum()
     for part in found.values():
@@ -136,9 +136,9 @@ def measure(
     }
 
 
-def _read(generator: Generator, batch: Batch, sizes: _Sizes, *, masked: bool) -> Sum:
+def _read(generator: Generator, batch: Batch, sizes: _Sizes) -> Sum:
     """The losses of one batch."""
-    each = row_losses(generator.model, batch, masked=masked)
+    each = row_losses(generator.model, batch)
     return Sum(
         nats=float(each.double().sum()),
         tokens=batch.n_targets,
@@ -181,7 +181,11 @@ def _sources(tokenizer: Tokenizer, reading: Reading, context: int) -> dict[str, 
     for name, folder in sets_in(reading.data).items():
         shards = under(ShardSet.open(folder, reading.split), tokenizer)
         found[name or str(folder)] = validation_batches(
-            shards, context=context, rows=reading.rows, batch_rows=reading.batch_rows
+            shards,
+            context=context,
+            rows=reading.rows,
+            batch_rows=reading.batch_rows,
+            document_mask=reading.document_mask,
         )
     return found
 
@@ -205,9 +209,9 @@ def _file_batches(
                 Row(
                     ids=window[:-1],
                     targets=window[1:],
-                    positions=np.arange(T, dtype=np.int32),
                     segments=(T,),
                     kinds=np.full(T, Order.PLAIN, dtype=np.uint8),
                 )
-            ]
+            ],
+            document_mask=reading.document_mask,
         )

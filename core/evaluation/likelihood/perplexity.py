@@ -76,13 +76,12 @@ def token_losses(
 
 
 @torch.inference_mode()
-def row_losses(model: Transformer, batch: Batch, *, masked: bool) -> Tensor:
+def row_losses(model: Transformer, batch: Batch) -> Tensor:
     """The loss of every target of packed rows, in nats.
 
     Args:
         model: in evaluation.
-        batch: B rows of T tokens.
-        masked: attention within documents; else across the whole row.
+        batch: B rows of T tokens, which say what attention crosses.
 
     Returns:
         (B T,) zero where there is no target.
@@ -92,7 +91,9 @@ def row_losses(model: Transformer, batch: Batch, *, masked: bool) -> Tensor:
         torch.from_numpy(array).to(device, torch.int64)
         for array in (batch.ids, batch.positions, batch.targets)
     )
-    offsets = pack_offsets(batch.segments, size=ids.numel() + 1) if masked else None
+    offsets = None
+    if batch.segments is not None:
+        offsets = pack_offsets(batch.segments, size=ids.numel() + 1)
     hidden = model(ids, positions, PackedAttention(offsets, choose_backend(device)[0]))
     return masked_cross_entropy(
         hidden.flatten(0, 1), model.output_weight, targets.flatten(), count=1

@@ -190,9 +190,10 @@ def held_out_loss(
         context=context,
         rows=rows,
         batch_rows=max(1, BATCH_TOKENS // context),
+        document_mask=True,
         infilling=infilling,
     ):
-        each = row_losses(model, batch, masked=True)
+        each = row_losses(model, batch)
         total += losses_apart(each, batch).cpu()
     loss, count = total[kinds].sum(0).tolist()
     return loss / count if count else None

@@ -300,9 +300,28 @@ def test_batches_are_rows_in_order(shards: Path, tmp_path: Path) -> None:
     from codecria.data.rows.loader import Loader
 
     stage = resolved(shards, tmp_path / "run")
+    options: dict[str, Any] = {"context": 32, "seed": 0, "batch_rows": 4, "document_mask": True}
     with (
-        Loader(stage.mixture, context=32, seed=0, batch_rows=4, start=5, stop=6) as late,
-        Loader(stage.mixture, context=32, seed=0, batch_rows=4, start=0, stop=6) as all_of,
+        Loader(stage.mixture, **options, start=5, stop=6) as late,
+        Loader(stage.mixture, **options, start=0, stop=6) as all_of,
     ):
         [five] = list(late)
         assert np.array_equal(five.ids, list(all_of)[5].ids)
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_a_run_that_restarted_positions_where_attention_does_not_is_refused_with_the_reason(
+    document_mask: bool, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    asked = request(shards, changes=CHANGES | {"document_mask": document_mask})
+    train(asked, out, stop_after=1)
+    page = json.loads((out / "run.json").read_text())
+    del page["identity"]["positions"]  # as runs were recorded before positions had a choice
+    (out / "run.json").write_text(json.dumps(page))
+    if document_mask:  # nothing changed for it
+        assert train(asked, out)[0].finished
+        return
+    with pytest.raises(UserError, match="restarted rotary positions at each document") as caught:
+        train(asked, out)
+    assert "another --out" in caught.value.hint

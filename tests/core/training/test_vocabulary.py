@@ -265,9 +265,9 @@ def test_examples_are_the_runs_own_and_say_what_they_are(base: Path, shards: Pat
 def test_losses_are_told_apart_by_kind() -> None:
     kinds = torch.tensor([0, 0, 1, 2, 2, 0], dtype=torch.uint8).numpy()
     targets = torch.tensor([5, IGNORE, 6, 7, 8, 9], dtype=torch.int32).numpy()
-    row = Row(targets, targets, targets, (6,), kinds, Counts(tokens=10, infilled_tokens=4))
+    row = Row(targets, targets, (6,), kinds, Counts(tokens=10, infilled_tokens=4))
     each = torch.tensor([1.0, 0.0, 2.0, 3.0, 5.0, 7.0])
-    apart = losses_apart(each, stack([row]))
+    apart = losses_apart(each, stack([row], document_mask=True))
     assert apart.tolist() == [[8.0, 2.0], [2.0, 1.0], [8.0, 2.0], [0.0, 0.0]]
     record = infilling_record(apart, Counts(tokens=10, infilled_tokens=4))
     assert record["plain_loss"] == 4.0

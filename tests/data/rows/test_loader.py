@@ -23,7 +23,14 @@ def infilling(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def loader(shards: Path, **options: Any) -> Loader:
-    settings = {"context": 24, "seed": 3, "batch_rows": 4, "start": 0, "stop": 6} | options
+    settings = {
+        "context": 24,
+        "seed": 3,
+        "batch_rows": 4,
+        "start": 0,
+        "stop": 6,
+        "document_mask": True,
+    } | options
     mixture = Mixture.parse([str(shards)])
     if settings.get("infilling") is not None:
         mixture = mixture.under(settings["infilling"].infiller.tokenizer)
@@ -93,8 +100,10 @@ def test_validation_takes_the_same_rows_every_time_and_no_token_twice(
     rows: int, shards: Path
 ) -> None:
     split = ShardSet.open(shards, "validation")
-    batches = list(validation_batches(split, context=24, rows=rows, batch_rows=2))
-    again = list(validation_batches(split, context=24, rows=rows, batch_rows=2))
+    batches = list(
+        validation_batches(split, context=24, rows=rows, batch_rows=2, document_mask=True)
+    )
+    again = list(validation_batches(split, context=24, rows=rows, batch_rows=2, document_mask=True))
     count = sum(len(batch.ids) for batch in batches)
     assert count == min(rows, -(-split.n_tokens // 24))
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(batches, again, strict=True))
@@ -105,7 +114,16 @@ def test_validation_takes_the_same_rows_every_time_and_no_token_twice(
 def test_validation_is_infilled_alike_every_time(shards: Path, infilling: Infilling) -> None:
     split = under(ShardSet.open(shards, "validation"), infilling.infiller.tokenizer)
     told = [
-        list(validation_batches(split, context=48, rows=10_000, batch_rows=4, infilling=infilling))
+        list(
+            validation_batches(
+                split,
+                context=48,
+                rows=10_000,
+                batch_rows=4,
+                document_mask=True,
+                infilling=infilling,
+            )
+        )
         for _ in range(2)
     ]
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(*told, strict=True))

@@ -70,7 +70,7 @@ def test_every_token_is_an_input_once_an_epoch_and_all_but_bos_a_target_once(
     targets: Counter[int] = Counter()
     for k in range(epoch * source.rows, (epoch + 1) * source.rows):
         row = source.row(k)
-        assert len(row.ids) == len(row.targets) == len(row.positions) == T == sum(row.segments)
+        assert len(row.ids) == len(row.targets) == T == sum(row.segments)
         filled = int((row.ids != 0).sum())
         assert filled == T or row.segments[-1] == T - filled, "padding is a segment of its own"
         ids = row.ids[:filled].tolist()
@@ -82,19 +82,16 @@ def test_every_token_is_an_input_once_an_epoch_and_all_but_bos_a_target_once(
                 targets[target] += 1
         assert (row.targets[filled:] == IGNORE).all()
         segments = row.segments if filled == T else row.segments[:-1]
-        check_segments(segments, ids, row.positions.tolist(), begins)
+        check_segments(segments, ids, begins)
     assert inputs == Counter(range(1, total + 1))
     assert targets == Counter(set(range(1, total + 1)) - begins)
 
 
-def check_segments(
-    segments: tuple[int, ...], ids: list[int], positions: list[int], begins: set[int]
-) -> None:
-    """A segment is one document's neighbouring tokens, counted from 0."""
+def check_segments(segments: tuple[int, ...], ids: list[int], begins: set[int]) -> None:
+    """A segment is one document's neighbouring tokens."""
     at = 0
     for n in segments:
         part = ids[at : at + n]
-        assert positions[at : at + n] == list(range(n))
         assert all(b == a + 1 and b not in begins for a, b in itertools.pairwise(part))
         at += n
 
