@@ -162,6 +162,8 @@ def test_three_steps_on_short_documents_agree_with_transformers_and_torch(
     assert [r["grad_norm"] for r in records] == pytest.approx(norms, rel=2e-5)
     before = LlamaForCausalLM.from_pretrained(init).state_dict()
     ours = LlamaForCausalLM.from_pretrained(out / "model").state_dict()
-    apart = math.sqrt(sum(float((ours[n] - w).square().sum()) for n, w in theirs.items()))
-    moved = math.sqrt(sum(float((before[n] - w).square().sum()) for n, w in theirs.items()))
+    apart = math.sqrt(sum(float((ours[n] - w.detach()).square().sum()) for n, w in theirs.items()))
+    moved = math.sqrt(
+        sum(float((before[n] - w.detach()).square().sum()) for n, w in theirs.items())
+    )
     assert apart < 2e-4 * moved, f"weights differ by {apart / moved:.2%} of their change"
