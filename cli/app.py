@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -19,16 +20,16 @@ from . import (
     evaluate,
     generate,
     inspect,
+    parser_errors,
     prepare_data,
     recipes,
     render,
     self_instruct,
     train,
 )
-from .group import QuickGroup
+from .commands import ENV_PREFIX, QuickCommand, QuickGroup, near_name, variables
+from .config import PROG, read_config, read_found
 
-PROG = "codecria"
-ENV_PREFIX = "CODECRIA"
 MODULES = (
     prepare_data,
     train,
@@ -41,10 +42,15 @@ MODULES = (
     doctor,
 )
 
+# Variables that no option reads: of the tests and their oracles.
+OTHER_VARIABLES = ("CODECRIA_LLAMA_TOKENIZER", "CODECRIA_REGENERATE_GOLDEN")
+
 HELP = """The whole Code Llama system from the shell.
 
-Prepare code, train a model on it, and let it complete code. Every verb takes --help.
-Options may also come from CODECRIA_VERB_OPTION variables or a --config file (see docs/).
+Prepare code, train a model on it, let it complete code, and evaluate it.
+
+`codecria VERB --help` shows a verb's options. Options may also come from CODECRIA_VERB_OPTION
+variables or a config file (docs/command-line.md).
 """
 
 app = typer.Typer(
@@ -54,10 +60,44 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich alone would double its time
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENV_PREFIX},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in MODULES:
-    module.register(app)
+
+
+def _register() -> None:
+    """Add every verb, each parsed by QuickCommand."""
+    for module in MODULES:
+        module.register(app)
+    app.command("help", help="Show the help of a verb, as VERB --help does.")(help_of)
+
+    def quicken(group: typer.Typer) -> None:
+        for verb in group.registered_commands:
+            verb.cls = QuickCommand
+        for inner in group.registered_groups:
+            if inner.typer_instance is not None:
+                quicken(inner.typer_instance)
+
+    quicken(app)
+
+
+def help_of(
+    context: typer.Context,
+    verb: Annotated[
+        list[str] | None, typer.Argument(metavar="VERB...", help="A verb, or a verb and its part.")
+    ] = None,
+) -> None:
+    """Print the help of the verb that the words name."""
+    found: Any = context.find_root()
+    for word in verb or []:
+        commands = getattr(found.command, "commands", {})
+        if word not in commands:
+            near = near_name(word, commands)
+            raise UsageError(
+                f"there is no verb {word!r}",
+                hint=f"did you mean `{PROG} help {near}`?" if near else f"see `{PROG} --help`",
+            )
+        found = type(found)(commands[word], info_name=word, parent=found)
+    print(found.command.get_help(found))
 
 
 @app.callback(invoke_without_command=True)
@@ -65,21 +105,28 @@ def root(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of options: a table for each verb, such as [pretrain]."),
+        typer.Option(
+            help="TOML file of options, a table for each verb such as [pretrain]"
+            " [default: codecria.toml here, and the user's config file]."
+        ),
     ] = None,
+    no_config: Annotated[
+        bool, typer.Option("--no-config", help="Read no config file that --config does not name.")
+    ] = False,
     debug: Annotated[  # noqa: ARG001 - read by main, before parsing can fail
         bool, typer.Option("--debug", help="Show tracebacks.", allow_from_autoenv=False)
     ] = False,
     # Not from the environment: CODECRIA_VERSION=0.1 in a Makefile means something else.
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", allow_from_autoenv=False)
+        bool,
+        typer.Option("--version", "-V", help="Print the version.", allow_from_autoenv=False),
     ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
             "--verbose",
             "-v",
-            help="With --version: Python, libraries and device too.",
+            help="With --version: also Python, libraries and device.",
             allow_from_autoenv=False,
         ),
     ] = False,
@@ -89,11 +136,25 @@ def root(
         _print_version(verbose=verbose)
         raise typer.Exit
     if verbose:
-        raise UsageError("--verbose goes with --version", hint=f"see `{PROG} --help`")
+        raise UsageError("--verbose needs --version", hint=f"run `{PROG} --version --verbose`")
     if context.invoked_subcommand is None:
-        raise UsageError("there is no verb", hint=f"see `{PROG} --help`")
+        raise UsageError("no verb given", hint=f"see `{PROG} --help`")
+    _warn_of_unknown_variables(context)
     if config is not None:
         context.default_map = read_config(config, context)
+    elif not no_config:
+        context.default_map = read_found(context)
+
+
+def _warn_of_unknown_variables(context: typer.Context) -> None:
+    """Name the CODECRIA_ variables that nothing reads: most are misspelled."""
+    given = [name for name in os.environ if name.startswith(f"{ENV_PREFIX}_")]
+    if not given:
+        return
+    known = {*variables(context.command), *OTHER_VARIABLES}
+    for name in sorted(set(given) - known):
+        near = near_name(name, known)
+        render.warn(f"unknown variable {name}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _print_version(*, verbose: bool) -> None:
@@ -110,97 +171,7 @@ def _print_version(*, verbose: bool) -> None:
         print(f"device {machine.device_name()}, {machine.instructions()}")
 
 
-def read_config(path: Path, context: typer.Context) -> dict[str, Any]:
-    """The options in a TOML file, by verb, checked against the verbs there are.
-
-    Args:
-        path: the file.
-        context: of the root, which knows the verbs.
-
-    Raises:
-        UserError: it cannot be read.
-        UsageError: it is not TOML, or names an unknown verb or option.
-    """
-    import tomllib
-
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
-    return _checked(tables, context.command, where=str(path), called="")
-
-
-def _checked(tables: dict[str, Any], group: Any, *, where: str, called: str) -> dict[str, Any]:
-    """The tables of a group's verbs, their keys as the verbs' functions name them."""
-    import difflib
-
-    verbs: dict[str, Any] = group.commands
-    found: dict[str, Any] = {}
-    for verb, entries in tables.items():
-        full = f"{called}{verb}"
-        if verb not in verbs or not isinstance(entries, dict):
-            near = difflib.get_close_matches(verb, verbs, n=1)
-            raise UsageError(
-                f"{where}: [{full}] is not a verb",
-                hint=f"did you mean [{called}{near[0]}]?" if near else "verbs: " + ", ".join(verbs),
-            )
-        found[verb] = {}
-        if hasattr(verbs[verb], "commands"):  # a verb with verbs of its own, and perhaps options
-            own = {key for key in entries if not isinstance(entries[key], dict)}
-            inner = {
-                key: entries[key] for key in entries if key not in own or not verbs[verb].params
-            }
-            found[verb] = _checked(inner, verbs[verb], where=where, called=f"{full}.")
-            entries = {key: entries[key] for key in entries if key not in inner}
-        found[verb] |= _checked_options(entries, verbs[verb], where=where, full=full)
-    return found
-
-
-def _checked_options(
-    options: dict[str, Any], command: Any, *, where: str, full: str
-) -> dict[str, Any]:
-    """A verb's options by the names of its function's arguments."""
-    import difflib
-
-    # Keys are the long options as typed, or with underscores.
-    parameters = {
-        spelled.lstrip("-").replace("-", "_"): parameter
-        for parameter in command.params
-        for spelled in parameter.opts
-    }
-    found = {}
-    for key, value in options.items():
-        plain = key.replace("-", "_")
-        if plain not in parameters:
-            near = difflib.get_close_matches(plain, parameters, n=1)
-            raise UsageError(
-                f"{where}: {full} has no option {key!r}",
-                hint=f"did you mean {near[0]!r}?"
-                if near
-                else f"see `{PROG} {full.replace('.', ' ')} --help`",
-            )
-        wanted = _wanted(parameters[plain], value)
-        if wanted:
-            raise UsageError(f"{where}: {full} {key} = {value!r} is not {wanted}")
-        found[parameters[plain].name] = value
-    return found
-
-
-def _wanted(parameter: Any, value: object) -> str:
-    """What kind of value an option takes, if this is none; its parser checks the rest."""
-    if getattr(parameter, "is_flag", False):
-        return "" if isinstance(value, bool) else "true or false"
-    if getattr(parameter, "multiple", False) or parameter.nargs != 1:
-        fits = isinstance(value, list) and all(map(_is_plain, value))
-        return "" if fits else "a list of strings or numbers"
-    return "" if _is_plain(value) else "a string or a number"
-
-
-def _is_plain(value: object) -> bool:
-    # A bool is an int to Python, but `steps = true` is a slip.
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+_register()
 
 
 def main() -> None:
@@ -212,40 +183,47 @@ def run() -> int:
     """Run the command line and return its exit status."""
     debug = "--debug" in sys.argv[1:]
     _prepare_streams()
+    render.set_quiet(False)
     try:
-        app(prog_name=PROG, standalone_mode=True)
+        status = app(prog_name=PROG, standalone_mode=False)
     except SystemExit as end:
-        # Typer and rich end with 1 where the reader of stdout went away.
+        # Typer ends with 1 where the reader of stdout went away.
         if isinstance(end.__context__, BrokenPipeError):
             return _broken_pipe()
         return _flush(end.code if isinstance(end.code, int) else ExitStatus.DONE)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return ExitStatus.INTERRUPTED
+    except BrokenPipeError:
+        return _broken_pipe()
     except Exception as error:  # the boundary: whatever goes wrong ends as a line or two
         if debug:
             import traceback
 
             traceback.print_exception(error)
-        return _tell(error)
-    return ExitStatus.DONE
+        return _report(error)
+    return _flush(status if isinstance(status, int) else ExitStatus.DONE)
 
 
-def _tell(error: Exception) -> int:
+def _report(error: Exception) -> int:
     """Say on stderr why the work ended; its exit status."""
     if isinstance(error, Interrupted):
-        render.note(error.message)
+        render.error(error.message)
         return error.status
+    if hasattr(error, "format_message"):  # Typer's parser, whose error classes are private
+        return parser_errors.report(error)
     if isinstance(error, UserError):
         message, hint = error.message, error.hint
     elif _out_of_memory(error):
         message = "out of memory"
-        hint = "a smaller --micro-rows, --partition-mb, context or model needs less"
+        hint = "use a smaller --micro-batch-size, --partition-mb, context or model"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        message, hint = f"cannot write: {error.strerror}", ""
     else:
-        message = f"{type(error).__name__}: {error}"
-        hint = "run it again with --debug before the verb for the traceback"
-    render.note(f"error: {message}")
+        message = f"internal error: {type(error).__name__}: {error}"
+        hint = f"run `{PROG} --debug VERB ...` for the traceback"
+    render.error(f"error: {message}")
     if hint:
-        render.note(f"hint: {hint}")
+        render.error(f"hint: {hint}")
     return error.status if isinstance(error, UserError) else ExitStatus.FAILED
 
 
@@ -279,7 +257,7 @@ def _flush(status: int) -> int:
     except BrokenPipeError:
         return _broken_pipe()
     except OSError as error:
-        render.note(f"error: cannot write to stdout: {error.strerror}")
+        render.error(f"error: cannot write to stdout: {error.strerror}")
         _drop_stdout()
         return ExitStatus.FAILED
     return status

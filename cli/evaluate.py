@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import evaluate_stages, evaluate_tasks, render
-from .group import QuickGroup
+from .commands import QuickGroup
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.long_context.measure import Contestant, Request

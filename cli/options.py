@@ -7,9 +7,11 @@ A verb uses an alias as the annotation of its parameter and gives the default it
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from codecria.data.quantities import parse_count
 
 # Help groups (rich_help_panel); one name for one idea across verbs.
 INPUT = "Input"
@@ -141,9 +143,51 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=OUTPUT),
 ]
+
+
+def count_option(help: str, *names: str, panel: str | None = None) -> Any:
+    """An option that takes a count as people write it: 50M, 5e7, 50_000_000.
+
+    Args:
+        help: the help line.
+        names: of the option, if not the parameter's.
+        panel: the help group.
+    """
+    return typer.Option(*names, parser=parse_count, metavar="N", help=help, rich_help_panel=panel)
+
+
+def complete_sizes(incomplete: str) -> list[str]:
+    """Model sizes for the shell to complete."""
+    from codecria.core.model.config import MODELS
+
+    return [name for name in MODELS if name.startswith(incomplete.lower())]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Recipe names for the shell to complete."""
+    from codecria.core.training.recipes import RECIPES
+
+    return sorted({name for name, _ in RECIPES if name.startswith(incomplete)})
+
+
+def complete_fields(incomplete: str) -> list[str]:
+    """Recipe fields for `--set`, each with its `=`."""
+    import dataclasses
+
+    from codecria.core.training.recipes import Recipe
+
+    names = [f"{field.name}=" for field in dataclasses.fields(Recipe)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a recipe field; repeatable.",
+        autocompletion=complete_fields,
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import render
-from .group import QuickGroup
+from .commands import QuickGroup
 
 HELP = "List, show and check the numbers of every training stage."
 

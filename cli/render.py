@@ -34,14 +34,29 @@ def _console(*, stderr: bool) -> Console:
     )
 
 
+_quiet = False  # --quiet, for the whole process
+
+
+def set_quiet(quiet: bool) -> None:
+    """Print notes and progress, or keep them back (`--quiet`)."""
+    global _quiet
+    _quiet = quiet
+
+
 def note(message: str) -> None:
-    """Say something on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a note on stderr, unless `--quiet` keeps it back."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
-    """Warn on stderr."""
-    note(f"warning: {message}")
+    """Print a warning on stderr."""
+    error(f"warning: {message}")
+
+
+def error(message: str) -> None:
+    """Print on stderr what `--quiet` does not keep back."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def output(text: str) -> None:

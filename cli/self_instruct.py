@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import render
-from .group import QuickGroup
+from .commands import QuickGroup
 from .options import pairs_of, tier_of
 from .signals import ending_in_order
 

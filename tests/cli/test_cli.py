@@ -221,7 +221,7 @@ def test_a_wrong_command_line_ends_with_status_2(arguments: list[str], codecria:
 
 
 def test_a_misspelt_verb_is_answered_with_the_right_one(codecria: Call) -> None:
-    assert "'generate'" in codecria("genrate").err
+    assert "did you mean `codecria generate`?" in codecria("genrate").err
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ def ending(error: BaseException, codecria: Call, monkeypatch: pytest.MonkeyPatch
         (MemoryError(), 1, "error: out of memory\n"),
         (OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory\n"),
         (RuntimeError(TORCH_SAYS), 1, "error: out of memory\n"),
-        (RuntimeError("shapes"), 1, "error: RuntimeError: shapes\n"),
-        (ZeroDivisionError("x / 0"), 1, "error: ZeroDivisionError: x / 0\n"),
+        (RuntimeError("shapes"), 1, "error: internal error: RuntimeError: shapes\n"),
+        (ZeroDivisionError("x / 0"), 1, "error: internal error: ZeroDivisionError: x / 0\n"),
         (Interrupted(ExitStatus.INTERRUPTED, "saved at step 3"), 130, "saved at step 3\n"),
         (Interrupted(ExitStatus.TERMINATED, "saved at step 3"), 143, "saved at step 3\n"),
         (KeyboardInterrupt(), 130, ""),

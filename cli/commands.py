@@ -1,0 +1,197 @@
+"""How every verb parses its options and shows its help, on top of Typer's own classes.
+
+Help is plain text, grouped by panel, and quick: rich would double its time. Options left out keep
+their defaults without pydantic. Environment names follow the options as they are typed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+ENV_PREFIX = "CODECRIA"
+GENERAL = "Options"  # the panel of options that belong to no other
+
+
+class QuickCommand(TyperCommand):
+    """A verb: help in groups, environment names from its options, quick defaults."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Make the command and give it `--quiet`."""
+        super().__init__(*args, **settings)
+        self.params.append(_quiet_option())
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the options' environment variables, then parse."""
+        _prepare(self.get_params(ctx), ctx)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, then options by panel."""
+        _write_panels(self.get_params(ctx), ctx, formatter)
+
+
+class QuickGroup(TyperGroup):
+    """A group of verbs, with the same help and the same handling of its own options."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Make the group; one that is a verb as well takes `--quiet`."""
+        super().__init__(*args, **settings)
+        if self.params:
+            self.params.append(_quiet_option())
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the options' environment variables, then parse."""
+        _prepare(self.get_params(ctx), ctx)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the verbs, then the group's own options by panel."""
+        self.format_commands(ctx, formatter)
+        _write_panels(self.get_params(ctx), ctx, formatter)
+
+
+def near_name(name: str, names: Iterable[str]) -> str:
+    """The one of `names` that is most like a mistyped name, or nothing."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), "")
+
+
+def variables(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The environment variables that a command and the verbs below it read.
+
+    Args:
+        command: the root, a group or a verb.
+        path: the words that lead to it, without the program's name.
+    """
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            yield from _variables_of(parameter, path)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from variables(inner, (*path, name))
+
+
+def _prepare(parameters: list[Any], ctx: Any) -> None:
+    """Set up a command's parameters: environment names, and defaults that need no check."""
+    words: list[str] = []
+    while ctx.parent is not None:
+        words.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    for parameter in parameters:
+        _name_variables(parameter, tuple(words))
+        _leave_absent(parameter)
+
+
+def _variables_of(parameter: Any, path: tuple[str, ...]) -> list[str]:
+    """An option's environment variables: its own ones, and the one named after it."""
+    own = [parameter.envvar] if isinstance(parameter.envvar, str) else list(parameter.envvar or [])
+    if parameter.allow_from_autoenv:
+        option = max(parameter.opts, key=len).lstrip("-")
+        derived = "_".join([ENV_PREFIX, *path, option]).replace("-", "_").upper()
+        own = [derived, *(name for name in own if name != derived)]
+    return own
+
+
+def _name_variables(parameter: Any, path: tuple[str, ...]) -> None:
+    """Give an option the variable that is named after it as it is typed."""
+    if parameter.param_type_name != "option" or getattr(parameter, "quick", False):
+        return
+    parameter.envvar = _variables_of(parameter, path) or None
+    parameter.allow_from_autoenv = False
+    parameter.show_envvar = False  # one page of the docs lists the rule
+    if parameter.multiple:
+        _split_like_a_shell(parameter)
+
+
+def _split_like_a_shell(parameter: Any) -> None:
+    """Let a repeatable option's variable quote values that hold spaces."""
+
+    def read(context: Any) -> list[str] | None:
+        value = parameter.resolve_envvar_value(context)
+        if value is None:
+            return None
+        try:
+            return shlex.split(value)
+        except ValueError as error:
+            from codecria.data.errors import UsageError
+
+            name = next(name for name in parameter.envvar if os.environ.get(name))
+            raise UsageError(
+                f"{name}={value!r} has an open quote ({error})", hint="quote values as in a shell"
+            ) from error
+
+    parameter.value_from_envvar = read
+
+
+def _leave_absent(parameter: Any) -> None:
+    """Let an option's own default skip validation, and go to its callback if it has one.
+
+    Typer would load pydantic to validate it, and so double the time of every verb's help.
+    """
+    if getattr(parameter, "quick", False):
+        return
+    validate = parameter.process_value
+
+    def process(context: Any, value: Any) -> Any:
+        if parameter.required or value is not parameter.default:
+            return validate(context, value)
+        return parameter.callback(context, parameter, value) if parameter.callback else value
+
+    parameter.process_value = process
+    parameter.quick = True
+
+
+def _write_panels(parameters: list[Any], ctx: Any, formatter: Any) -> None:
+    """Write the help of parameters, a section a panel, in the order they are declared."""
+    panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+    general: list[tuple[str, str]] = []
+    for parameter in parameters:
+        record = parameter.get_help_record(ctx)
+        if record is None:
+            continue
+        panel = getattr(parameter, "rich_help_panel", None)
+        if parameter.param_type_name == "argument":
+            panels["Arguments"].append(record)
+        elif panel is None or panel == GENERAL:
+            general.append(record)
+        else:
+            panels.setdefault(panel, []).append(record)
+    panels[GENERAL] = general
+    for panel, records in panels.items():
+        if records:
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+def _quiet_option() -> Any:
+    """A new `--quiet`: Typer makes the option, and each verb holds its own."""
+    import typer
+    from typer.main import get_command
+
+    from . import render
+
+    def hush(value: bool) -> bool:
+        render.set_quiet(value)
+        return value
+
+    maker = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+    @maker.command()
+    def made(
+        quiet: bool = typer.Option(
+            False,
+            "--quiet",
+            "-q",
+            callback=hush,
+            expose_value=False,
+            help="Print no progress and no notes on stderr; warnings and errors stay.",
+        ),
+    ) -> None:
+        """Only its option is used."""
+
+    return next(p for p in get_command(maker).params if "--quiet" in p.opts)
