@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from . import render
-from .options import tier_of
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -222,6 +221,7 @@ def evaluate_task(
     from codecria.core.evaluation.benchmarks import evaluate as evaluation
     from codecria.core.evaluation.benchmarks.protocol import Changes
     from codecria.core.evaluation.benchmarks.references import cache_folder
+    from codecria.core.sandbox.config import Confirm, SandboxConfig
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -246,8 +246,12 @@ def evaluate_task(
         limit=limit,
         out=out,
         generate_only=generate_only,
-        tier=tier_of(sandbox, sandbox_command, isolate=isolate),
-        workers=workers,
+        sandbox=SandboxConfig(
+            tier=sandbox,
+            command=sandbox_command or "",
+            confirm=Confirm.ALL if isolate else Confirm.PASSES,
+            workers=workers,
+        ),
         timeout_s=timeout,
         memory_bytes=memory_mb << 20,
         cache=cache or cache_folder(),

@@ -9,7 +9,7 @@ import typer
 
 from . import render
 from .commands import QuickGroup
-from .options import pairs_of, tier_of
+from .options import pairs_of
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def self_instruct(
     if request_timeout <= 0:
         raise UsageError(f"--request-timeout {request_timeout:g} must exceed 0")
 
+    from codecria.core.sandbox.config import Confirm, SandboxConfig
     from codecria.core.sandbox.verdict import Limits
     from codecria.core.self_instruct import pipeline
     from codecria.core.self_instruct import prompts as prompt_files
@@ -229,9 +230,13 @@ def self_instruct(
         questions_file=questions_file,
         tests_file=tests_file,
         decontaminate=tuple(decontaminate or ()),
-        tier=tier_of(sandbox, sandbox_command, isolate=isolate),
-        workers=workers,
-        limits=Limits(wall_s=timeout, memory_bytes=memory_mb << 20),
+        sandbox=SandboxConfig(
+            tier=sandbox,
+            command=sandbox_command or "",
+            confirm=Confirm.ALL if isolate else Confirm.PASSES,
+            workers=workers,
+            limits=Limits(wall_s=timeout, memory_bytes=memory_mb << 20),
+        ),
         stop_after=stop_after,
         emit=emit_requests,
         responses=tuple(responses or ()),
@@ -335,14 +340,13 @@ def execute(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Parse, run, show."""
+    from codecria.core.sandbox.config import SandboxConfig
     from codecria.core.self_instruct.pipeline import execute_shard
 
     number, shards = _shard(shard)
-    tier = tier_of(sandbox, sandbox_command, isolate=False)
+    config = SandboxConfig(tier=sandbox, command=sandbox_command or "", workers=workers)
     with ending_in_order(), render.stages() as show:
-        told = execute_shard(
-            out, number, shards, tier=tier, workers=workers, note=render.note, show=show
-        )
+        told = execute_shard(out, number, shards, sandbox=config, note=render.note, show=show)
     if as_json:
         render.emit_json(told)
         return

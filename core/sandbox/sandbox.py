@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import queue
-import shlex
 import socket
 import subprocess
 import sys
@@ -24,11 +23,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from codecria.data.errors import UserError
 
 from . import command, jail, languages, outer
+from .config import AUTO, Confirm, SandboxConfig
 from .verdict import Limits, Outcome, Program, Tier, Verdict
 from .watch import empty
 from .wire import Answer, Bounds, Job, pack_job, receive, send, unpack_answer
@@ -41,7 +41,7 @@ BOXES_PREFIX = "codecria-boxes-"
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
-def choose_tier(requested: str = "auto") -> Tier:
+def choose_tier(requested: str = AUTO) -> Tier:
     """The tier to run under.
 
     Args:
@@ -50,10 +50,6 @@ def choose_tier(requested: str = "auto") -> Tier:
     Raises:
         UserError: it is not offered here. Nothing is ever run unconfined in its place.
     """
-    if requested not in ("auto", *Tier):
-        raise UserError(
-            f"there is no sandbox {requested!r}", hint="auto, bwrap, native, command or none"
-        )
     if requested == Tier.NONE and sys.platform == "linux":  # the servers are built on its calls
         return Tier.NONE
     if requested == Tier.COMMAND:
@@ -77,29 +73,22 @@ class Sandbox:
     """Runs programs; use it as a context manager.
 
     Args:
-        tier: see `choose_tier`; "command: ARGV" names the command too. "auto+isolate" runs a
-            Python solution and its tests in two processes, where they are given apart.
-        workers: programs at a time; None takes as many as this process may use cores. More give
-            false timeouts.
-        limits: of every program that is given none of its own.
+        config: how it is set up, or the name of a tier; None takes the defaults.
+        settings: fields of `SandboxConfig`, with a tier's name alone.
 
     Raises:
         UserError: the tier is not offered here, or a server does not start.
     """
 
-    def __init__(
-        self, tier: str = "auto", *, workers: int | None = None, limits: Limits | None = None
-    ) -> None:
-        name, _, words = tier.partition(":")
-        name, _, isolate = name.partition("+")
-        if isolate not in ("", "isolate"):
-            raise UserError(f"there is no sandbox {tier!r}", hint='as "auto+isolate"')
-        self.isolate = bool(isolate)
+    def __init__(self, config: SandboxConfig | str | None = None, **settings: Any) -> None:
+        if not isinstance(config, SandboxConfig):
+            config = SandboxConfig(tier=config or AUTO, **settings)
+        self.config = config
+        self.limits = config.limits
+        self.workers = config.workers or len(os.sched_getaffinity(0))
+        self.tier = choose_tier(config.tier)
+        self._command = config.argv()
         self._fit: dict[str, bool] = {}
-        self.tier = choose_tier(name)
-        self._command = _split(words) if self.tier is Tier.COMMAND else []
-        self.limits = limits or Limits()
-        self.workers = workers or len(os.sched_getaffinity(0))
         self._landlock = not jail.problem()
         self._free: dict[str, queue.Queue[_Server]] = {}
         self._servers: list[_Server] = []
@@ -156,29 +145,32 @@ class Sandbox:
         """What was said of these tests; None while nothing was."""
         return self._fit.get(tests)
 
-    def _may_isolate(self, program: Program) -> bool:
+    def _splits(self, program: Program) -> bool:
+        """Whether solution and tests can run in two processes."""
         apart = languages.canonical(program.language) == "python" and bool(program.tests)
         return apart and self.tier is not Tier.COMMAND and self._fit.get(program.tests) is not False
 
     def run(
-        self, program: Program, limits: Limits | None = None, *, isolate: bool | None = None
+        self, program: Program, limits: Limits | None = None, *, confirm: Confirm | None = None
     ) -> Verdict:
         """Judge one program.
+
+        A pass is confirmed where `Verdict.isolated` is set: solution and tests were apart.
 
         Args:
             program: to run.
             limits: of it; None takes the sandbox's.
-            isolate: whether in two processes; None does as the sandbox was told.
+            confirm: whether two processes judge it; None takes the sandbox's.
 
         Raises:
             UserError: the servers die under it, or it cannot be confined.
         """
         limits = limits or self.limits
         with self._alone.among_others():
-            verdict = self._once(program, limits, isolate)
+            verdict = self._once(program, limits, confirm)
         if verdict.outcome is Outcome.TIMEOUT:
             with self._alone:
-                verdict = self._once(program, limits, isolate)
+                verdict = self._once(program, limits, confirm)
         return verdict
 
     def run_many(
@@ -245,14 +237,14 @@ class Sandbox:
             finally:
                 ended.put((n, found))
 
-    def _once(self, program: Program, limits: Limits, isolate: bool | None = None) -> Verdict:
-        """The verdict of one run; of a second one in two processes where the first is in doubt."""
+    def _once(self, program: Program, limits: Limits, confirm: Confirm | None = None) -> Verdict:
+        """The verdict of one run; of a second one in two processes where a pass is confirmed."""
         if languages.canonical(program.language) != "python":
             return self._other_language(program, limits)
-        may = self._may_isolate(program)
-        apart = may and (self.isolate if isolate is None else isolate)
-        answer = self._python(program, limits, isolate=apart)
-        if answer.doubtful and may:
+        confirm = confirm or self.config.confirm
+        splits = confirm is not Confirm.OFF and self._splits(program)
+        answer = self._python(program, limits, isolate=splits and confirm is Confirm.ALL)
+        if splits and not answer.isolated and answer.outcome == Outcome.PASSED:
             answer = self._python(program, limits, isolate=True)
         return self._verdict(answer, limits)
 
@@ -392,24 +384,6 @@ class Sandbox:
         with self._lock:
             self._servers.append(server)
         return server
-
-
-def _split(command: str) -> list[str]:
-    """The words of a command, as a shell takes them.
-
-    Raises:
-        UserError: there is none, or a quotation does not end.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UserError(f"the sandbox's command cannot be read: {error}") from error
-    if not words:
-        raise UserError(
-            "the tier command needs a command",
-            hint="--sandbox-command 'podman run --rm -i --network none IMAGE'",
-        )
-    return words
 
 
 def _memory_folder() -> str | None:

@@ -89,7 +89,8 @@ class Verdict:
         tier, limits: it ran under.
         stdout, stderr: the ends of what it printed.
         exit_status: of the process; negative the signal that ended it.
-        isolated: whether solution and tests ran in two processes.
+        isolated: whether solution and tests ran in two processes. A pass is confirmed then; one
+            in a single process is not.
     """
 
     outcome: Outcome
@@ -101,3 +102,8 @@ class Verdict:
     stderr: str = ""
     exit_status: int | None = None
     isolated: bool = False
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it passed with solution and tests in two processes."""
+        return self.isolated and self.outcome is Outcome.PASSED

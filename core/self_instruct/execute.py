@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from codecria.core.evaluation.benchmarks.execution import as_json
+from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
-from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from codecria.core.sandbox.verdict import Outcome, Program, Verdict
 from codecria.data.errors import UserError
 from codecria.data.progress import Progress
 
@@ -32,29 +33,6 @@ CONSTANTS = ("None", "True", "False", "0", "1", "''", "[]", "{}")
 FOLDER = "verdicts"
 Show = Callable[[Progress], None]
 Verdicts = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """Where programs run.
-
-    Attributes:
-        tier: as `Sandbox` takes it.
-        workers: side by side; None for what the machine has.
-        limits: of each.
-    """
-
-    tier: str = "auto"
-    workers: int | None = None
-    limits: Limits
-
-    def open(self) -> Sandbox:
-        """A sandbox with servers of its own.
-
-        Raises:
-            UserError: the tier is not offered here.
-        """
-        return Sandbox(self.tier, workers=self.workers, limits=self.limits)
 
 
 def verdict_id(candidate: str, run: int) -> str:
@@ -145,7 +123,7 @@ def _passed(verdict: Mapping[str, Any] | None) -> bool:
 def execute(
     tested: Sequence[Tested],
     candidates: Iterable[Candidate],
-    ground: Ground,
+    config: SandboxConfig,
     verdicts: Journal,
     known: dict[str, Mapping[str, Any]],
     *,
@@ -158,7 +136,7 @@ def execute(
     Args:
         tested: questions with tests.
         candidates: their solutions, in order.
-        ground: where they run.
+        config: where they run.
         verdicts: takes the verdicts.
         known: those known before; added to.
         again: runs after the first, of solutions that pass, in processes started for them.
@@ -191,7 +169,7 @@ def execute(
         done += count
         show(Progress(stage="solutions run", done=done, total=total or done, resumed=resumed))
 
-    _run(wanted(), ground, verdicts, known, told)
+    _run(wanted(), config, verdicts, known, told)
     for run in range(1, again + 1):
         while True:
             pending = []
@@ -209,7 +187,7 @@ def execute(
                 ended += count
                 show(Progress(stage=f"run again {run}", done=ended, total=len(pending), resumed=0))
 
-            _run(iter(pending), ground, verdicts, known, seen)
+            _run(iter(pending), config, verdicts, known, seen)
 
 
 def _program(candidate: Candidate, tests: Mapping[str, str]) -> Program:
@@ -218,7 +196,7 @@ def _program(candidate: Candidate, tests: Mapping[str, str]) -> Program:
 
 def _run(
     programs: Iterator[tuple[str, Program]],
-    ground: Ground,
+    config: SandboxConfig,
     verdicts: Journal,
     known: dict[str, Mapping[str, Any]],
     done: Callable[[int], None],
@@ -227,7 +205,7 @@ def _run(
     first = next(programs, None)
     if first is None:
         return
-    with ground.open() as sandbox:
+    with config.open() as sandbox:
         for key, verdict in _verdicts(sandbox, itertools.chain([first], programs)):
             line = {"id": key, **as_json(verdict)}
             verdicts.add([line])
@@ -323,13 +301,13 @@ def _literals(tree: ast.Module) -> list[str]:
 
 
 def probe(
-    tested: Sequence[Tested], ground: Ground, verdicts: Journal, *, show: Show
+    tested: Sequence[Tested], config: SandboxConfig, verdicts: Journal, *, show: Show
 ) -> dict[str, str]:
     """Run the probes of all tests.
 
     Args:
         tested: questions with tests.
-        ground: where they run.
+        config: where they run.
         verdicts: journal of the probes, gone on with.
         show: takes progress.
 
@@ -359,7 +337,7 @@ def probe(
                 if key not in known:
                     yield key, Program(source=source, tests=one.tests.program)
 
-    _run(wanted(), ground, verdicts, known, told)
+    _run(wanted(), config, verdicts, known, told)
     weak: dict[str, str] = {}
     for one in tested:
         for number, what in enumerate(probes(one.tests)):

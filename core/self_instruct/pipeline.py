@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from codecria.core.sandbox.config import SandboxConfig
 from codecria.data.corpus import shingles
 from codecria.data.corpus.decontaminate import Index, build
 from codecria.data.errors import UserError
@@ -30,7 +31,6 @@ from .endpoint import Endpoint
 from .execute import (
     AGAIN,
     Choice,
-    Ground,
     all_verdicts,
     choose,
     execute,
@@ -149,7 +149,7 @@ def _stages(run: _Run) -> dict[str, Any]:
         execute(
             tested,
             read_candidates(out / SOLUTIONS),
-            request.ground,
+            request.sandbox,
             verdicts,
             known,
             again=again,
@@ -229,7 +229,7 @@ def _strong(run: _Run, tested: list[Tested]) -> list[Tested]:
     """The questions whose tests no trivially wrong solution passes."""
     with journal(run.request.out / "probes.jsonl") as verdicts:
         _tell_damage(verdicts, run.note)
-        weak = probe(tested, run.request.ground, verdicts, show=run.show)
+        weak = probe(tested, run.request.sandbox, verdicts, show=run.show)
     for one in tested:
         if one.id in weak:
             run.losses(
@@ -472,14 +472,14 @@ def _clean(run: _Run, items: Sequence[tuple[Tested, dict[str, Any]]]) -> Iterato
 
 
 def execute_shard(
-    out: Path, shard: int, shards: int, *, tier: str, workers: int | None, note: Note, show: Show
+    out: Path, shard: int, shards: int, *, sandbox: SandboxConfig, note: Note, show: Show
 ) -> dict[str, Any]:
     """Run one part of a run's solutions, on any machine that sees its folder.
 
     Args:
         out: of a run that has its solutions.
         shard, shards: which part, from 0, of how many.
-        tier, workers: of the sandbox.
+        sandbox: where programs run; limits and confirmation are the run's own.
         note, show: take remarks and progress.
 
     Returns:
@@ -488,15 +488,13 @@ def execute_shard(
     Raises:
         UserError: the folder is no such run, or the part is run by somebody else.
     """
-    limits, isolates, repeats = execution_of(out)
+    limits, confirm, repeats = execution_of(out)
     for name in (TESTS, SOLUTIONS):
         if not (out / name).is_file():
             raise UserError(
                 f"{out} has no {name} yet",
                 hint="`codecria self-instruct ... --stop-after solutions` makes it",
             )
-    if isolates and "+isolate" not in tier:
-        tier = f"{tier}+isolate"
     tested = [one for one in read_tested(out / TESTS) if shard_of(one.id, shards) == shard]
     ids = {one.id for one in tested}
     own = [one for one in read_candidates(out / SOLUTIONS) if one.tested in ids]
@@ -506,7 +504,7 @@ def execute_shard(
         execute(
             tested,
             own,
-            Ground(tier=tier, workers=workers, limits=limits),
+            replace(sandbox, limits=limits, confirm=confirm),
             verdicts,
             known,
             again=AGAIN if repeats else 0,

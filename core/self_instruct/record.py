@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.verdict import Limits
 from codecria.core.training.run import differences
 from codecria.data.corpus.decontaminate import Index
@@ -134,8 +135,8 @@ def _identity(request: Request, index: Index | None) -> dict[str, Any]:
         path = getattr(request, name)
         flat[name] = _digest(path) if path is not None else ""
     flat["decontaminate"] = index.digest if index is not None else ""
-    flat |= {f"limits.{name}": value for name, value in asdict(request.limits).items()}
-    flat["isolate"] = "+isolate" in request.tier.partition(":")[0]
+    flat |= {f"limits.{name}": value for name, value in asdict(request.sandbox.limits).items()}
+    flat["confirm"] = str(request.sandbox.confirm)
     return flat
 
 
@@ -161,8 +162,8 @@ def _page(out: Path) -> dict[str, Any]:
     return old
 
 
-def execution_of(out: Path) -> tuple[Limits, bool, bool]:
-    """Of a run: the limits of its programs, whether they are isolated, and whether run again.
+def execution_of(out: Path) -> tuple[Limits, Confirm, bool]:
+    """Of a run: its programs' limits, whether two processes judge, and whether passes run again.
 
     Raises:
         UserError: the folder is no run.
@@ -170,7 +171,7 @@ def execution_of(out: Path) -> tuple[Limits, bool, bool]:
     identity = _page(out)["identity"]
     prefix = "limits."
     limits = {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
-    return Limits(**limits), identity["isolate"], identity["settings.drop_flaky"]
+    return Limits(**limits), Confirm(identity["confirm"]), identity["settings.drop_flaky"]
 
 
 def report_of(out: Path) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.verdict import Limits
 from codecria.data.errors import UsageError
 
-from .execute import Ground
 from .models import Model
 from .prompts import Prompts
 from .settings import STAGES, Settings
@@ -29,7 +29,7 @@ class Request:
         prompts: what they are asked with.
         questions_file, tests_file: enter there instead of asking.
         decontaminate: files of problems that no item may hold.
-        tier, workers, limits: of the sandbox.
+        sandbox: where programs run.
         stop_after: the last stage; None for all.
         emit: file that takes the requests of the first stage that is not answered.
         responses: files of answers to such requests.
@@ -46,9 +46,7 @@ class Request:
     questions_file: Path | None = None
     tests_file: Path | None = None
     decontaminate: tuple[Path, ...] = ()
-    tier: str = "auto"
-    workers: int | None = None
-    limits: Limits = LIMITS
+    sandbox: SandboxConfig = field(default_factory=lambda: SandboxConfig(limits=LIMITS))
     stop_after: str | None = None
     emit: Path | None = None
     responses: tuple[Path, ...] = ()
@@ -73,8 +71,3 @@ class Request:
         """The stages that a model is asked for, as far as the run goes."""
         last = len(STAGES) if self.stop_after is None else STAGES.index(self.stop_after) + 1
         return STAGES[self._given : last]
-
-    @property
-    def ground(self) -> Ground:
-        """Where programs run."""
-        return Ground(tier=self.tier, workers=self.workers, limits=self.limits)

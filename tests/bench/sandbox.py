@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Outcome, Program, Verdict
 
@@ -123,7 +124,7 @@ def main() -> None:
 
         def isolated(round_: int) -> bool:
             programs = [apart(f"i{round_}_{n}") for n in range(arguments.programs)]
-            run = functools.partial(sandbox.run, isolate=True)
+            run = functools.partial(sandbox.run, confirm=Confirm.ALL)
             return all(passed(verdict) for verdict in pool.map(run, programs))
 
         def theirs(_: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.generator import Generator, tokenizer_of
+from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.training.run import environment
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 from codecria.data.files import digest_file
@@ -20,7 +21,7 @@ from codecria.data.progress import Progress
 
 from . import mbpp, tasks
 from . import references as known_solutions
-from .execution import Sandbox, limits_json, open_sandbox
+from .execution import Sandbox, limits_json
 from .problems import Problem, ProblemSet
 from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
@@ -49,7 +50,8 @@ class Request:
         split, ids, limit: which tasks.
         out: file of results; with several forms the later ones have the form in their name.
         generate_only: write samples, and run nothing.
-        tier, workers, timeout_s, memory_bytes: of the sandbox.
+        sandbox: where programs run; its limits follow from the tasks.
+        timeout_s, memory_bytes: limits of a program.
         cache: folder of what is known of the references; None keeps nothing.
         leave_out_failing: score without the tasks whose references fail.
         partial: score samples that do not cover all tasks.
@@ -69,8 +71,7 @@ class Request:
     limit: int | None = None
     out: Path | None = None
     generate_only: bool = False
-    tier: str = "auto"
-    workers: int | None = None
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     timeout_s: float | None = None
     memory_bytes: int = MEMORY_BYTES
     cache: Path | None = None
@@ -216,7 +217,7 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
 @contextlib.contextmanager
 def _sandbox(request: Request, asked: Sequence[Problem]) -> Iterator[Sandbox]:
     limits = known_solutions.limits_for(asked, request.timeout_s, request.memory_bytes)
-    with open_sandbox(request.tier, workers=request.workers, limits=limits) as sandbox:
+    with replace(request.sandbox, limits=limits).open() as sandbox:
         yield sandbox
 
 
@@ -418,9 +419,8 @@ def _facts(
         facts["sandbox"] = {
             "tier": str(bench.sandbox.tier),
             "limits": limits_json(bench.sandbox.limits),
+            "confirm": str(bench.sandbox.config.confirm),
         }
-        if bench.sandbox.isolate:
-            facts["sandbox"]["isolate"] = True
         facts["references"] = {
             "run": len(bench.references),
             "passed": sum(r.passed is True for r in bench.references.values()),

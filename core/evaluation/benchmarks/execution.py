@@ -61,20 +61,6 @@ def trial(sandbox: Sandbox, language: str) -> str:
     return ""
 
 
-def open_sandbox(tier: str, *, workers: int | None, limits: Limits) -> Sandbox:
-    """A sandbox to enter.
-
-    Args:
-        tier: "auto", or one by name.
-        workers: programs side by side; None for what the machine has.
-        limits: of most programs.
-
-    Raises:
-        UserError: the tier is not offered here.
-    """
-    return Sandbox(tier, workers=workers, limits=limits)
-
-
 def run_all(sandbox: Sandbox, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
     """The verdict of every job with its number, as they come.
 

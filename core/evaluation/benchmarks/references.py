@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codecria.core.sandbox.config import Confirm
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, digest_json, read_json
 
@@ -130,7 +131,7 @@ def check(
             isolated=verdict.isolated,
         )
         done(len(found), len(given))
-    for problem in given if sandbox.isolate else ():
+    for problem in given if sandbox.config.confirm is Confirm.ALL else ():
         sandbox.settle(problem.tests, fit=found[problem.task_id].isolated)
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
     if path is not None and fresh:
@@ -150,13 +151,17 @@ def confirmed(problem: Problem, job: Job, verdict: Verdict, sandbox: Sandbox) ->
         verdict: of it.
         sandbox: open.
     """
-    if not verdict.isolated or passed(verdict) is not False or sandbox.isolate:
+    if (
+        not verdict.isolated
+        or passed(verdict) is not False
+        or sandbox.config.confirm is Confirm.ALL
+    ):
         return verdict
     if sandbox.settled(problem.tests) is None:
         fit = False
         if problem.reference is not None:
             limits = replace(sandbox.limits, wall_s=REFERENCE_S)
-            right = sandbox.run(program(problem, problem.reference), limits, isolate=True)
+            right = sandbox.run(program(problem, problem.reference), limits, confirm=Confirm.ALL)
             fit = passed(right) is True
         sandbox.settle(problem.tests, fit=fit)
     if sandbox.settled(problem.tests):
@@ -239,7 +244,7 @@ def _place(sandbox: Sandbox) -> str:
             "machine": [platform.node(), platform.machine(), os.cpu_count()],
             "python": sys.version,
             "memory_bytes": sandbox.limits.memory_bytes,
-            "isolate": sandbox.isolate,
+            "confirm": str(sandbox.config.confirm),
         }
     )
 

@@ -28,6 +28,7 @@ from codecria.core.evaluation.benchmarks.references import Reference, limit_s, r
 from codecria.core.evaluation.benchmarks.results import meta_path, results
 from codecria.core.evaluation.benchmarks.samples import read_samples
 from codecria.core.evaluation.benchmarks.tasks import TASKS, load
+from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -63,7 +64,8 @@ def request_for(tmp_path: Path, problems: Path) -> Callable[..., Request]:
         samples = None
         if lines is not None:
             samples = write_lines(tmp_path / "samples.jsonl", lines)
-        given = {"tier": "none", "workers": 1, "cache": tmp_path / "cache"} | options
+        unconfined = SandboxConfig(tier="none", workers=1)
+        given = {"sandbox": unconfined, "cache": tmp_path / "cache"} | options
         return Request(task="humaneval", problems=problems, samples=samples, **given)
 
     return make
@@ -209,8 +211,7 @@ def test_a_harness_that_fails_a_reference_does_not_score(tmp_path: Path) -> None
         task="humaneval",
         problems=problems,
         samples=samples,
-        tier="none",
-        workers=1,
+        sandbox=SandboxConfig(tier="none", workers=1),
         cache=tmp_path / "cache",
     )
     with pytest.raises(UserError, match=r"1 of 4 reference solutions do not pass here.*Own/3"):
@@ -312,8 +313,8 @@ def test_another_evaluation_is_not_mixed_into_a_result(
     before = out.read_bytes()
     with pytest.raises(UserError, match=r"protocol\.max_tokens: 4 -> 5"):
         run(replace(request, changes=Changes(max_tokens=5)))
-    with pytest.raises(UserError, match=r"sandbox\.isolate"):
-        run(replace(request, tier="none+isolate"))
+    with pytest.raises(UserError, match=r"sandbox\.confirm"):
+        run(replace(request, sandbox=replace(request.sandbox, confirm=Confirm.ALL)))
     write_lines(request.problems, list(RECORDS[:3]))
     with pytest.raises(UserError, match=r"problems\.digest: "):
         run(request)

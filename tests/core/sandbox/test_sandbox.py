@@ -149,5 +149,5 @@ def test_nothing_runs_unconfined_unless_that_is_asked_for(monkeypatch: pytest.Mo
     assert choose_tier("none") is Tier.NONE
     with pytest.raises(UserError, match="no bubblewrap"):
         choose_tier("bwrap")
-    with pytest.raises(UserError, match="no sandbox 'docker'"):
-        choose_tier("docker")
+    with pytest.raises(UserError, match="no sandbox tier 'docker'"):
+        Sandbox("docker")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from codecria.core.evaluation.benchmarks.evaluate import Request, evaluate
+from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.sandbox import choose_tier
 from codecria.data.errors import UserError
 
@@ -120,16 +121,19 @@ def theirs(sample: dict[str, str]) -> str:
     return result
 
 
-def ours(folder: Path, given: list[dict[str, str]], tier: str) -> tuple[dict[str, Any], list[Any]]:
+def ours(
+    folder: Path, given: list[dict[str, str]], confirm: Confirm
+) -> tuple[dict[str, Any], list[Any]]:
     try:
-        choose_tier(tier.partition("+")[0])
+        choose_tier()
     except UserError as error:
         pytest.skip(str(error))
     problems, file, out = folder / "problems.jsonl", folder / "samples.jsonl", folder / "out.jsonl"
     problems.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     file.write_text("".join(json.dumps(sample) + "\n" for sample in given))
     request = Request(
-        task="humaneval", problems=problems, samples=file, out=out, tier=tier,
+        task="humaneval", problems=problems, samples=file, out=out,
+        sandbox=SandboxConfig(confirm=confirm),
         timeout_s=TIMEOUT_S, cache=folder / "cache",
     )  # fmt: skip
     [summary] = evaluate(request, note=lambda _: None, show=lambda _: None)
@@ -146,14 +150,14 @@ def pass_at(k: int, results: list[str], given: list[dict[str, str]]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("tier", ["auto", "auto+isolate"])
-def test_verdicts_and_scores_agree_with_human_evals_check(tmp_path: Path, tier: str) -> None:
+@pytest.mark.parametrize("confirm", Confirm)
+def test_verdicts_and_scores_agree_with_human_evals_check(tmp_path: Path, confirm: Confirm) -> None:
     given = samples()
     with ThreadPoolExecutor(2) as pool:
         expected = list(pool.map(theirs, given))
     assert len(given) == 40
     assert expected.count("timed out") == 2
-    summary, lines = ours(tmp_path, given, tier)
+    summary, lines = ours(tmp_path, given, confirm)
     assert [line["completion"] for line in lines] == [sample["completion"] for sample in given]
     assert [line["passed"] for line in lines] == [result == "passed" for result in expected]
     found = [line["result"] for line in lines]
@@ -169,7 +173,7 @@ def test_verdicts_agree_with_the_package_itself(tmp_path: Path) -> None:
     expected = [
         package.check_correctness(by_id[s["task_id"]], s["completion"], TIMEOUT_S) for s in given
     ]
-    _, lines = ours(tmp_path, given, "auto")
+    _, lines = ours(tmp_path, given, Confirm.PASSES)
     assert [line["passed"] for line in lines] == [result["passed"] for result in expected]
     timed = [result["result"] == "timed out" for result in expected]
     assert [line["result"] == "timed out" for line in lines] == timed

@@ -190,22 +190,6 @@ def test_honest_work_passes_also_where_it_is_doubted(
     assert verdict.outcome is Outcome.PASSED, verdict
 
 
-def test_plain_answers_are_not_doubted(sandbox: Sandbox) -> None:
-    for source, tests in (
-        ("def f(x): return x + 1", CHECK),
-        (
-            "import math\ndef f(x): return [math.pi] * x",
-            "import math\nassert f(2) == [math.pi] * 2",
-        ),
-        (
-            "from typing import List\ndef f(x: List[int]): return {1: 'a'}",
-            "assert f([1]) == {1: 'a'}",
-        ),
-    ):
-        verdict = run(sandbox, source, tests)
-        assert (verdict.outcome, verdict.isolated) == (Outcome.PASSED, False)
-
-
 def test_what_tests_take_from_a_solution_though_python_has_it_is_named(sandbox: Sandbox) -> None:
     source, tests = "def sum(a, b): return a + b", "assert sum(10, 15) == 25"
     assert sandbox.run(Program(source=source, tests=tests)).outcome is Outcome.FAILED

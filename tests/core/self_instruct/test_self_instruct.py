@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.verdict import Limits
 from codecria.core.self_instruct import items, pipeline, prompts
 from codecria.core.self_instruct.batch import BatchModel
 from codecria.core.self_instruct.endpoint import Access, Endpoint
-from codecria.core.self_instruct.execute import Ground, choose, execute, probe, probes, verdict_id
+from codecria.core.self_instruct.execute import choose, execute, probe, probes, verdict_id
 from codecria.core.self_instruct.journal import journal
 from codecria.core.self_instruct.local import LocalModel
 from codecria.core.self_instruct.parse import checked_tests
@@ -47,7 +48,7 @@ def request(out: Path, model: Any = None, **options: Any) -> Request:
         "settings": Settings(questions=24, per_request=10, solutions=3),
         "models": dict.fromkeys(("questions", "tests", "solutions"), model) if model else {},
         "prompts": prompts.load(),
-        "limits": LIMITS,
+        "sandbox": SandboxConfig(limits=LIMITS),
     }
     return Request(out=out, **given | options)
 
@@ -204,7 +205,13 @@ def test_the_key_reaches_neither_a_file_nor_a_program(
         return spy.replace("{n}", text.split("adds ")[1].split()[0])
 
     endpoint.say = say
-    report = run(request(tmp_path / "o", remote(key="sk-secret-of-mine"), limits=Limits(wall_s=5)))
+    report = run(
+        request(
+            tmp_path / "o",
+            remote(key="sk-secret-of-mine"),
+            sandbox=SandboxConfig(limits=Limits(wall_s=5)),
+        )
+    )
     assert report["funnel"]["kept"] == report["funnel"]["with_tests"] > 0
     for path in (tmp_path / "o").rglob("*"):
         assert path.is_dir() or b"sk-secret-of" not in path.read_bytes(), path
@@ -463,7 +470,7 @@ def test_parts_of_the_execution_join_to_the_whole(
     run(request(out, remote(), stop_after="solutions"))
     told = [
         pipeline.execute_shard(
-            out, shard, 3, tier="auto", workers=None, note=print, show=lambda _: None
+            out, shard, 3, sandbox=SandboxConfig(), note=print, show=lambda _: None
         )
         for shard in order
     ]
@@ -474,7 +481,7 @@ def test_parts_of_the_execution_join_to_the_whole(
 
 
 def test_a_part_needs_a_run_with_solutions(tmp_path: Path, remote: Callable[..., Endpoint]) -> None:
-    options: dict[str, Any] = {"tier": "auto", "workers": None, "note": print, "show": print}
+    options: dict[str, Any] = {"sandbox": SandboxConfig(), "note": print, "show": print}
     with pytest.raises(UserError, match="no folder of self-instruct"):
         pipeline.execute_shard(tmp_path, 0, 1, **options)
     run(request(tmp_path / "o", remote(), stop_after="tests"))
@@ -566,9 +573,9 @@ def test_tests_that_a_trivially_wrong_solution_passes_are_found(
     one = with_tests(*asserts)
     assert len(probes(one.tests)) >= 10
     with journal(tmp_path / "probes.jsonl") as verdicts:
-        found = probe([one], Ground(limits=LIMITS), verdicts, show=lambda _: None)
+        found = probe([one], SandboxConfig(limits=LIMITS), verdicts, show=lambda _: None)
         known = len(verdicts)
-        again = probe([one], Ground(limits=LIMITS), verdicts, show=lambda _: None)
+        again = probe([one], SandboxConfig(limits=LIMITS), verdicts, show=lambda _: None)
         assert len(verdicts) == known
     assert found.get(one.id, "") == weak
     assert again == found
@@ -586,7 +593,15 @@ def test_what_passes_by_luck_is_flaky_and_the_next_is_kept(tmp_path: Path) -> No
     group.append(candidate(one, 2, "def f(x):\n    return 1 + x"))
     known: dict[str, Any] = {verdict_id("c1", 2): {"outcome": "failed"}}
     with journal(tmp_path / "v.jsonl") as verdicts:
-        execute([one], group, Ground(limits=LIMITS), verdicts, known, again=2, show=lambda _: None)
+        execute(
+            [one],
+            group,
+            SandboxConfig(limits=LIMITS),
+            verdicts,
+            known,
+            again=2,
+            show=lambda _: None,
+        )
         ran = list(verdicts)
     choice = choose(group, known, again=2)
     assert choice.kept is group[2]
@@ -606,7 +621,7 @@ def test_programs_run_again_in_processes_with_another_hash_seed(tmp_path: Path) 
             execute(
                 [one],
                 [candidate(one, attempt, source)],
-                Ground(limits=LIMITS, workers=1),
+                SandboxConfig(limits=LIMITS, workers=1),
                 verdicts,
                 known,
                 again=0,
@@ -668,7 +683,15 @@ def test_hostile_solutions_are_never_kept(tmp_path: Path) -> None:
     group = [candidate(one, n, source) for n, source in enumerate(sources)] + [right]
     known: dict[str, Any] = {}
     with journal(tmp_path / "v.jsonl") as verdicts:
-        execute([one], group, Ground(limits=LIMITS), verdicts, known, again=2, show=lambda _: None)
+        execute(
+            [one],
+            group,
+            SandboxConfig(limits=LIMITS),
+            verdicts,
+            known,
+            again=2,
+            show=lambda _: None,
+        )
     choice = choose(group, known, again=2)
     assert choice.kept is right
     assert choice.passed == 1

@@ -1,0 +1,92 @@
+"""How a sandbox is set up: its tier, when two processes judge, how many programs run at once."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from codecria.data.errors import UsageError
+
+from .verdict import Limits, Tier
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+
+AUTO = "auto"  # bwrap where it works, else native
+_COMMAND_HINT = "--sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'"
+
+
+class Confirm(StrEnum):
+    """Which programs are judged with solution and tests in two processes.
+
+    One process cannot tell a solution that answers right from one that changes what the tests
+    mean; two processes that exchange plain data can. A failure needs no second look.
+
+    PASSES: a program that passes in one process is judged again in two, and the second verdict
+    counts. A failing program costs one run, a passing one two. ALL: every program runs in two
+    processes at once, which is cheaper where most pass. OFF: one process alone; a cheat can pass.
+    """
+
+    PASSES = "passes"
+    ALL = "all"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """Everything that a sandbox is opened with.
+
+    Attributes:
+        tier: "auto", or a name in `verdict.Tier`; nothing chooses "none" or "command" by itself.
+        command: with the tier "command" alone: what makes a process for each program.
+        confirm: which programs two processes judge.
+        workers: programs at once; None for as many as this process may use cores.
+        limits: of every program that has none of its own.
+
+    Raises:
+        UsageError: there is no such tier, or tier and command do not go together.
+    """
+
+    tier: str = AUTO
+    command: str = ""
+    confirm: Confirm = Confirm.PASSES
+    workers: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Check that the fields go together."""
+        if self.tier not in (AUTO, *Tier):
+            raise UsageError(
+                f"there is no sandbox tier {self.tier!r}",
+                hint=f"choose one of {', '.join((AUTO, *Tier))}",
+            )
+        if (self.tier == Tier.COMMAND) != bool(self.command.strip()):
+            raise UsageError(
+                "--sandbox command and --sandbox-command go together", hint=_COMMAND_HINT
+            )
+        self.argv()
+
+    def argv(self) -> list[str]:
+        """The words of the command, as a shell splits them.
+
+        Raises:
+            UsageError: a quotation does not end.
+        """
+        try:
+            return shlex.split(self.command)
+        except ValueError as error:
+            raise UsageError(
+                f"--sandbox-command {self.command!r} cannot be read: {error}", hint=_COMMAND_HINT
+            ) from error
+
+    def open(self) -> Sandbox:
+        """A sandbox with servers of its own; close it, or use it as a context manager.
+
+        Raises:
+            UserError: the tier is not offered here, or a server does not start.
+        """
+        from .sandbox import Sandbox
+
+        return Sandbox(self)
