@@ -1,7 +1,7 @@
 """The Llama 2 transformer, exactly: pre-norm blocks, rotary positions, SwiGLU (PAPER section 1).
 
-The model turns token ids into hidden states; `logits` turns those into scores. Training never
-calls `logits` on a whole batch: core/model/loss.py multiplies by the output matrix chunk by chunk.
+The model turns token ids into hidden states, and with targets into the loss. Training never holds
+the logits of a whole batch: core/model/loss.py multiplies by the output matrix chunk by chunk.
 
 Parameter names are Llama's (wq, w1, attention_norm); core/checkpoints/checkpoint.py maps them to
 the names on disk. Rotary pairs are half-split, as in the Hugging Face layout, so weights load
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attend
 from .config import ModelConfig
+from .head import Head, Targets
 from .linear import Linear
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
@@ -123,7 +124,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Llama language model without its loss.
+    """A Llama language model.
 
     Built with unset weights: call `initialise` to train from scratch, or load a checkpoint
     (`core.checkpoint.load_model`). Under `torch.device("meta")` nothing is allocated.
@@ -144,22 +145,26 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = Linear(config.dim, config.vocab_size)
+        self.head = Head()
 
     @property
     def output_weight(self) -> Tensor:
         """The output matrix (V,C): its own, or the embedding when tied."""
         return self.tok_embeddings if self.config.tied else self.output.weight
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states after the final norm.
+    def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attend, targets: Targets | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states after the final norm, or with targets the loss.
 
         Args:
             ids: (B,T) token ids.
             positions: (B,T) the position of each token, for the rotary angles.
             attend: who sees whom, core/model/attention.py or core/inference/cache.py.
+            targets: what to compute the loss of.
 
         Returns:
-            (B,T,C)
+            (B,T,C) hidden states; or the loss and each token's, see `Head`.
         """
         x = F.embedding(ids, self.tok_embeddings)
         by = rotation(positions, self.config)
@@ -170,11 +175,15 @@ class Transformer(nn.Module):
             else:
                 x = layer(x, by, attend)
         hidden: Tensor = self.norm(x)
-        return hidden
+        if targets is None:
+            return hidden
+        losses: tuple[Tensor, Tensor] = self.head(hidden, self.output_weight, targets)
+        return losses
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token in float32: (...,C) -> (...,V)."""
-        return F.linear(hidden, self.output_weight).float()
+        scores: Tensor = self.head(hidden, self.output_weight)
+        return scores
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

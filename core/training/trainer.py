@@ -26,15 +26,16 @@ from torch import Tensor
 
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import DTYPES, publish
-from codecria.core.model.attention import Backend, PackedAttention, pack_offsets
-from codecria.core.model.loss import masked_cross_entropy
+from codecria.core.model.attention import Backend
+from codecria.core.model.batch import batch_loss, loss_by_kind, mean_loss
+from codecria.core.model.head import leave_loss_uncompiled
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, remove_leftovers
 from codecria.data.formats.infill import Order
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.rows.mixture import Mixture
-from codecria.data.rows.rows import DIALOG, IGNORE, KINDS, Counts
+from codecria.data.rows.rows import DIALOG, KINDS, Counts
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
@@ -68,16 +69,16 @@ class Stepped:
 
     Attributes:
         loss: mean over the step's targets, in nats.
-        norm: of the gradient before clipping.
-        rate: the learning rate.
-        apart: (4,2) for plain, PSM and SPM text and dialogs: the losses' sum, and how many targets.
+        grad_norm: of the gradient before clipping.
+        lr: the learning rate.
+        by_kind: (4,2) sums of losses and counts of targets, see `loss_by_kind`.
         counts: of the step's documents, where infilling is on.
     """
 
     loss: Tensor
-    norm: float
-    rate: float
-    apart: Tensor
+    grad_norm: float
+    lr: float
+    by_kind: Tensor
     counts: Counts | None
 
 
@@ -138,7 +139,10 @@ class Trainer:
         self.infilling = infilling
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
         self.optimizer = build_optimizer(model, self.recipe)
-        self.hidden = torch.compile(self._hidden) if run.compiled else self._hidden
+        self.forward: Callable[..., Any] = model
+        if run.compiled:
+            leave_loss_uncompiled()
+            self.forward = torch.compile(model)
         self.skipped: list[int] = []
         self.stop_requested = False
 
@@ -194,24 +198,24 @@ class Trainer:
             UserError: the loss or the norm is not finite and the recipe says to stop.
         """
         total = torch.zeros((), device=self.device)
-        apart = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
+        by_kind = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
         for part in batch.split(self.run.micro_rows):
-            loss, each = self._loss(part, count=batch.n_targets)
+            loss, each = self._loss(part, count=batch.n_targets, forward=self.forward)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             if self.infilling is not None or self.dialogs:
-                apart += losses_apart(each, part)
+                by_kind += loss_by_kind(each, part)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         rate = warmup_cosine(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()
             self._not_finite(step, total.item(), norm.item())
-            return Stepped(total, norm.item(), rate, apart, batch.counts)
+            return Stepped(total, norm.item(), rate, by_kind, batch.counts)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Stepped(total, norm.item(), rate, apart, batch.counts)
+        return Stepped(total, norm.item(), rate, by_kind, batch.counts)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -248,8 +252,8 @@ class Trainer:
                 infilling=infilling,
                 learn=self.recipe.learn,
             ):
-                _, each = self._loss(batch, count=1, forward=self._hidden)
-                total += losses_apart(each, batch)
+                _, each = self._loss(batch, count=1, forward=self.model)
+                total += loss_by_kind(each, batch)
             loss, count = total[kinds].sum(0).tolist()
             if count:
                 losses[source] = loss / count
@@ -258,32 +262,21 @@ class Trainer:
         mean = sum(weights[s] * loss for s, loss in losses.items()) / share if share else None
         return {f"{name}_loss": mean, name: losses}
 
-    def _hidden(self, ids: Tensor, positions: Tensor, offsets: Tensor | None) -> Tensor:
-        """(B,T) ids and positions -> (B,T,C) hidden states; what torch.compile compiles."""
+    def _loss(
+        self, batch: Batch, *, count: int, forward: Callable[..., Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of a (micro-)batch over `count` targets, and each token's."""
         backend: Backend = "xformers" if self.run.attention == "xformers" else "sdpa"
         with torch.autocast(
             self.device.type, DTYPES[self.run.dtype], enabled=self.run.dtype != "float32"
         ):
-            hidden: Tensor = self.model(ids, positions, PackedAttention(offsets, backend))
-        return hidden
-
-    def _loss(
-        self, batch: Batch, *, count: int, forward: Callable[..., Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of a (micro-)batch over `count` targets, and each token's (core/model/loss.py)."""
-        rows, T = batch.ids.shape
-        ids, positions, targets = (
-            torch.from_numpy(array).to(self.device, torch.int64)
-            for array in (batch.ids, batch.positions, batch.targets)
-        )
-        offsets = None
-        if batch.segments is not None:
-            offsets = pack_offsets(batch.segments, size=rows * T + 1)
-        hidden = (forward or self.hidden)(ids, positions, offsets)
-        hidden = hidden.to(DTYPES[self.run.dtype])
-        return masked_cross_entropy(
-            hidden.flatten(0, 1), self.model.output_weight, targets.flatten(), count=count
-        )
+            return batch_loss(
+                forward,
+                batch,
+                device=self.device,
+                backend=backend,
+                count=count,
+            )
 
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.recipe.steps
@@ -380,22 +373,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def losses_apart(each: Tensor, batch: Batch) -> Tensor:
-    """The sum of losses and the count of targets, of plain, PSM and SPM text and dialogs: (4,2).
-
-    Args:
-        each: (N,) losses in nats, zero where a target has none.
-        batch: of N tokens.
-    """
-    kinds = torch.from_numpy(batch.kinds).flatten().to(each.device)
-    counted = torch.from_numpy(batch.targets != IGNORE).flatten().to(each.device)
-    told = []
-    for kind in range(KINDS):
-        here = kinds == kind
-        told.append(torch.stack([(each * here).double().sum(), (counted & here).double().sum()]))
-    return torch.stack(told)
-
-
 class Meter:
     """Speed and means between two log lines.
 
@@ -411,9 +388,9 @@ class Meter:
         self.device = device
         self.recipe = run.recipe
         self.losses: list[float] = []
-        self.apart = torch.zeros(KINDS, 2, dtype=torch.float64)
+        self.by_kind = torch.zeros(KINDS, 2, dtype=torch.float64)
         self.counts = Counts()
-        self.norm = self.rate = 0.0
+        self.grad_norm = self.lr = 0.0
         self.busy_s = 0.0
         self.since = time.perf_counter()
 
@@ -422,9 +399,9 @@ class Meter:
         now = time.perf_counter()
         self.busy_s += now - self.since
         self.since = now
-        self.norm, self.rate = result.norm, result.rate
+        self.grad_norm, self.lr = result.grad_norm, result.lr
         self.losses.append(result.loss.item())
-        self.apart += result.apart.cpu()
+        self.by_kind += result.by_kind.cpu()
         if result.counts is not None:
             self.counts += result.counts
 
@@ -443,8 +420,8 @@ class Meter:
             "step": done,
             "tokens": done * self.recipe.batch_tokens,
             "loss": sum(self.losses) / len(self.losses),
-            "lr": self.rate,
-            "grad_norm": self.norm,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
             "tokens_per_s": round(speed, 1),
             "mfu": mfu(speed, self.flops, self.peak_flops),
             "memory_gb": round(peak_memory_bytes(self.device) / 1e9, 3),
@@ -452,38 +429,32 @@ class Meter:
             "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
         }
         if recipe.infill is not None:
-            record |= infilling_record(self.apart, self.counts)
+            record |= infilling_record(self.by_kind, self.counts)
         if any(source.shards.dialogs for source in mixture.sources):
             record |= {
-                "dialog_loss": mean_loss(self.apart, slice(DIALOG, None)),
-                "rehearsal_loss": mean_loss(self.apart, slice(0, DIALOG)),
+                "dialog_loss": mean_loss(self.by_kind, slice(DIALOG, None)),
+                "rehearsal_loss": mean_loss(self.by_kind, slice(0, DIALOG)),
             }
         self.losses, self.busy_s = [], 0.0
-        self.apart, self.counts = torch.zeros_like(self.apart), Counts()
+        self.by_kind, self.counts = torch.zeros_like(self.by_kind), Counts()
         return record
 
 
-def infilling_record(apart: Tensor, counts: Counts) -> dict[str, Any]:
-    """Losses apart and what became of the documents, for a metrics record.
+def infilling_record(by_kind: Tensor, counts: Counts) -> dict[str, Any]:
+    """The losses of each kind and what became of the documents, for a metrics record.
 
     Args:
-        apart: from `losses_apart`, summed over some steps.
+        by_kind: from `loss_by_kind`, summed over some steps.
         counts: of the same steps.
     """
     return {
-        "plain_loss": mean_loss(apart, slice(0, 1)),
-        "infill_loss": mean_loss(apart, slice(Order.PSM, Order.SPM + 1)),
-        "psm_loss": mean_loss(apart, slice(Order.PSM, Order.PSM + 1)),
-        "spm_loss": mean_loss(apart, slice(Order.SPM, Order.SPM + 1)),
+        "plain_loss": mean_loss(by_kind, slice(0, 1)),
+        "infill_loss": mean_loss(by_kind, slice(Order.PSM, Order.SPM + 1)),
+        "psm_loss": mean_loss(by_kind, slice(Order.PSM, Order.PSM + 1)),
+        "spm_loss": mean_loss(by_kind, slice(Order.SPM, Order.SPM + 1)),
         "infill": asdict(counts)
         | {"effective_rate": round(counts.infilled_tokens / max(1, counts.tokens), 6)},
     }
-
-
-def mean_loss(apart: Tensor, kinds: slice) -> float | None:
-    """The mean loss in nats over the targets of some kinds, None where there are none."""
-    total, count = apart[kinds].sum(0).tolist()
-    return total / count if count else None
 
 
 def tokens_per_second(tokens: int, seconds: float) -> float:

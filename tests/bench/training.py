@@ -63,7 +63,7 @@ def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) ->
 
     from codecria.core.model.attention import PackedAttention, pack_offsets
     from codecria.core.model.config import preset
-    from codecria.core.model.loss import masked_cross_entropy
+    from codecria.core.model.head import Targets, leave_loss_uncompiled
     from codecria.core.model.transformer import Transformer
     from codecria.core.training.allocator import keep_freed_memory
     from codecria.core.training.trainer import make_deterministic
@@ -73,23 +73,20 @@ def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) ->
     model = Transformer(preset(size))
     model.initialise(0)
     model.recompute = system == RECOMPUTED
+    compiled = system.endswith("compiled")
+    if compiled:
+        leave_loss_uncompiled()
     B, T = ids.shape
     positions = torch.arange(T).expand(B, T)
     offsets = None
     if documents > 1:
         lengths = [T // documents] * documents
         offsets = pack_offsets([lengths] * B, size=B * T + 1)
-
-    def hidden(ids: Any, positions: Any, offsets: Any) -> Any:
-        return model(ids, positions, PackedAttention(offsets))
-
-    forward = torch.compile(hidden) if system.endswith("compiled") else hidden
+    forward = torch.compile(model) if compiled else model
 
     def loss_of() -> Any:
-        states = forward(ids, positions, offsets).flatten(0, 1)
-        return masked_cross_entropy(
-            states, model.output_weight, targets.flatten(), count=targets.numel()
-        )[0]
+        wanted = Targets(targets, count=targets.numel())
+        return forward(ids, positions, PackedAttention(offsets), wanted)[0]
 
     return model, loss_of
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from codecria.core.inference.cache import ChunkAttention, KeyValueCache
 from codecria.core.inference.engine import PREFILL_CHUNK
-from codecria.core.model.attention import PackedAttention, choose_backend, pack_offsets
-from codecria.core.model.loss import masked_cross_entropy
+from codecria.core.model.attention import choose_backend
+from codecria.core.model.batch import batch_loss
+from codecria.core.model.head import Targets
 from codecria.core.model.transformer import Transformer
 from codecria.data.rows.loader import Batch
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -68,9 +69,9 @@ def token_losses(
     for start in range(0, len(given), chunk):
         stop = min(start + chunk, len(given))
         positions = torch.arange(start, stop, device=device).unsqueeze(0)
-        hidden = model(given[start:stop].unsqueeze(0), positions, ChunkAttention(cache, start))
-        part = masked_cross_entropy(hidden[0], model.output_weight, targets[start:stop], count=1)[1]
-        losses[start:stop] = part.cpu()
+        part, wanted = (x[start:stop].unsqueeze(0) for x in (given, targets))
+        _, each = model(part, positions, ChunkAttention(cache, start), Targets(wanted, count=1))
+        losses[start:stop] = each.cpu()
         done(stop - start)
     return losses.numpy()
 
@@ -87,17 +88,8 @@ def row_losses(model: Transformer, batch: Batch) -> Tensor:
         (B T,) zero where there is no target.
     """
     device = model.tok_embeddings.device
-    ids, positions, targets = (
-        torch.from_numpy(array).to(device, torch.int64)
-        for array in (batch.ids, batch.positions, batch.targets)
-    )
-    offsets = None
-    if batch.segments is not None:
-        offsets = pack_offsets(batch.segments, size=ids.numel() + 1)
-    hidden = model(ids, positions, PackedAttention(offsets, choose_backend(device)[0]))
-    return masked_cross_entropy(
-        hidden.flatten(0, 1), model.output_weight, targets.flatten(), count=1
-    )[1]
+    backend, _ = choose_backend(device)
+    return batch_loss(model, batch, device=device, backend=backend)[1]
 
 
 def token_bytes(tokenizer: Tokenizer, ids: Ids) -> npt.NDArray[np.int64]:

@@ -22,8 +22,8 @@ from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.evaluation.long_context.measure import Contestant, Request, measure
 from codecria.core.evaluation.long_context.texts import open_split
 from codecria.core.inference.generator import Generator
+from codecria.core.model.batch import loss_by_kind, mean_loss
 from codecria.core.model.transformer import Transformer
-from codecria.core.training.trainer import losses_apart
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Infiller, InfillFormat, Order
 from codecria.data.progress import Progress
@@ -194,6 +194,5 @@ def held_out_loss(
         infilling=infilling,
     ):
         each = row_losses(model, batch)
-        total += losses_apart(each, batch).cpu()
-    loss, count = total[kinds].sum(0).tolist()
-    return loss / count if count else None
+        total += loss_by_kind(each, batch).cpu()
+    return mean_loss(total, kinds)

@@ -11,11 +11,12 @@ import torch
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.inference.generator import Generator
+from codecria.core.model.batch import loss_by_kind
 from codecria.core.training import stage as stages
 from codecria.core.training.examples import examples
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.stage import StageRequest, resolve, run_stage
-from codecria.core.training.trainer import Trainer, infilling_record, losses_apart, read_metrics
+from codecria.core.training.trainer import Trainer, infilling_record, read_metrics
 from codecria.core.training.vocabulary import grown
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Infiller, Order
@@ -267,7 +268,7 @@ def test_losses_are_told_apart_by_kind() -> None:
     targets = torch.tensor([5, IGNORE, 6, 7, 8, 9], dtype=torch.int32).numpy()
     row = Row(targets, targets, (6,), kinds, Counts(tokens=10, infilled_tokens=4))
     each = torch.tensor([1.0, 0.0, 2.0, 3.0, 5.0, 7.0])
-    apart = losses_apart(each, stack([row], document_mask=True))
+    apart = loss_by_kind(each, stack([row], document_mask=True))
     assert apart.tolist() == [[8.0, 2.0], [2.0, 1.0], [8.0, 2.0], [0.0, 0.0]]
     record = infilling_record(apart, Counts(tokens=10, infilled_tokens=4))
     assert record["plain_loss"] == 4.0
