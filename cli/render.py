@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
 
     from codecria.data.progress import Progress
 
@@ -65,13 +68,24 @@ def output(text: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Write one readable JSON document to stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    """Write one readable JSON document to stdout; numbers that are not finite become null."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def emit_json_line(value: Any) -> None:
-    """Write one JSON document on a line of its own to stdout."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Write one JSON document on a line of its own to stdout, as `emit_json` does."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def table(
@@ -109,6 +123,46 @@ def duration(seconds: float) -> str:
     raise AssertionError("the last unit takes every duration")
 
 
+def _live() -> bool:
+    """Whether stderr can show a bar that moves: a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def _bars(*columns: ProgressColumn) -> Bars:
+    """Bars on stderr; what is written to a terminal's stdout meanwhile stands above them.
+
+    A stdout that is a file or a pipe is left alone: rich would send its lines to the terminal.
+    """
+    from rich.progress import Progress as Bars
+
+    return Bars(
+        *columns,
+        console=_console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),
+        disable=_quiet,
+        expand=True,
+    )
+
+
+def metrics_text(record: dict[str, Any], seconds_left: float | None) -> str:
+    """The figures of a metrics record in one line, what matters most first.
+
+    >>> metrics_text({"step": 5, "loss": 2.5, "tokens_per_s": 1250.0}, 61.0)
+    '1 min 1 s left  loss 2.5000  1,250 tokens/s'
+    """
+    figures = (
+        (f"{duration(seconds_left)} left" if seconds_left is not None else "", True),
+        ("loss {loss:.4f}", "loss" in record),
+        ("infill {infill_loss:.4f}", "infill_loss" in record),
+        ("validation {validation_loss:.4f}", "validation_loss" in record),
+        ("infill {validation_infill_loss:.4f}", "validation_infill_loss" in record),
+        ("{tokens_per_s:,.0f} tokens/s", "tokens_per_s" in record),
+        ("MFU {mfu:.0%}", record.get("mfu") is not None),
+        ("lr {lr:.2e}", "lr" in record),
+    )
+    return "  ".join(text.format(**record) for text, there in figures if text and there)
+
+
 @contextlib.contextmanager
 def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show the metrics records of a run: a bar on a terminal, lines elsewhere.
@@ -119,67 +173,77 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     Yields:
         a function to call with each record.
     """
-    state: dict[str, float] = {}
+    speed: dict[str, float] = {}  # of the latest record that has it
+
+    def seconds_left(record: dict[str, Any]) -> float | None:
+        if record.get("tokens_per_s"):
+            speed["s_per_step"] = record["tokens"] / max(record["step"], 1) / record["tokens_per_s"]
+        left = steps - record["step"]
+        return left * speed["s_per_step"] if speed and left > 0 else None
+
+    with _training_bar(steps) if _live() else _training_lines(steps) as show:
+
+        def tell(record: dict[str, Any]) -> None:
+            if "skipped" in record:
+                warn(f"left out {record['skipped']}")
+            else:
+                show(record, metrics_text(record, seconds_left(record)))
+
+        yield tell
+
+
+Show = Callable[[dict[str, Any], str], None]
+
+
+@contextlib.contextmanager
+def _training_bar(steps: int) -> Iterator[Show]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.table import Column
+
+    # The text takes what is left of the line, so that bar and count stay at any width.
+    text = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns = (
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16, table_column=Column(no_wrap=True, min_width=16)),
+        TextColumn("{task.description}", table_column=text),
+    )
+    latest: dict[str, Any] = {}
+    with _bars(*columns) as bars:
+        task = bars.add_task("starting", total=steps)
+
+        def show(record: dict[str, Any], text: str) -> None:
+            # A validation comes in a record of its own; the bar keeps its last figure.
+            latest.update({k: v for k, v in record.items() if isinstance(v, int | float)})
+            left = text.split("  ", 1)[0] if " left" in text else ""
+            shown = "  ".join(part for part in (left, metrics_text(latest, None)) if part)
+            bars.update(task, completed=record["step"], description=shown)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _training_lines(steps: int) -> Iterator[Show]:
     last = 0.0
 
-    def line(record: dict[str, Any]) -> str:
-        state.update({k: v for k, v in record.items() if isinstance(v, int | float)})
-        left = (steps - state["step"]) * state.get("tokens", 0) / max(state["step"], 1)
-        eta = left / state["tokens_per_s"] if state.get("tokens_per_s") else None
-        parts = [
-            f"loss {state['loss']:.4f}" if "loss" in state else "",
-            f"infill {state['infill_loss']:.4f}" if "infill_loss" in state else "",
-            f"validation {state['validation_loss']:.4f}" if "validation_loss" in state else "",
-            f"infill {state['validation_infill_loss']:.4f}"
-            if "validation_infill_loss" in state
-            else "",
-            f"lr {state['lr']:.2e}" if "lr" in state else "",
-            f"{state['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in state else "",
-            f"MFU {state['mfu']:.0%}" if "mfu" in state else "",
-            f"{duration(eta)} left" if eta is not None else "",
-        ]
-        return "  ".join(part for part in parts if part)
-
-    if sys.stderr.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=_console(stderr=True)) as bar:
-            task = bar.add_task("starting", total=steps)
-
-            def show(record: dict[str, Any]) -> None:
-                if "skipped" in record:
-                    bar.console.print(f"left out {record['skipped']}")
-                    return
-                bar.update(task, completed=record["step"], description=line(record))
-
-            yield show
-        return
-
-    def tell(record: dict[str, Any]) -> None:
+    def show(record: dict[str, Any], text: str) -> None:
         nonlocal last
-        if "skipped" in record:
-            warn(f"left out {record['skipped']}")
-            return
-        text = line(record)
         due = time.monotonic() - last >= PLAIN_EVERY_S or "validation_loss" in record
         if due or record["step"] == steps:
             last = time.monotonic()
             note(f"step {record['step']}/{steps}  {text}")
 
-    yield tell
+    yield show
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[Callable[[Progress], None]]:
-    """Show the stages of data preparation: a bar on a terminal, lines elsewhere.
+    """Show the stages of long work: a bar on a terminal, lines elsewhere.
 
     Yields:
-        a function to call as partitions get done.
+        a function to call as parts of a stage get done.
     """
-    if sys.stderr.isatty():
+    if _live():
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
 
         columns = (
             TextColumn("{task.description:10}"),
@@ -187,7 +251,7 @@ def stages() -> Iterator[Callable[[Progress], None]]:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Bars(*columns, console=_console(stderr=True)) as bars:
+        with _bars(*columns) as bars:
             tasks: dict[str, TaskID] = {}
 
             def show(now: Progress) -> None:
@@ -204,7 +268,7 @@ def stages() -> Iterator[Callable[[Progress], None]]:
         nonlocal last
         if now.done == now.total or time.monotonic() - last >= PLAIN_EVERY_S:
             last = time.monotonic()
-            resumed = f" ({now.resumed} were done before)" if now.resumed else ""
+            resumed = f" ({now.resumed} done by an earlier run)" if now.resumed else ""
             note(f"{now.stage} {now.done}/{now.total}{resumed}")
 
     yield tell
