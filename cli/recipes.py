@@ -66,7 +66,16 @@ def show(
     if as_json:
         render.emit_json(told)
         return
-    rows = [(key, value) for key, value in told.items() if key != "mixture"]
+    marks = dict.fromkeys(told["stand_ins"], "  (not in the paper: stands in)")
+    if "tokens" in marks:
+        marks["steps"] = marks["tokens"]
+    if "batch_tokens" in marks:
+        marks["rows"] = marks["batch_tokens"]
+    rows = [
+        (key, f"{value}{marks.get(key, '')}")
+        for key, value in told.items()
+        if key not in ("mixture", "stand_ins")
+    ]
     rows += [(f"mixture: {m['name']}", f"{m['share']:.0%}") for m in told["mixture"]]
     render.table(f"{name} {size}", ["field", "value"], rows, to_stdout=True)
 

@@ -69,6 +69,8 @@ class Recipe:
         new_row_noise: embedding rows of new tokens are the mean of the others plus normal noise of
             this many of their standard deviations.
         mixture: the paper's data mixture, for plans; the data trained on is named at run time.
+        stand_ins: fields whose numbers the paper does not state for this stage and size; what is
+            here stands in for them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -102,6 +104,7 @@ class Recipe:
     infill_eos: bool = True  # Code Llama does not say; every document ends with EOS
     new_row_noise: float = 0.1  # Code Llama does not say
     mixture: tuple[Share, ...] = field(default=())
+    stand_ins: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -201,11 +204,13 @@ PYTHON = replace(
     PRETRAIN,
     name="python",
     summary="Specialise a code model on Python.",
-    source="Code Llama, sections 2.2 and 2.6, table 1; warm-up and floor as in code training",
+    source="Code Llama, sections 2.2 and 2.6, table 1; batch, warm-up and floor as in code"
+    " training",
     tokens=100_000_000_000,
     peak_lr=1e-4,
     follows=("pretrain",),
     mixture=PYTHON_MIXTURE,
+    stand_ins=("batch_tokens", "warmup_steps", "final_lr_ratio"),
 )
 # Takes the place of code pretraining, on Llama 2; in a chain of our own, it follows a short
 # pretraining that plays Llama 2.
@@ -233,6 +238,7 @@ LCFT = replace(
     follows=("fim",),
     infill_rate=FIM.infill_rate,
     keep_objective=True,  # the paper does not say; without it infilling is unlearned
+    stand_ins=("warmup_steps", "final_lr_ratio"),
 )
 LCFT_PYTHON = replace(
     LCFT,
@@ -243,7 +249,7 @@ LCFT_PYTHON = replace(
     mixture=PYTHON_MIXTURE,
 )
 # Code Llama, section 2.6: (steps, rows of a batch). 3,000 steps are the base 7b's alone. The paper
-# gives no numbers for 70b: those of 34b and the default steps stand in.
+# gives no numbers for 70b: the batch of 34b and the steps of 13b stand in.
 _LCFT: dict[tuple[str, str], tuple[int, int]] = {
     ("lcft", "7b"): (3_000, 128),
     ("lcft", "13b"): (10_000, 128),
@@ -273,6 +279,7 @@ INSTRUCT = replace(
         Share(name="code", share=0.06, unique_tokens=425e9 / 2.03),
         Share(name="natural language", share=0.02, unique_tokens=35e9 / 0.01),
     ),
+    stand_ins=("peak_lr", "warmup_steps", "final_lr_ratio"),
 )
 
 _PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.6
@@ -289,8 +296,17 @@ _SMALL: dict[str, tuple[float, int, int]] = {
 }
 
 
-# There is no 34b with infilling, and Python 70b keeps its short context (PAPER section 1).
-_NEVER_MADE = {("fim", _WITHOUT_INFILLING), ("lcft-python", "70b")}
+# Combinations that the paper did not train, and why (PAPER section 1).
+_NEVER_MADE: dict[tuple[str, str], tuple[str, str]] = {
+    ("fim", _WITHOUT_INFILLING): (
+        "the paper's 34b has no infilling: its code training is `pretrain`",
+        "use `codecria pretrain --size 34b`",
+    ),
+    ("lcft-python", "70b"): (
+        "the paper's Python 70b keeps a context of 4,096 tokens: it had no long-context stage",
+        "use `codecria lcft --size 70b` for the base model",
+    ),
+}
 
 
 def _paper(base: Recipe, size: str) -> Recipe:
@@ -300,6 +316,14 @@ def _paper(base: Recipe, size: str) -> Recipe:
         recipe = replace(base, size=size, tokens=steps * batch, batch_tokens=batch)
         if base is LCFT and size == _WITHOUT_INFILLING:
             return replace(recipe, follows=("pretrain",), infill_rate=0.0)
+        if size == "70b":
+            return replace(
+                recipe,
+                source="Code Llama, section 2.4, which gives neither batch nor steps for 70b: the"
+                " batch of 34b and the steps of 13b stand in; warm-up and floor as in code"
+                " training",
+                stand_ins=("tokens", "batch_tokens", *recipe.stand_ins),
+            )
         return recipe
     if base is INSTRUCT:
         if size == "70b":  # tuned from the Python model (Code Llama, section 2.5)
@@ -325,6 +349,7 @@ def _small(base: Recipe, size: str) -> Recipe:
         base,
         size=size,
         source="ours, for small models",
+        stand_ins=(),
         tokens=20 * parameters,
         context=context,
         batch_tokens=batch,
@@ -375,6 +400,9 @@ def recipe_for(name: str, size: str) -> Recipe:
     Raises:
         UsageError: there is none.
     """
+    if (name, size) in _NEVER_MADE:
+        why, instead = _NEVER_MADE[name, size]
+        raise UsageError(f"there is no recipe {name} {size}: {why}", hint=instead)
     if (name, size) not in RECIPES:
         names = sorted({known for known, _ in RECIPES})
         sizes = list(dict.fromkeys(s for known, s in RECIPES if known == name or name not in names))
@@ -385,10 +413,16 @@ def recipe_for(name: str, size: str) -> Recipe:
     return RECIPES[name, size]
 
 
+def parent_of(recipe: Recipe) -> Recipe | None:
+    """The recipe of the stage that comes before it in the family, or None where it starts one."""
+    before = [name for name in recipe.follows if name not in ("scratch", recipe.name)]
+    return RECIPES.get((before[0], recipe.size)) if before else None
+
+
 # The fields that say how documents are infilled: what a checkpoint hands on to its children.
 OBJECTIVE = ("infill_rate", "infill_spm_share", "infill_scope", "infill_eos")
 
-_FIXED = {"name", "size", "summary", "source", "follows", "mixture"}
+_FIXED = {"name", "size", "summary", "source", "follows", "mixture", "stand_ins"}
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -87,7 +87,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The flat facts that decide the weights: changing one makes it another run."""
         recipe = asdict(self.recipe)
-        for prose in ("summary", "source", "follows", "mixture"):
+        for prose in ("summary", "source", "follows", "mixture", "stand_ins"):
             del recipe[prose]
         flat = {f"recipe.{key}": value for key, value in recipe.items()}
         flat |= {f"model.{key}": value for key, value in asdict(self.model).items()}

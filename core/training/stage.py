@@ -30,7 +30,7 @@ from codecria.data.rows.infill_rows import InfillRows
 from codecria.data.rows.mixture import Mixture, split_weight
 from codecria.data.rows.rows import Counts
 from codecria.data.rows.shards import ShardSet
-from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.tokenizer import INFILL_EXTENSION, Tokenizer
 
 from .plan import (
     InfillPlan,
@@ -42,10 +42,12 @@ from .plan import (
     plan_sources,
     training_seconds,
 )
-from .recipes import INSTRUCT, LCFT, LCFT_PYTHON, PYTHON, Recipe, override, recipe_for
+from .recipes import INSTRUCT, LCFT, LCFT_PYTHON, PYTHON, Recipe, override, parent_of, recipe_for
 from .run import RunConfig, SourceSpec, check_same_run, record, recorded
 from .trainer import Outcome, Report, Trainer
 from .vocabulary import MATRICES, Vocabulary, check_follows, grown, with_objective
+
+LLAMA_VOCABULARY = 32_000  # pieces of the Llama 2 tokenizer, which every chain starts with
 
 # Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
 CPU_MICRO_TOKENS = 8_192
@@ -234,7 +236,7 @@ def paper_plan(request: StageRequest) -> Plan:
         data = "--dialogs" if request.recipe == INSTRUCT.name else "--data"
         raise UsageError(f"a plan needs --size, or {data} and a checkpoint")
     recipe = resolve_recipe(request.recipe, request.size, request)
-    model = replace(preset(request.size), **_rope(recipe))
+    model = planned_model(recipe)
     micro_rows = request.micro_rows or 1
     device = machine.choose_device(request.device)
     dtype = _choose_dtype(request.dtype, device)
@@ -250,6 +252,25 @@ def paper_plan(request: StageRequest) -> Plan:
             request.recompute, None, model, recipe, micro_rows, dtype, device
         ),
     )
+
+
+def planned_model(recipe: Recipe) -> ModelConfig:
+    """The shape that a recipe trains in the family, where no checkpoint is at hand.
+
+    The vocabulary has the infilling pieces where this stage or one before it infills; rotary base
+    and context are what this stage or the nearest one before it sets.
+    """
+    model = preset(recipe.size)
+    vocab_size, max_context = LLAMA_VOCABULARY, recipe.context
+    rope = _rope(recipe)
+    stage: Recipe | None = recipe
+    while stage is not None:
+        if stage.infill is not None:
+            vocab_size = LLAMA_VOCABULARY + len(INFILL_EXTENSION)
+        max_context = max(max_context, stage.context)
+        rope = _rope(stage) | rope
+        stage = parent_of(stage)
+    return replace(model, vocab_size=vocab_size, max_context=max_context, **rope)
 
 
 def resolve(request: StageRequest, *, out: Path | None) -> Stage:

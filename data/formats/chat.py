@@ -113,8 +113,30 @@ def prompt_ids(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[int]:
     return [*ids, tokenizer.bos_id, *tokenizer.encode(_question(turns[-1]))]
 
 
+def training_examples(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[Tokens]:
+    """The sequences to train on, so that each answer of a dialog follows the ids of its prompt.
+
+    In the llama2 form a finished dialog begins with the prompt of each of its answers, so one
+    sequence holds them all. In the turns form an answer is encoded in one way while it is written
+    and in another once it is history (`_turn`), so each answer has a sequence of its own:
+
+        prompt and answer 1
+        prompt, answer 1 as history, and answer 2
+
+    Raises:
+        UserError: the dialog's turns do not alternate, or it does not end with an answer.
+    """
+    whole = training_ids(tokenizer, dialog)
+    if form_of(tokenizer) == "llama2":
+        return [whole]
+    ends = [n for n, message in enumerate(dialog, start=1) if message.role == "assistant"]
+    return [*(training_ids(tokenizer, dialog[:end]) for end in ends[:-1]), whole]
+
+
 def training_ids(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Tokens:
-    """A whole dialog, with its answers marked.
+    """A whole dialog, with what is learned marked: every answer, or the last in the turns form.
+
+    The ids before an answer that is learned are those of its prompt.
 
     Raises:
         UserError: the dialog's turns do not alternate, or it does not end with an answer.
@@ -215,21 +237,15 @@ def _turns_prompt(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[int]:
 
 
 def _turns_training(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Tokens:
-    """Answers follow what they follow in a prompt, so that what is learned is what is asked for.
+    """The last answer after its prompt; those before it are history and not learned.
 
-    (A finished turn in a prompt's history has its body encoded in one piece with the line ends; the
-    release shows only prompts, so what its training did is not known.)
+    The release shows prompts alone: what its training did with history is not known.
     """
     assert tokenizer.step_id is not None, "the turns form needs a <step> piece"
-    ids, learned = [tokenizer.bos_id], [False]
-    for message in _turns(tokenizer, dialog):
-        if message.role != "assistant":
-            turn = _turn(tokenizer, message)
-            ids += turn
-            learned += [False] * len(turn)
-            continue
-        opening = _opening(tokenizer, message)
-        answer = tokenizer.encode(message.content.strip(), leading_space=False)
-        ids += [*opening, *answer, tokenizer.step_id]
-        learned += [False] * len(opening) + [True] * (len(answer) + 1)
-    return Tokens(ids=ids, learned=learned)
+    *history, last = dialog
+    ids = [tokenizer.bos_id]
+    for message in _turns(tokenizer, history):
+        ids += _turn(tokenizer, message)
+    ids += _opening(tokenizer, last)
+    answer = [*tokenizer.encode(last.content.strip(), leading_space=False), tokenizer.step_id]
+    return Tokens(ids=[*ids, *answer], learned=[False] * len(ids) + [True] * len(answer))

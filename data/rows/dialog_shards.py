@@ -2,8 +2,8 @@
 
 A file is read twice: once to find what can be trained on, duplicates and which dialogs are held
 out, once to encode. What comes out is a shard set like any other (`shards.py`) whose documents are
-whole dialogs, so it is memory-mapped, has a digest, and is made again only when the file or the
-tokenizer has changed.
+whole dialogs, in the turns form a dialog up to each of its answers. It is memory-mapped, has a
+digest, and is made again only when the file or the tokenizer has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from codecria.data.corpus import shingles
 from codecria.data.corpus.decontaminate import Index
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_folder, atomic_writer, digest_file, digest_json
-from codecria.data.formats.chat import Dialog, Message, form_of, training_ids
+from codecria.data.formats.chat import Dialog, Message, form_of, training_examples
 from codecria.data.formats.dialogs import Found, Refused, read
 from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
 
@@ -110,6 +110,8 @@ def open_dialogs(
         "form": form_of(tokenizer),
         "allow_tags": allow_tags,
     }
+    if recipe["form"] == "turns":
+        recipe["sequences"] = "one an answer"  # sets made before held one a dialog
     if problems is not None:
         recipe["benchmarks"] = problems.digest
     made = folder / f"{path.name}-{digest_json([recipe, tokenizer.digest])[:12]}"
@@ -287,11 +289,11 @@ def _write_split(
         atomic_writer(folder / f"{name}.{LEARNED_PART}") as learned,
     ):
         for found in dialogs:
-            tokens = training_ids(tokenizer, found.dialog)
-            ids.write(np.array(tokens.ids, dtype=wide).tobytes())
-            learned.write(np.array(tokens.learned, dtype=np.uint8).tobytes())
-            offsets.append(offsets[-1] + len(tokens.ids))
-            rows.append({"source": source, "where": found.where, "turns": len(found.dialog)})
+            for tokens in training_examples(tokenizer, found.dialog):
+                ids.write(np.array(tokens.ids, dtype=wide).tobytes())
+                learned.write(np.array(tokens.learned, dtype=np.uint8).tobytes())
+                offsets.append(offsets[-1] + len(tokens.ids))
+                rows.append({"source": source, "where": found.where, "turns": len(found.dialog)})
     return finish_shard(
         folder,
         name,

@@ -12,7 +12,15 @@ import torch
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.training.card import stages_of, training_seconds_of
 from codecria.core.training.examples import examples
-from codecria.core.training.stage import StageRequest, paper_plan, resolve, run_stage, share_beyond
+from codecria.core.training.recipes import recipe_for
+from codecria.core.training.stage import (
+    StageRequest,
+    paper_plan,
+    planned_model,
+    resolve,
+    run_stage,
+    share_beyond,
+)
 from codecria.core.training.trainer import Trainer, read_metrics
 from codecria.data.errors import UsageError, UserError
 from codecria.data.rows.shards import ShardSet
@@ -294,6 +302,43 @@ def test_examples_of_dialogs_show_the_mask(infill: Path, chats: Path) -> None:
         assert said.startswith(" x + ")
         assert example.learned is not None
         assert len(example.learned) == len(example.ids)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "parameters", "theta"),
+    [
+        # PAPER section 1: 32,000 pieces without infilling, 32,016 with; long-context fine-tuning
+        # sets a rotary base of 1e6, which 70b's Python and Instruct models never went through.
+        ("pretrain", "7b", 6_738_415_616, 1e4),
+        ("python", "7b", 6_738_415_616, 1e4),
+        ("lcft-python", "7b", 6_738_415_616, 1e6),
+        ("fim", "7b", 6_738_546_688, 1e4),
+        ("lcft", "7b", 6_738_546_688, 1e6),
+        ("instruct", "7b", 6_738_546_688, 1e6),
+        ("pretrain", "13b", 13_015_864_320, 1e4),
+        ("python", "13b", 13_015_864_320, 1e4),
+        ("lcft-python", "13b", 13_015_864_320, 1e6),
+        ("fim", "13b", 13_016_028_160, 1e4),
+        ("lcft", "13b", 13_016_028_160, 1e6),
+        ("instruct", "13b", 13_016_028_160, 1e6),
+        ("pretrain", "34b", 33_743_970_304, 1e4),
+        ("python", "34b", 33_743_970_304, 1e4),
+        ("lcft", "34b", 33_743_970_304, 1e6),
+        ("lcft-python", "34b", 33_743_970_304, 1e6),
+        ("instruct", "34b", 33_743_970_304, 1e6),
+        ("fim", "70b", 68_976_910_336, 1e4),
+        ("lcft", "70b", 68_976_910_336, 1e6),
+        ("python", "70b", 68_976_910_336, 1e4),
+        ("instruct", "70b", 68_976_910_336, 1e4),
+    ],
+)
+def test_plans_of_the_family_have_the_papers_parameters_and_rotary_bases(
+    recipe: str, size: str, parameters: int, theta: float
+) -> None:
+    model = planned_model(recipe_for(recipe, size))
+    assert (model.parameters, model.rope_theta) == (parameters, theta)
+    trained = 4_096 if theta == 1e4 else 16_384
+    assert model.max_context == trained
 
 
 def test_a_plan_needs_no_data() -> None:

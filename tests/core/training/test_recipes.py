@@ -1,5 +1,7 @@
 """The recipes' numbers against the paper's, overrides, the schedule, and plans."""
 
+import dataclasses
+
 import pytest
 
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
@@ -9,6 +11,7 @@ from codecria.core.training.recipes import (
     CODE_MIXTURE,
     PYTHON_MIXTURE,
     RECIPES,
+    Recipe,
     override,
     recipe_for,
 )
@@ -187,6 +190,24 @@ def test_a_bad_override_is_a_usage_error_that_names_it(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         override(recipe_for("pretrain", "15m"), changes)
+
+
+def test_a_model_that_the_paper_did_not_train_is_refused_with_the_reason() -> None:
+    with pytest.raises(UsageError, match="34b has no infilling") as caught:
+        recipe_for("fim", "34b")
+    assert "pretrain --size 34b" in caught.value.hint
+    with pytest.raises(UsageError, match="Python 70b keeps a context of 4,096"):
+        recipe_for("lcft-python", "70b")
+
+
+def test_numbers_that_the_paper_does_not_state_are_marked() -> None:
+    assert {"tokens", "batch_tokens"} <= {*recipe_for("lcft", "70b").stand_ins}
+    assert "34b" in recipe_for("lcft", "70b").source
+    for size in ("7b", "13b", "34b"):
+        assert not {"tokens", "batch_tokens"} & {*recipe_for("lcft", size).stand_ins}
+    assert recipe_for("pretrain", "7b").stand_ins == recipe_for("fim", "7b").stand_ins == ()
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    assert all({*recipe.stand_ins} <= known for recipe in RECIPES.values())
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -135,6 +135,46 @@ def test_in_turns_an_answer_follows_what_a_prompt_ends_with(turns: Tokenizer) ->
     assert made.ids[-1] == turns.step_id
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=4),
+    system=st.none() | CONTENT,
+    turns_form=st.booleans(),
+)
+def test_every_answer_is_learned_once_and_after_the_very_ids_of_its_prompt(
+    llama_tokenizer: Tokenizer,
+    turns: Tokenizer,
+    pairs: list[tuple[str, str]],
+    system: str | None,
+    turns_form: bool,
+) -> None:
+    # Kills: history encoded in another way than the prompt's, an answer learned twice or never.
+    tokenizer = turns if turns_form else llama_tokenizer
+    dialog = [Message(role="system", content=system)] if system else []
+    for asked, answered in pairs:
+        dialog += [
+            Message(role="user", content=asked),
+            Message(role="assistant", content=answered),
+        ]
+    made = chat.training_examples(tokenizer, dialog)
+    assert len(made) == (len(pairs) if turns_form else 1)
+    taught = 0
+    for example in made:
+        starts = [
+            i
+            for i, (before, here) in enumerate(
+                zip([False, *example.learned], example.learned, strict=False)
+            )
+            if here and not before
+        ]
+        for start in starts:
+            end = [n for n, m in enumerate(dialog) if m.role == "assistant"][taught]
+            prompt = chat.prompt_ids(tokenizer, dialog[:end])
+            assert example.ids[:start] == prompt
+            taught += 1
+    assert taught == len(pairs)
+
+
 @pytest.mark.parametrize(
     ("dialog", "problem"),
     [

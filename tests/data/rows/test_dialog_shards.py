@@ -10,7 +10,7 @@ import pytest
 
 from codecria.data.corpus import decontaminate
 from codecria.data.errors import UserError
-from codecria.data.formats.chat import training_ids
+from codecria.data.formats.chat import training_examples
 from codecria.data.formats.dialogs import Found, read
 from codecria.data.rows.dialog_shards import held_out, open_dialogs
 from codecria.data.rows.shards import ShardSet
@@ -45,7 +45,7 @@ def test_every_dialog_reads_back_with_its_mask(tokenizer: Tokenizer, tmp_path: P
         (tuple(t.ids), tuple(t.learned))
         for record in read(file)
         if isinstance(record, Found)
-        for t in [training_ids(tokenizer, record.dialog)]
+        for t in training_examples(tokenizer, record.dialog)
     }
     validation = held_out(made)
     assert validation is not None
