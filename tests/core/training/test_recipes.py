@@ -54,9 +54,9 @@ def test_infilling_training_has_the_papers_numbers() -> None:
         for name in ("tokens", "peak_lr", "context", "batch_tokens", "mixture", "warmup_steps"):
             assert getattr(fim, name) == getattr(pretrain, name)
     assert recipe_for("fim", "70b").tokens == 10**12
-    with pytest.raises(UsageError, match="no recipe 'fim' for size '34b'") as caught:
+    with pytest.raises(UsageError, match="no recipe fim 34b") as caught:
         recipe_for("fim", "34b")
-    assert "sizes: 7b, 13b, 70b, " in caught.value.hint
+    assert "pretrain --size 34b" in caught.value.hint
     small = recipe_for("fim", "15m")
     assert small.infill == InfillFormat(scope="context")
     assert small.peak_lr == recipe_for("pretrain", "15m").peak_lr
