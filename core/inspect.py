@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import (
-    CONFIG_NAME,
     TOKENIZER_NAME,
     Checkpoint,
     read_config,
 )
+from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
 from codecria.core.checkpoints.probe import suspicions
@@ -199,6 +199,7 @@ def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
     else:
         tokenizer, found = _with_tokenizer(checkpoint.tokenizer_path, config, facts)
         problems += found
+    facts["end_ids"] = list(checkpoint.end_ids(tokenizer))
     facts["chat_template"] = bool(checkpoint.chat_template())
     facts["lineage"] = checkpoint.lineage()
     if verify:
@@ -223,6 +224,7 @@ def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
         "weights": dict(weights),
         "bytes": path.stat().st_size,
         "special_ids": opened.special_ids(),
+        "end_ids": list(opened.facts.ends),
         "chat_template": bool(opened.facts.chat_template),
         "lineage": opened.facts.lineage,
     }

@@ -15,7 +15,7 @@ it is used or converted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ from codecria.data.files import (
 )
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-CONFIG_NAME = "config.json"
+from .ends import CONFIG_NAME, ENDS_KEY, LINEAGE_NAME, end_ids
+
 TOKENIZER_NAME = "tokenizer.model"
-LINEAGE_NAME = "codecria.json"
 CARD_NAME = "README.md"  # where people and model hubs look for it
 DIGESTS_KEY, MODEL_KEY = "files", "model"  # in codecria.json, beside the lineage
 MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
@@ -101,9 +101,20 @@ class Checkpoint:
         """Its chat template in Jinja; empty where it has none."""
         return read_chat_template(self.folder)
 
+    def end_ids(self, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+        """The ids that end a completion, EOS first; every use asks here.
+
+        Args:
+            tokenizer: the checkpoint's, or None where it has none.
+
+        Raises:
+            UserError: a file that names ids is damaged.
+        """
+        return end_ids(self.folder, self.config, tokenizer)
+
     def lineage(self) -> dict[str, Any]:
         """What it was made from, as recorded in codecria.json; empty for others' checkpoints."""
-        own = (DIGESTS_KEY, MODEL_KEY)
+        own = (DIGESTS_KEY, MODEL_KEY, ENDS_KEY)
         return {key: value for key, value in _page(self.folder).items() if key not in own}
 
     def verify(self) -> list[str]:
@@ -248,6 +259,7 @@ def write_checkpoint(
     tokenizer: Path | None,
     lineage: Mapping[str, Any],
     chat_template: str | None = None,
+    ends: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
@@ -260,6 +272,7 @@ def write_checkpoint(
         tokenizer: the tokenizer.model to put beside them.
         lineage: what the checkpoint was made from, JSON values.
         chat_template: in Jinja; by default that of the model's chat form, if it learnt one.
+        ends: ids that end a completion, beside those of the shape and the tokenizer.
         max_shard_bytes: a weights file is closed before it would exceed this.
 
     Raises:
@@ -277,7 +290,7 @@ def write_checkpoint(
     named = str(dtypes[EMBEDDING]).removeprefix("torch.")
     atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=named))
     known = None if tokenizer is None else Tokenizer.load(tokenizer)
-    write_generation(folder, config, known)
+    write_generation(folder, config, [*ends, *end_ids(folder, config, known)])
     if known is not None:
         if chat_template is None:
             chat_template = template_for(known, lineage)
@@ -287,10 +300,16 @@ def write_checkpoint(
 
 
 def write_lineage(
-    folder: Path, lineage: Mapping[str, Any], config: ModelConfig, digests: Mapping[str, str]
+    folder: Path,
+    lineage: Mapping[str, Any],
+    config: ModelConfig,
+    digests: Mapping[str, str],
+    ends: Sequence[int] = (),
 ) -> None:
-    """Write codecria.json: the lineage, the shape, and the digests of files."""
+    """Write codecria.json: the lineage, the shape, digests of files, and end ids if any."""
     page = dict(lineage) | {DIGESTS_KEY: dict(digests), MODEL_KEY: asdict(config)}
+    if ends:
+        page[ENDS_KEY] = list(ends)
     atomic_write_json(folder / LINEAGE_NAME, page)
 
 

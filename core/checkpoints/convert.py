@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -68,7 +68,6 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from . import parity
 from .checkpoint import (
     CARD_NAME,
-    CONFIG_NAME,
     DTYPES,
     MAX_SHARD_BYTES,
     TOKENIZER_NAME,
@@ -76,6 +75,7 @@ from .checkpoint import (
     write_checkpoint,
     write_lineage,
 )
+from .ends import CONFIG_NAME
 
 SPARE_BYTES = 64 << 20  # beside the weights: tokenizer, headers
 Q8_BYTES = 34 / 32  # a weight in Q8_0: 32 bytes and a float16 scale for 32 of them
@@ -160,6 +160,8 @@ def convert(
     source = _opened(request)
     config = _corrected(source.config, request)
     tokenizer = _tokenizer(source, config, request)
+    if request.layout is Layout.GGUF:
+        config = _with_frame(config, tokenizer)
     template = _template(source, tokenizer, request, note)
     dtypes = _types(source, config, request)
     size = int(sum(math.prod(s) * d for s, d in _sizes(config, dtypes, request).values()))
@@ -176,13 +178,13 @@ def convert(
         with atomic_path(out) as path:
             job.write_gguf(path)
             result = GgufWeights(path)
-            compared = job.compare(result, result.facts.config)
+            compared = job.compare(result, result.facts.config, result.facts.ends)
         written = out.stat().st_size
     else:
         with atomic_folder(out) as folder:
             job.write_folder(folder)
             opened = Checkpoint.open(folder)
-            compared = job.compare(opened.weights, opened.config)
+            compared = job.compare(opened.weights, opened.config, opened.end_ids(tokenizer))
         written = sum(path.stat().st_size for path in out.iterdir())
     return {
         "source": str(source.folder),
@@ -255,6 +257,16 @@ def _corrected(config: ModelConfig, request: Request) -> ModelConfig:
     if request.theta is not None:
         changes["rope_theta"] = request.theta
     return replace(config, **changes)
+
+
+def _with_frame(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The shape with the tokenizer's BOS and EOS where it has none: llama.cpp would assume 1, 2."""
+    assert tokenizer is not None, "_tokenizer checked it"
+    return replace(
+        config,
+        bos_id=config.bos_id if config.bos_id >= 0 else tokenizer.bos_id,
+        eos_id=config.eos_id if config.eos_id >= 0 else tokenizer.eos_id,
+    )
 
 
 def _tokenizer(source: Checkpoint, config: ModelConfig, request: Request) -> Tokenizer | None:
@@ -366,6 +378,7 @@ class _Job:
     ) -> None:
         self.request, self.source, self.config = request, source, config
         self.tokenizer, self.template, self.dtypes, self.tell = tokenizer, template, dtypes, tell
+        self.ends = source.end_ids(tokenizer)
         self.total = len(_sizes(config, dtypes, request))
         self.done = 0
 
@@ -399,6 +412,7 @@ class _Job:
             name=self.source.folder.resolve().name,
             chat_template=self.template,
             lineage=self.source.lineage(),
+            ends=self.ends,
         )
         kind = _gguf_type(self.dtypes, self.request)
         write_gguf(path, facts, self.tokenizer, kind, lambda n: self._read(n, "neighbours"))
@@ -415,6 +429,7 @@ class _Job:
                 tokenizer=self._tokenizer_path(),
                 lineage=self.source.lineage(),
                 chat_template=self.template,
+                ends=self.ends,
                 max_shard_bytes=self.request.max_shard_bytes,
             )
         card = self.source.folder / CARD_NAME
@@ -439,9 +454,11 @@ class _Job:
             atomic_write(folder / TEMPLATE_NAME, self.template.encode())
         lines = [f"{md5(path)}  {path.name}\n" for path in sorted(files)]
         atomic_write(folder / CHECKLIST_NAME, "".join(lines).encode())
-        write_lineage(folder, self.source.lineage(), self.config, {})
+        write_lineage(folder, self.source.lineage(), self.config, {}, ends=self.ends)
 
-    def compare(self, result: Weights, config: ModelConfig) -> dict[str, Any]:
+    def compare(
+        self, result: Weights, config: ModelConfig, ends: Collection[int]
+    ) -> dict[str, Any]:
         """Read the result back and compare it with the source.
 
         Raises:
@@ -451,6 +468,8 @@ class _Job:
             told, meant = asdict(config), asdict(self.config)
             names = [n for n in told if told[n] != meant[n]]
             raise _differs("; ".join(f"{n} came back as {told[n]}, not {meant[n]}" for n in names))
+        if set(ends) != set(self.ends):
+            raise _differs(f"its end ids are {sorted(ends)}, the source's {sorted(self.ends)}")
         problems = result.problems(config)
         if problems:
             raise _differs("; ".join(problems[:3]))

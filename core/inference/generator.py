@@ -26,10 +26,12 @@ class Generator:
     Attributes:
         model: in evaluation, on its device.
         tokenizer: the one the model was trained with.
+        ends: ids that end a completion, as the checkpoint's files name them.
     """
 
     model: Transformer
     tokenizer: Tokenizer
+    ends: frozenset[int]
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str) -> Generator:
@@ -55,7 +57,7 @@ class Generator:
         model = load_model(
             checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
         )
-        return cls(model.eval(), tokenizer)
+        return cls(model.eval(), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
 
     def fit(self, ids: list[int], limits: Limits, *, truncate: str | None) -> list[int]:
         """A prompt's ids, cut to the context if that is asked for.
@@ -97,7 +99,7 @@ class Generator:
         Args:
             ids: the prompt.
             sampling, limits, opening: see there.
-            ends: ids that end it, besides EOS.
+            ends: ids that end it, besides the checkpoint's own.
         """
         return complete(
             self.model,
@@ -105,7 +107,7 @@ class Generator:
             new_stream=self.tokenizer.stream,
             sampling=sampling,
             limits=limits,
-            ends=frozenset({self.model.config.eos_id, self.tokenizer.eos_id, *ends}),
+            ends=self.ends | frozenset(ends),
             opening=opening,
         )
 

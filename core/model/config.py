@@ -30,7 +30,8 @@ class ModelConfig:
         rope_scale: positions are divided by this (linear position scaling; 1 is none).
         max_context: longest sequence the model was trained on, in tokens.
         tied: whether the output matrix is the embedding (never in the paper's models).
-        bos_id, eos_id: ids of the document frame.
+        bos_id, eos_id: ids of the document frame; -1 where the checkpoint names none. More ids may
+            end a completion: core/checkpoints/ends.py.
     """
 
     dim: int
@@ -139,8 +140,8 @@ class ModelConfig:
             "tie_word_embeddings": self.tied,
             "attention_bias": False,
             "mlp_bias": False,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_id,
+            "bos_token_id": self.bos_id if self.bos_id >= 0 else None,
+            "eos_token_id": self.eos_id if self.eos_id >= 0 else None,
             "torch_dtype": dtype,
         }
 
@@ -170,7 +171,10 @@ class ModelConfig:
                     f"{where}: {key} = {raw[key]!r} is not part of the Llama 2 architecture"
                 )
         rope = _rope_fields(raw, where)
-        eos = raw.get("eos_token_id", 2)
+        bos, eos = (
+            next(iter(special_ids(raw, key, where=where, absent=absent)), -1)
+            for key, absent in (("bos_token_id", 1), ("eos_token_id", 2))
+        )
         try:
             n_heads = int(raw["num_attention_heads"])
             config = cls(
@@ -183,13 +187,13 @@ class ModelConfig:
                 norm_eps=float(raw.get("rms_norm_eps", 1e-6)),  # transformers' own default
                 max_context=int(raw.get("max_position_embeddings", 2048)),
                 tied=bool(raw.get("tie_word_embeddings", False)),
-                bos_id=int(raw.get("bos_token_id", 1)),
-                eos_id=int(eos[0] if isinstance(eos, list) else eos),
+                bos_id=bos,
+                eos_id=eos,
                 **rope,
             )
         except KeyError as error:
             raise UserError(f"{where}: {error.args[0]} is missing") from error
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"{where}: a field has a wrong value ({error})") from error
         head_dim = raw.get("head_dim")
         if head_dim not in (None, config.head_dim):
@@ -198,6 +202,32 @@ class ModelConfig:
                 f" = {config.head_dim}, which Llama 2's architecture fixes"
             )
         return config
+
+
+def special_ids(
+    raw: Mapping[str, Any], key: str, *, where: str, absent: int | None = None
+) -> list[int]:
+    """The ids under a key of a checkpoint's JSON file: a number, a list of them, or null for none.
+
+    Args:
+        raw: the parsed file.
+        key: such as "eos_token_id".
+        where: the file's path, for messages.
+        absent: the id that counts where the file lacks the key.
+
+    Raises:
+        UserError: the value is neither of these.
+    """
+    value = raw.get(key, absent)
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise UserError(
+            f"{where}: {key} = {value!r} is not a token id or a list of them",
+            hint="correct it, or write null",
+        )
+    return [i for i in ids if i >= 0]  # some files write -1 for none
 
 
 def _rope_fields(raw: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -133,8 +133,7 @@ class LocalModel:
 
     def _ends(self) -> frozenset[int]:
         generator = self._load()
-        tokenizer = generator.tokenizer
-        return frozenset({generator.model.config.eos_id, tokenizer.eos_id, chat.stop_id(tokenizer)})
+        return generator.ends | {chat.stop_id(generator.tokenizer)}
 
 
 def _form_of(checkpoint: Checkpoint) -> Form:

@@ -338,6 +338,11 @@ class Tokenizer:
             else ("all" if spec.remove_extra_whitespaces else "one"),
         )
 
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece as it stands in the vocabulary; None where there is none."""
+        found: int = self._shipped.piece_to_id(piece)
+        return found if self._model.pieces[found].piece == piece else None
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces of ids as they stand in the vocabulary, U+2581 for a space.
 

@@ -9,7 +9,7 @@ float32 in every file, as there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,8 @@ from .weights import Stored, Weights
 MAGIC = b"GGUF"
 BLOCK = 32  # weights that share a scale in Q8_0
 LINEAGE_KEY = "codecria.lineage"
+ENDS_KEY = "codecria.end_ids"  # all of them: llama.cpp's keys hold three at most
+_END_KEYS = ("eos", "eot", "eom")
 _CHUNK_BYTES = 64 << 20  # of float32 that are quantised at once
 _READABLE = frozenset({"F32", "F16", "BF16", "Q8_0"})  # what is written
 
@@ -79,12 +81,14 @@ class GgufFacts:
         name: of the model.
         chat_template: in Jinja, or empty.
         lineage: of the checkpoint.
+        ends: ids that end a completion, EOS first.
     """
 
     config: ModelConfig
     name: str
     chat_template: str
     lineage: Mapping[str, Any]
+    ends: tuple[int, ...] = ()
 
 
 def write_gguf(
@@ -118,6 +122,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(None, "llama")
     _tell_shape(writer, gguf, facts, kind)
     _tell_vocabulary(writer, facts.config.vocab_size, tokenizer)
+    _add_ends(writer, facts.config, facts.ends, tokenizer)
     if facts.chat_template:
         writer.add_chat_template(facts.chat_template)
     for ours, shape in shapes.items():
@@ -198,8 +203,6 @@ def _tell_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
     writer.add_token_list([piece.encode() for piece, _, _ in pieces])
     writer.add_token_scores([score for _, score, _ in pieces])
     writer.add_token_types([kind for _, _, kind in pieces])
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_unk_token_id(tokenizer.unk_id)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
@@ -213,12 +216,25 @@ def _tell_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
         ):
             writer.add_uint32(f"tokenizer.ggml.{older}_token_id", number)
             writer.add_uint32(f"tokenizer.ggml.{newer}_token_id", number)
+
+
+def _add_ends(writer: Any, config: ModelConfig, ends: Sequence[int], tokenizer: Tokenizer) -> None:
+    """BOS, EOS and the other ends: llama.cpp has one key each for a turn's and a message's end."""
+    for number, add in (
+        (config.bos_id, writer.add_bos_token_id),
+        (config.eos_id, writer.add_eos_token_id),
+    ):
+        if number >= 0:
+            add(number)
     # What ends a turn, beside EOS: an answer of the 70b form, or a middle.
-    end = tokenizer.step_id
-    if end is None and tokenizer.infill is not None:
-        end = tokenizer.infill.end
-    if end is not None:
-        writer.add_eot_token_id(end)
+    first = [tokenizer.step_id, None if tokenizer.infill is None else tokenizer.infill.end]
+    others = dict.fromkeys(i for i in (*first, *ends) if i is not None and i != config.eos_id)
+    for number, add in zip(
+        others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False
+    ):
+        add(number)
+    if ends:
+        writer.add_array(ENDS_KEY, list(ends))
 
 
 class GgufWeights(Weights):
@@ -306,6 +322,8 @@ def _facts(reader: Any, path: Path, *, tied: bool) -> GgufFacts:
             bos_id=int(told("tokenizer.ggml.bos_token_id", 1)),
             eos_id=int(told("tokenizer.ggml.eos_token_id", 2)),
         )
+        named = [told(f"tokenizer.ggml.{key}_token_id", -1) for key in _END_KEYS]
+        ends = dict.fromkeys(int(i) for i in (*named, *told(ENDS_KEY, ())))
         lineage = json.loads(told(LINEAGE_KEY, "{}"))
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -316,6 +334,7 @@ def _facts(reader: Any, path: Path, *, tied: bool) -> GgufFacts:
         name=str(told("general.name", path.stem)),
         chat_template=str(told("tokenizer.chat_template", "")),
         lineage=lineage,
+        ends=tuple(i for i in ends if 0 <= i < config.vocab_size),
     )
 
 

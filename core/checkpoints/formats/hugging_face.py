@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -160,14 +160,21 @@ def _tokenizer_json(path: Path, digest: str) -> bytes | None:  # noqa: ARG001 - 
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def write_generation(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
-    """Which ids begin and end what is generated: EOS, a middle's end, a turn's end."""
-    ends = [config.eos_id]
-    if tokenizer is not None:
-        ends += [] if tokenizer.infill is None else [tokenizer.infill.end]
-        ends += [] if tokenizer.step_id is None else [tokenizer.step_id]
-    told = {"bos_token_id": config.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
-    atomic_write_json(folder / GENERATION_NAME, told)
+def write_generation(folder: Path, config: ModelConfig, ends: Sequence[int]) -> None:
+    """Write generation_config.json: the ids that begin and end a completion.
+
+    Args:
+        folder: of the checkpoint.
+        config: names BOS.
+        ends: the ids that end it, in any order, perhaps several times.
+    """
+    own = [config.eos_id] if config.eos_id >= 0 else []
+    ids = list(dict.fromkeys([*own, *ends]))
+    content = {
+        "bos_token_id": config.bos_id if config.bos_id >= 0 else None,
+        "eos_token_id": (ids[0] if len(ids) == 1 else ids) or None,
+    }
+    atomic_write_json(folder / GENERATION_NAME, content)
 
 
 def read_chat_template(folder: Path) -> str:

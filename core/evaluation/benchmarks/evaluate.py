@@ -382,7 +382,7 @@ def _lines(
         yield from score(left, by_id, bench.sandbox, bench.limits_s)
         return
     assert subject.generator is not None, "neither a model nor samples"
-    asker = Asker(protocol, shots, subject.generator.tokenizer)
+    asker = Asker(protocol, shots, subject.generator.tokenizer, subject.generator.ends)
     for batch in generate(
         subject.generator, asker, asked, protocol, known=known, batch=request.batch
     ):

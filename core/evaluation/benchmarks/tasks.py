@@ -243,16 +243,23 @@ class Asker:
         protocol: says how.
         shots: solved tasks that the prompt shows.
         tokenizer: of the model.
+        ends: ids that end a completion of the checkpoint.
 
     Raises:
         UserError: the tokenizer cannot fill in the middle, and that is asked for.
     """
 
-    def __init__(self, protocol: Protocol, shots: Sequence[Problem], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        protocol: Protocol,
+        shots: Sequence[Problem],
+        tokenizer: Tokenizer,
+        ends: frozenset[int],
+    ) -> None:
         self.protocol = protocol
         self.shots = shots
         self.tokenizer = tokenizer
-        self._ends = frozenset({tokenizer.eos_id} if protocol.eos_ends else ())
+        self._ends = ends if protocol.eos_ends else frozenset[int]()
         self._infiller = Infiller(tokenizer) if protocol.form in ("psm", "spm") else None
 
     def ask(self, problem: Problem) -> Asked:

@@ -221,6 +221,7 @@ def measure(
                     positions=request.retrieval_positions,
                     examples=request.examples,
                     seed=request.seed,
+                    ends=frozenset(contestant.checkpoint.end_ids(contestant.tokenizer)),
                     done=count.one,
                 )
             )

@@ -406,18 +406,20 @@ class Asked:
             scores = decode_step(self.model, self.cache, [token])
 
 
-def ask(model: Transformer, tokenizer: Tokenizer, prompt: Prompt) -> Answer:
+def ask(
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, *, ends: frozenset[int]
+) -> Answer:
     """Let a model answer a prompt.
 
     Args:
         model: in evaluation.
         tokenizer: that the prompt was made with.
         prompt: of `make_prompt`.
+        ends: ids that end an answer.
     """
     room = max(ANSWER_TOKENS, *map(len, prompt.candidates))
     asked = Asked(model, prompt.ids, room=room)
     scores = asked.log_probability(prompt.candidates)
-    ends = frozenset({model.config.eos_id, tokenizer.eos_id})
     ids = asked.greedy(ANSWER_TOKENS, ends=ends, vocab_size=tokenizer.vocab_size)
     text = tokenizer.decode_continuation(ids)
     own = scores[VALUES.index(prompt.value)]
@@ -459,6 +461,7 @@ def grid(
     positions: Sequence[float],
     examples: int,
     seed: int,
+    ends: frozenset[int],
     done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Every length and position, as JSON values: a row a cell.
@@ -471,6 +474,7 @@ def grid(
         positions: of the key, from 0 to 1.
         examples: of each cell.
         seed: of the prompts.
+        ends: ids that end an answer.
         done: called after each prompt.
     """
     cells = []
@@ -482,7 +486,7 @@ def grid(
                     tokenizer, filler, length=length, position=position, seed=seed, example=example
                 )
                 prompts.append(prompt)
-                answers.append(ask(model, tokenizer, prompt))
+                answers.append(ask(model, tokenizer, prompt, ends=ends))
                 done()
             greedy, forced = (sum(getattr(a, way) for a in answers) for way in ("greedy", "forced"))
             cells.append(

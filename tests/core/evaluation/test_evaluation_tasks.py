@@ -256,7 +256,12 @@ def test_a_prompt_is_shown_as_published_unless_stripping_is_asked_for(
 ) -> None:
     [problem] = load(TASKS["humaneval"], write(ADD)).problems
     for strip, shown in ((False, problem.before), (True, problem.before.rstrip())):
-        asker = Asker(protocol("humaneval", "completion", strip_prompt=strip), (), llama_tokenizer)
+        asker = Asker(
+            protocol("humaneval", "completion", strip_prompt=strip),
+            (),
+            llama_tokenizer,
+            frozenset({llama_tokenizer.eos_id}),
+        )
         asked = asker.ask(problem)
         assert list(asked.ids) == llama_tokenizer.encode(shown, bos=True)
         assert asked.ends == {llama_tokenizer.eos_id}
@@ -275,7 +280,9 @@ def test_infilling_prompts_are_those_of_training_and_end_at_eot_alone(
 ) -> None:
     extended = llama_tokenizer.extend(tmp_path / "extended.model")
     [problem] = load(TASKS["infilling"], write(FILL)).problems
-    asked = Asker(protocol("infilling", form), (), extended).ask(problem)
+    asked = Asker(protocol("infilling", form), (), extended, frozenset({extended.eos_id})).ask(
+        problem
+    )
     infiller = Infiller(extended)
     assert list(asked.ids) == infiller.prompt(ADD["prompt"], FILL["suffix"], order).tolist()
     assert asked.ends == {infiller.special.end}
@@ -284,7 +291,9 @@ def test_infilling_prompts_are_those_of_training_and_end_at_eot_alone(
 
 def test_a_model_without_infilling_pieces_is_told_so(llama_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="cannot fill in the middle"):
-        Asker(protocol("infilling", "psm"), (), llama_tokenizer)
+        Asker(
+            protocol("infilling", "psm"), (), llama_tokenizer, frozenset({llama_tokenizer.eos_id})
+        )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,9 @@ def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_bef
     llama_tokenizer: Tokenizer,
 ) -> None:
     problem = tasks.humaneval.parse(ADD)
-    asker = Asker(protocol("humaneval", "chat"), (), llama_tokenizer)
+    asker = Asker(
+        protocol("humaneval", "chat"), (), llama_tokenizer, frozenset({llama_tokenizer.eos_id})
+    )
     said = " def add(a, b):\n    return a + b "
     completion = asker.completion(problem, asker.ask(problem), said, cut=False)
     exec(compile(f"{problem.source(completion)}\n{problem.tests}", "program", "exec"), {})
@@ -333,7 +344,12 @@ def test_what_a_stop_string_took_of_a_brace_is_put_back(
     llama_tokenizer: Tokenizer, write: Callable[..., Path]
 ) -> None:
     [problem] = load(TASKS["humaneval-x"], write(CPP)).problems
-    asker = Asker(protocol("humaneval-x", "completion"), (), llama_tokenizer)
+    asker = Asker(
+        protocol("humaneval-x", "completion"),
+        (),
+        llama_tokenizer,
+        frozenset({llama_tokenizer.eos_id}),
+    )
     asked = asker.ask(problem)
     assert asker.completion(problem, asked, "    return x;", cut=True) == "    return x;\n}\n"
     assert asker.completion(problem, asked, "    return x;\n}", cut=False) == "    return x;\n}"
@@ -364,7 +380,7 @@ def drawn(generator: Generator, *, known: frozenset[tuple[str, int]], batch: int
         labels=(),
         source="",
     )
-    asker = Asker(sampled, (), generator.tokenizer)
+    asker = Asker(sampled, (), generator.tokenizer, generator.ends)
     return {
         (sample.task_id, sample.number): sample.text
         for made in generate(generator, asker, PROBLEMS, sampled, known=known, batch=batch)
@@ -391,6 +407,6 @@ def test_a_prompt_that_does_not_fit_is_a_sample_that_says_so(generator: Generato
         task_id="Own/9", language="python", before="x = 1\n" * 200, tests="", reference=None
     )
     greedy = protocol("humaneval", "completion")
-    asker = Asker(greedy, (), generator.tokenizer)
+    asker = Asker(greedy, (), generator.tokenizer, generator.ends)
     [[sample]] = list(generate(generator, asker, [long], greedy))
     assert (sample.text, sample.finish_reason) == ("", "unfit")

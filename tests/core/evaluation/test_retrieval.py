@@ -215,7 +215,7 @@ def test_the_greedy_answer_is_what_generate_writes_even_after_the_choice(
     generator: Generator, filler: list[Filler]
 ) -> None:
     prompt = make_prompt(generator.tokenizer, filler, length=150, position=0.2, seed=1, example=4)
-    answer = ask(generator.model, generator.tokenizer, prompt)
+    answer = ask(generator.model, generator.tokenizer, prompt, ends=generator.ends)
     limits = Limits(max_tokens=8, context=1_000)
     *_, (_, done) = generator.complete(prompt.ids, Sampling(), limits)
     assert not isinstance(done, str)
@@ -234,7 +234,7 @@ def test_rank_and_choice_follow_the_scores(generator: Generator, filler: list[Fi
             for value, candidate in zip(VALUES, prompt.candidates, strict=True)
         }
         order = sorted(VALUES, key=lambda value: -scores[value])
-        answer = ask(generator.model, generator.tokenizer, prompt)
+        answer = ask(generator.model, generator.tokenizer, prompt, ends=generator.ends)
         assert answer.rank == order.index(prompt.value) + 1
         assert answer.forced == (order[0] == prompt.value)
         ranks.append(answer.rank)
@@ -246,6 +246,7 @@ def test_rank_and_choice_follow_the_scores(generator: Generator, filler: list[Fi
         positions=[0],
         examples=3,
         seed=0,
+        ends=generator.ends,
     )
     assert cell["mean_rank"] == pytest.approx(sum(ranks) / 3)
     assert cell["forced"] == sum(rank == 1 for rank in ranks) / 3
@@ -259,7 +260,9 @@ def test_the_likeliest_number_is_chosen_when_it_is_the_value(
         VALUES,
         key=lambda v: naive(generator.model, prompt.ids, prompt.candidates[VALUES.index(v)]),
     )
-    answer = ask(generator.model, generator.tokenizer, replace(prompt, value=best))
+    answer = ask(
+        generator.model, generator.tokenizer, replace(prompt, value=best), ends=generator.ends
+    )
     assert (answer.forced, answer.rank) == (True, 1)
 
 
@@ -276,11 +279,11 @@ def test_a_number_that_is_generated_is_right_when_it_is_the_value(
         model = Generator.load(path, device="cpu", dtype="float32").model
         for example in range(4):
             prompt = make_prompt(tokenizer, filler, length=120, position=0, seed=0, example=example)
-            answer = ask(model, tokenizer, prompt)
+            answer = ask(model, tokenizer, prompt, ends=frozenset())
             number = first_number(answer.text)
             assert answer.greedy == (number == prompt.value)
             if number in VALUES:
-                assert ask(model, tokenizer, replace(prompt, value=number)).greedy
+                assert ask(model, tokenizer, replace(prompt, value=number), ends=frozenset()).greedy
                 right += 1
         if right:
             break
