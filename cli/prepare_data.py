@@ -112,6 +112,10 @@ def prepare_data(
     explain: Annotated[
         str, typer.Option(metavar="PATH", help="Say why this document is in OUT or is not.")
     ] = "",
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Also read links whose target lies outside a source."),
+    ] = False,
     workers: Annotated[
         int, typer.Option(help="Processes; 0 for one a core. Changes no byte.", min=0)
     ] = 0,
@@ -156,7 +160,7 @@ def prepare_data(
 
     if address is not None and runner == "processes":
         raise UsageError("--address is that of a cluster", hint="add --runner ray or dask")
-    wanted = parse_sources(sources or [])
+    wanted = parse_sources(sources or [], follow_links=follow_links)
     if append:
         _refuse_own_recipe(context)
         recipe = recipe_of(out)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +261,18 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON: {error}", hint="it may be damaged: make it again"
         ) from error
+
+
+def read_regular(path: str | Path, limit: int, *, follow: bool = True) -> bytes | None:
+    """The first `limit` bytes of a regular file; None for anything else and for what is unreadable.
+
+    Opening a pipe does not wait for its writer.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return file.read(limit)
+    except (OSError, ValueError):
+        return None

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from codecria.data.errors import UserError
 
-from . import languages, licences, sources
+from . import languages, licences, units
 from .reasons import Reason
-from .sources import TEXT_COLUMNS, InputFile, Unit
+from .units import TEXT_COLUMNS, InputFile, Unit
 
 PARQUET_ROWS = 256  # rows decoded at once
 
@@ -176,7 +176,7 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
         if unit.file.compression is not None:
             try:
                 with _decompressed(raw, unit.file.compression) as stream:
-                    while block := stream.read(sources.BLOCK_BYTES):
+                    while block := stream.read(units.BLOCK_BYTES):
                         yield block
             except (EOFError, lzma.LZMAError) as error:
                 raise OSError(str(error)) from error
@@ -185,7 +185,7 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
         left = unit.stop - unit.start
         decoder = None
         first = unit.start == 0
-        while left and (block := raw.read(min(sources.BLOCK_BYTES, left))):
+        while left and (block := raw.read(min(units.BLOCK_BYTES, left))):
             left -= len(block)
             if first and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 decoder = codecs.getincrementaldecoder("utf-16")("replace")
@@ -205,7 +205,7 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
     size = 0
 
     def line() -> tuple[bytes | None, int]:
-        return (b"".join(parts) if size <= sources.MAX_RECORD_BYTES else None), size
+        return (b"".join(parts) if size <= units.MAX_RECORD_BYTES else None), size
 
     for block in blocks:
         *whole, rest = block.split(b"\n")
@@ -220,7 +220,7 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
         if rest:
             size += len(rest)
             parts.append(rest)
-            if size > sources.MAX_RECORD_BYTES:
+            if size > units.MAX_RECORD_BYTES:
                 parts.clear()
     if size:
         yield line()

@@ -30,7 +30,9 @@ from .reasons import Reason
 from .redact import DEFAULT as DEFAULT_REDACTION
 from .redact import Redaction
 from .report import Tally
-from .sources import MAX_RECORD_BYTES, InputFile, Skip, Source, Unit
+from .sources import Source
+from .units import MAX_RECORD_BYTES, InputFile, Unit, split
+from .walk import Skip
 
 OPTIONS_OF_THEIR_OWN = ("tokenizer", "vocab_size", "benchmarks")  # not for --set
 FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files
@@ -248,7 +250,7 @@ def partitions(
                     size=found.bytes,
                 )
                 continue
-            for unit in inputs.split(found, unit_bytes=partition_bytes):
+            for unit in split(found, unit_bytes=partition_bytes):
                 cost = unit.weight + FILE_OVERHEAD_BYTES
                 if units and weight + cost > partition_bytes:
                     yield units

@@ -39,7 +39,7 @@ from .documents import Document, Rejected
 from .intake import PrepareRecipe, group_of, load_plan
 from .reasons import Reason, Verdict
 from .report import Tally
-from .sources import Unit
+from .units import Unit
 
 BATCH_CHARACTERS = 4 << 20
 BATCH_DOCUMENTS = 1024

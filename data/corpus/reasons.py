@@ -20,6 +20,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"
     # files, by their names and sizes
     SPECIAL = "not-a-regular-file"
+    LINKED_OUTSIDE = "linked-outside"
     RECORDS_AMONG_CODE = "records-among-code"
     MINIFIED = "minified"
     GENERATED = "generated"

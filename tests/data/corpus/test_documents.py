@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codecria.data.corpus import documents, languages, sources
+from codecria.data.corpus import documents, languages, sources, units
 from codecria.data.corpus.documents import Document, Rejected
 from codecria.data.corpus.reasons import Reason
-from codecria.data.corpus.sources import InputFile, Skip, Source, Unit
+from codecria.data.corpus.sources import Source
+from codecria.data.corpus.units import InputFile, Unit
+from codecria.data.corpus.walk import Skip
 from codecria.data.errors import UsageError, UserError
 
 
@@ -38,7 +40,7 @@ def look(source: Source, max_bytes: int = 1 << 20) -> tuple[dict[str, Document],
         if isinstance(found, Skip):
             bad[found.relative] = found.reason
             continue
-        for unit in sources.split(found, unit_bytes=1 << 20):
+        for unit in units.split(found, unit_bytes=1 << 20):
             for item in documents.read(unit):
                 name = item.id.removeprefix(f"{source.name}/")
                 if isinstance(item, Rejected):
@@ -57,7 +59,7 @@ def read_units(path: Path, unit_bytes: int) -> list[Document | Rejected]:
     (file,) = sources.scan(Source(name="s", path=path), max_bytes=1 << 20)
     assert isinstance(file, InputFile)
     return [
-        item for unit in sources.split(file, unit_bytes=unit_bytes) for item in documents.read(unit)
+        item for unit in units.split(file, unit_bytes=unit_bytes) for item in documents.read(unit)
     ]
 
 
@@ -261,7 +263,7 @@ def test_json_lines_give_the_same_documents_however_they_are_cut(
     path.write_text(lines + "\n" * newline)
     whole = read_units(path, 1 << 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BLOCK_BYTES", block_bytes)
+        patch.setattr(units, "BLOCK_BYTES", block_bytes)
         assert read_units(path, unit_bytes) == whole
     assert len(whole) == len(texts)
 
@@ -364,8 +366,8 @@ def test_parquet_columns_of_other_types_are_read_or_named(tmp_path: Path) -> Non
 def test_a_line_too_long_to_hold_is_passed_over_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(units, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(units, "BLOCK_BYTES", 64)
     path = lines_file(tmp_path / "r.jsonl", [{"text": "a"}, {"text": "x" * 5000}, {"text": "b"}])
     first, second, third = read_units(path, 1 << 20)
     assert isinstance(second, Rejected)
@@ -448,6 +450,7 @@ def test_git_files_above_and_beside_a_source_are_honoured(tmp_path: Path) -> Non
     plant(
         tmp_path,
         {
+            ".git/HEAD": "ref: refs/heads/main\n",
             ".git/info/exclude": "private.py\n",
             ".gitignore": "*.log.py\n/lib/build/\n",
             ".gitattributes": "lib/gen/* linguist-generated\n*.vend.py linguist-vendored=true\n",
@@ -571,7 +574,7 @@ def test_a_source_that_the_work_tree_around_it_ignores_is_read_all_the_same(tmp_
     plant(
         tmp_path,
         {
-            ".git/config": "",
+            ".git/HEAD": "ref: refs/heads/main\n",
             ".gitignore": "/versions/*\n",
             "LICENSE": "Apache License\nVersion 2.0, January 2004\n",
             "versions/3.11/lib/json/a.py": "x = 1\n",
