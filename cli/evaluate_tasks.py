@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from . import render
+from .options import ConfirmMode
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -167,13 +168,7 @@ def evaluate_task(
             help="For --sandbox command: as 'podman run --rm -i --network none IMAGE'.",
         ),
     ] = None,
-    isolate: Annotated[
-        bool,
-        typer.Option(
-            "--isolate",
-            help="Run Python solutions and tests in two processes that exchange plain data.",
-        ),
-    ] = False,
+    confirm: ConfirmMode = "passes",
     workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
     timeout: Annotated[
         float | None,
@@ -249,7 +244,7 @@ def evaluate_task(
         sandbox=SandboxConfig(
             tier=sandbox,
             command=sandbox_command or "",
-            confirm=Confirm.ALL if isolate else Confirm.PASSES,
+            confirm=Confirm(confirm),
             workers=workers,
         ),
         timeout_s=timeout,
@@ -314,6 +309,11 @@ def _check_references(request: Request, *, as_json: bool) -> None:
             f"{told['passed']}/{told['references']} reference solutions pass"
             f" (sandbox {told['tier']}, slowest {told['slowest_s']:g} s)"
         )
+        if told["unconfirmed"]:
+            render.output(
+                f"{len(told['unconfirmed'])} of them fail with solution and tests in two processes,"
+                " so passes of these tasks are unconfirmed: " + ", ".join(told["unconfirmed"][:5])
+            )
     failed: dict[str, str] = {}
     for task_id, why in told["not_passed"].items():
         if task_id in WRONG_REFERENCES:
@@ -359,6 +359,9 @@ def _show(told: Sequence[dict[str, Any]]) -> None:
         scores = [
             f"{name} {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
             for name, found in summary["pass"].items()
+        ] + [
+            f"{name} {found['value']:.1%} with unconfirmed"
+            for name, found in summary.get("pass_with_unconfirmed", {}).items()
         ]
         ends = ", ".join(f"{n} {word}" for word, n in summary.get("results", {}).items())
         rows.append(
@@ -419,6 +422,10 @@ def _show_comparison(told: dict[str, Any]) -> None:
         )
     columns = ["", "A", "B", "B - A, 95%", "solved by A | B alone", "p"]
     render.table(f"{told['tasks']} tasks: {told['a']} | {told['b']}", columns, rows, to_stdout=True)
+    if any(told["unconfirmed"].values()):
+        render.output(
+            f"unconfirmed passes: A {told['unconfirmed']['a']}, B {told['unconfirmed']['b']}"
+        )
 
 
 def perplexity(

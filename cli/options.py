@@ -118,6 +118,15 @@ SandboxCommand = Annotated[
         rich_help_panel=SANDBOX,
     ),
 ]
+ConfirmMode = Annotated[
+    Literal["passes", "all", "off"],
+    typer.Option(
+        "--confirm",
+        help="Judge what passes (or all) again with solution and tests in two processes; a pass"
+        " counts only there. off is faster, and a cheat can pass.",
+        rich_help_panel=SANDBOX,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from . import render
 from .commands import QuickGroup
-from .options import pairs_of
+from .options import ConfirmMode, pairs_of
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def self_instruct(
     sandbox_command: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="For --sandbox command.")
     ] = None,
-    isolate: Annotated[
-        bool, typer.Option("--isolate", help="Solutions and tests in two processes.")
-    ] = False,
+    confirm: ConfirmMode = "passes",
     workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of one program.")] = 3.0,
     memory_mb: Annotated[int, typer.Option(min=16, help="Of one program.")] = 1_024,
@@ -233,7 +231,7 @@ def self_instruct(
         sandbox=SandboxConfig(
             tier=sandbox,
             command=sandbox_command or "",
-            confirm=Confirm.ALL if isolate else Confirm.PASSES,
+            confirm=Confirm(confirm),
             workers=workers,
             limits=Limits(wall_s=timeout, memory_bytes=memory_mb << 20),
         ),

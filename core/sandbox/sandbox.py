@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,21 +134,21 @@ class Sandbox:
             self._claim = None
 
     def settle(self, tests: str, *, fit: bool) -> None:
-        """Say whether a right solution passes these tests in two processes.
+        """Record whether a right solution passes these tests in two processes.
 
-        Where it does not, solutions run in one process with them, whatever they do. Only who ran a
+        Where it does not, solutions are judged in one process with them. Only a caller that ran a
         solution known to be right may say so: a solution must not.
         """
         self._fit[tests] = fit
 
-    def settled(self, tests: str) -> bool | None:
-        """What was said of these tests; None while nothing was."""
-        return self._fit.get(tests)
+    def can_confirm(self, language: str) -> bool:
+        """Whether programs of a language can run with solution and tests in two processes."""
+        return languages.canonical(language) == "python" and self.tier is not Tier.COMMAND
 
     def _splits(self, program: Program) -> bool:
-        """Whether solution and tests can run in two processes."""
-        apart = languages.canonical(program.language) == "python" and bool(program.tests)
-        return apart and self.tier is not Tier.COMMAND and self._fit.get(program.tests) is not False
+        """Whether solution and tests of a program can run in two processes."""
+        can = self.can_confirm(program.language) and bool(program.tests)
+        return can and self._fit.get(program.tests) is not False
 
     def run(
         self, program: Program, limits: Limits | None = None, *, confirm: Confirm | None = None
@@ -245,7 +245,8 @@ class Sandbox:
         splits = confirm is not Confirm.OFF and self._splits(program)
         answer = self._python(program, limits, isolate=splits and confirm is Confirm.ALL)
         if splits and not answer.isolated and answer.outcome == Outcome.PASSED:
-            answer = self._python(program, limits, isolate=True)
+            verdict = self._verdict(self._python(program, limits, isolate=True), limits)
+            return replace(verdict, passed_once=not verdict.confirmed)
         return self._verdict(answer, limits)
 
     def _python(self, program: Program, limits: Limits, *, isolate: bool) -> Answer:

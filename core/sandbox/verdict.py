@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Tier(StrEnum):
@@ -91,6 +92,7 @@ class Verdict:
         exit_status: of the process; negative the signal that ended it.
         isolated: whether solution and tests ran in two processes. A pass is confirmed then; one
             in a single process is not.
+        passed_once: whether it passed in one process before it failed in two.
     """
 
     outcome: Outcome
@@ -102,8 +104,22 @@ class Verdict:
     stderr: str = ""
     exit_status: int | None = None
     isolated: bool = False
+    passed_once: bool = False
 
     @property
     def confirmed(self) -> bool:
         """Whether it passed with solution and tests in two processes."""
         return self.isolated and self.outcome is Outcome.PASSED
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict as JSON values, without what the program printed."""
+        return {
+            "outcome": str(self.outcome),
+            "detail": self.detail,
+            "seconds": round(self.seconds, 4),
+            "tier": str(self.tier),
+            "isolated": self.isolated,
+            "passed_once": self.passed_once,
+            "wall_s": self.limits.wall_s,
+            "exit_status": self.exit_status,
+        }

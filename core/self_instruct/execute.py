@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.core.evaluation.benchmarks.execution import as_json
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Outcome, Program, Verdict
@@ -207,7 +206,7 @@ def _run(
         return
     with config.open() as sandbox:
         for key, verdict in _verdicts(sandbox, itertools.chain([first], programs)):
-            line = {"id": key, **as_json(verdict)}
+            line = {"id": key, **verdict.as_json()}
             verdicts.add([line])
             known[key] = line
             done(1)

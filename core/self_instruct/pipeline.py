@@ -31,6 +31,7 @@ from .endpoint import Endpoint
 from .execute import (
     AGAIN,
     Choice,
+    Verdicts,
     all_verdicts,
     choose,
     execute,
@@ -376,7 +377,7 @@ def _keep(
         choice = choose(by_tested[one.id], known, again=again)
         passed += choice.passed
         solved += choice.passed > 0
-        why = _why_not(choice, by_tested[one.id])
+        why = _why_not(choice, by_tested[one.id], known)
         if choice.kept is None:
             run.losses(_kept_loss(one, why))
         else:
@@ -393,6 +394,7 @@ def _keep(
         "funnel": run.counts,
         "outcomes": outcomes(first_runs),
         "tiers": sorted({str(verdict["tier"]) for verdict in first_runs}),
+        "confirm": str(run.request.sandbox.confirm),
         "losses": run.losses.reasons(),
         "costs": costs_json(run.costs, seconds, len(kept)),
     }
@@ -400,10 +402,15 @@ def _keep(
     return report
 
 
-def _why_not(choice: Choice, candidates: Sequence[Candidate]) -> str:
+def _why_not(choice: Choice, candidates: Sequence[Candidate], known: Verdicts) -> str:
     if not candidates:
         return "no solution to run"
-    return "flaky" if choice.flaky else "nothing passed"
+    if choice.flaky:
+        return "flaky"
+    firsts = (known[verdict_id(candidate.id, 0)] for candidate in candidates)
+    if any(verdict.get("passed_once") for verdict in firsts):
+        return "unconfirmed: passed in one process alone"
+    return "nothing passed"
 
 
 def _kept_loss(one: Tested, reason: str, detail: str = "") -> Loss:
@@ -444,7 +451,7 @@ def _item(
             "verdict": {
                 "outcome": verdict["outcome"],
                 "tier": verdict["tier"],
-                "isolated": verdict["isolated"],
+                "confirmed": verdict["isolated"],
                 "wall_s": verdict["wall_s"],
                 "runs": 1 + again,
             },

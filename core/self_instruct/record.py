@@ -24,7 +24,7 @@ from codecria.data.files import atomic_write_json, digest_file, read_json
 from .models import Absent, Model
 from .request import Request
 
-FORMAT = 2
+FORMAT = 3
 PAGE, REPORT = "self-instruct.json", "report.json"
 
 

@@ -12,7 +12,7 @@ from codecria.data.errors import UserError
 
 from .estimate import compare
 from .results import Key, Line, read_results
-from .scoring import KS, counts_of
+from .scoring import KS, counts_of, is_unconfirmed_pass
 
 # What should be the same for two scores to be compared.
 _SAME = ("form", "temperature", "top_p", "samples", "max_tokens", "strip_prompt", "shots")
@@ -23,7 +23,8 @@ def compare_results(a: Path, b: Path) -> dict[str, Any]:
 
     Returns:
         for each k that both have samples for, both scores, their difference with its interval, and
-        a test; and warnings where the two were not made alike.
+        a test; how many passes of each are unconfirmed; and warnings where the two were not made
+        alike.
 
     Raises:
         UserError: a file is damaged, or they share no task.
@@ -43,6 +44,7 @@ def compare_results(a: Path, b: Path) -> dict[str, Any]:
     for path, meta in ((a, meta_a), (b, meta_b)):
         if meta.get("complete") is False:
             warnings.append(f"{path} is not complete")
+    shared = set(both)
     pairs_a, pairs_b = ([counts[task_id] for task_id in both] for counts in (counts_a, counts_b))
     fewest = min(n for n, _ in (*pairs_a, *pairs_b))
     return {
@@ -50,6 +52,10 @@ def compare_results(a: Path, b: Path) -> dict[str, Any]:
         "b": str(b),
         "tasks": len(both),
         "pass": {f"pass@{k}": asdict(compare(pairs_a, pairs_b, k)) for k in KS if k <= fewest},
+        "unconfirmed": {
+            name: sum(is_unconfirmed_pass(line) for key, line in lines.items() if key[0] in shared)
+            for name, lines in (("a", lines_a), ("b", lines_b))
+        },
         "warnings": warnings,
     }
 
@@ -67,7 +73,7 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         return {
             **{name: protocol[name] for name in _SAME if name in protocol},
             **({"problems": meta["problems"]["digest"]} if "problems" in meta else {}),
-            **{name: sandbox[name] for name in ("tier", "limits") if name in sandbox},
+            **{name: sandbox[name] for name in ("tier", "confirm", "limits") if name in sandbox},
         }
 
     one, other = facts(a), facts(b)

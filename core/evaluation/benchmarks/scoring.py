@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .estimate import estimate
-from .execution import Job, Sandbox, as_json, passed, program_of, result_of, run_all
+from .execution import Job, Sandbox, is_unconfirmed, passed, program_of, result_of, run_all
 from .problems import Problem
-from .references import confirmed
 from .results import Key, Line
 from .samples import Sample
 
 KS = (1, 10, 100)  # of pass@k, where there are as many samples
+# A pass in one process of a task whose own reference fails in two: it does not count as passed.
+UNCONFIRMED = "unconfirmed: passed in one process; the reference fails in two"
 
 
 def score(
@@ -37,13 +38,14 @@ def score(
         jobs.append(Job(program, limits_s[sample.task_id]))
     for number, verdict in run_all(sandbox, jobs):
         problem = problems[samples[number].task_id]
-        verdict = confirmed(problem, jobs[number], verdict, sandbox)
-        told = {
+        judged = {
             "passed": passed(verdict),
             "result": result_of(verdict),
-            "verdict": as_json(verdict),
+            "verdict": verdict.as_json(),
         }
-        yield samples[number].as_json() | told
+        if is_unconfirmed(verdict, problem.language, sandbox):
+            judged |= {"passed": False, "result": UNCONFIRMED}
+        yield samples[number].as_json() | judged
 
 
 def unfit(sample: Sample) -> Line:
@@ -51,14 +53,22 @@ def unfit(sample: Sample) -> Line:
     return sample.as_json() | {"passed": False, "result": "failed: the prompt did not fit"}
 
 
-def counts_of(lines: Mapping[Key, Line], task_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(n, c) of each task that has samples which could be run, in the tasks' order."""
+def counts_of(
+    lines: Mapping[Key, Line], task_ids: Sequence[str], *, unconfirmed: bool = False
+) -> dict[str, tuple[int, int]]:
+    """(n, c) of each task that has samples which could be run, in the tasks' order.
+
+    Args:
+        lines: of results.
+        task_ids: asked for.
+        unconfirmed: whether passes count that were seen in one process alone.
+    """
     n: Counter[str] = Counter()
     c: Counter[str] = Counter()
     for (task_id, _), line in lines.items():
         if line["passed"] is not None:
             n[task_id] += 1
-            c[task_id] += bool(line["passed"])
+            c[task_id] += bool(line["passed"]) or (unconfirmed and _word(line) == "unconfirmed")
     return {task_id: (n[task_id], c[task_id]) for task_id in task_ids if n[task_id]}
 
 
@@ -71,30 +81,48 @@ def summarise(
         lines: of these tasks, and perhaps of others, which do not count.
         task_ids: asked for.
         ks: of pass@k; those beyond the smallest number of samples are left out.
+
+    Returns:
+        among others `unconfirmed`, the number of passes seen in one process alone, whether they
+        count or not; and where some do not, `pass_with_unconfirmed`.
     """
     wanted = set(task_ids)
     own = {key: line for key, line in lines.items() if key[0] in wanted}
     counts = counts_of(own, task_ids)
-    pairs = list(counts.values())
-    told: dict[str, Any] = {}
-    for k in ks:
-        found = estimate(pairs, k)
-        if found is not None:
-            told[f"pass@{k}"] = found.as_json()
     ends = Counter(_word(line) for line in own.values())
-    return {
+    found = {
         "tasks": len(task_ids),
         "scored_tasks": len(counts),
         "samples": len(own),
-        "pass": told,
-        "solved_tasks": sum(c > 0 for _, c in pairs),
+        "pass": _estimates(list(counts.values()), ks),
+        "solved_tasks": sum(c > 0 for _, c in counts.values()),
         "results": dict(sorted(ends.items())),
+        "unconfirmed": sum(map(is_unconfirmed_pass, own.values())),
     }
+    if ends["unconfirmed"]:
+        with_them = counts_of(own, task_ids, unconfirmed=True)
+        found["pass_with_unconfirmed"] = _estimates(list(with_them.values()), ks)
+    return found
+
+
+def _estimates(pairs: Sequence[tuple[int, int]], ks: Sequence[int]) -> dict[str, Any]:
+    found = {f"pass@{k}": estimate(pairs, k) for k in ks}
+    return {name: one.as_json() for name, one in found.items() if one is not None}
+
+
+def is_unconfirmed_pass(line: Line) -> bool:
+    """Whether a line's program passed, and not in two processes; False where nothing is known."""
+    verdict = line.get("verdict")
+    if not isinstance(verdict, dict):
+        return False
+    return verdict.get("outcome") == "passed" and not verdict.get("isolated", True)
 
 
 def _word(line: Line) -> str:
     """How a sample ended, in a word."""
     verdict = line.get("verdict")
-    if isinstance(verdict, dict):
-        return str(verdict["outcome"])
-    return "passed" if line["passed"] else "unfit"
+    if not isinstance(verdict, dict):
+        return "passed" if line["passed"] else "unfit"
+    if verdict["outcome"] == "passed" and not line["passed"]:
+        return "unconfirmed"
+    return str(verdict["outcome"])

@@ -1,4 +1,4 @@
-"""Cheats that one interpreter cannot tell from honest work are doubted, and judged in two."""
+"""Cheats that one interpreter cannot tell from honest work fail in two."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.evaluation.benchmarks.execution import Job
-from codecria.core.evaluation.benchmarks.humaneval import parse
-from codecria.core.evaluation.benchmarks.references import confirmed, program
 from codecria.core.sandbox import jail, outer
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
@@ -195,25 +192,3 @@ def test_what_tests_take_from_a_solution_though_python_has_it_is_named(sandbox: 
     assert sandbox.run(Program(source=source, tests=tests)).outcome is Outcome.FAILED
     named = Program(source=source, tests=tests, entry=("sum",))
     assert sandbox.run(named).outcome is Outcome.PASSED
-
-
-def test_a_doubt_counts_where_the_reference_passes_in_two_processes(sandbox: Sandbox) -> None:
-    record = {
-        "task_id": "Own/0",
-        "prompt": "def one():\n",
-        "entry_point": "one",
-        "canonical_solution": "    return 1\n",
-        "test": "def check(f):\n    assert f() == 1\n",
-    }
-    special = record | {
-        "prompt": "class One:\n    def __eq__(self, other): return other == 1\n\n\ndef one():\n",
-        "canonical_solution": "    return One()\n",
-        "test": "def check(f):\n    assert f() == 1\n# own\n",
-    }
-    body = "    class E:\n        def __eq__(self, other): return True\n    return E()\n"
-    for given, outcome in ((record, Outcome.FAILED), (special, Outcome.PASSED)):
-        problem = parse(given)
-        job = Job(program(problem, body), LIMITS.wall_s)
-        verdict = sandbox.run(job.program)
-        assert (verdict.outcome, verdict.isolated) == (Outcome.FAILED, True)
-        assert confirmed(problem, job, verdict, sandbox).outcome is outcome

@@ -78,7 +78,9 @@ WRAPPERS = {
 BEFORE = {
     "nothing": "",
     "prose": "Sure! Here is a function f(x) that adds one:\n\n",
-    "thinking": "<think>\nThe user wants f.\n\n```python\ndef f(x):\n    return x\n```\n</think>\n\n",
+    "thinking": (
+        "<think>\nThe user wants f.\n\n```python\ndef f(x):\n    return x\n```\n</think>\n\n"
+    ),
     "thinking begun in the prompt": "So f returns x.\ndef f(x): return x\n</think>\n",
     "an example first": "Usage:\n\n```python\nprint(f(1))  # 2\n```\n\nThe function:\n\n",
     "a shell first": "```bash\npip install nothing\n```\n\n",
@@ -137,7 +139,7 @@ TRICKY = {
         "```python\nresult = f(1)\nassert result == 2\n```"
     ),
     "a future import in the helper's block": (
-        "```python\nfrom __future__ import annotations\ndef g(x: Later) -> int:\n    return x\n```\n"
+        "```python\nfrom __future__ import annotations\ndef g(x: Later):\n    return x\n```\n"
         "```python\nfrom __future__ import annotations\ndef f(x):\n    return g(x) + 1\n```"
     ),
     "a method of a class with another": (
@@ -151,8 +153,12 @@ TRICKY = {
     "cut in a second definition": "```python\ndef f(x):\n    return x + 1\n\ndef main(:\n",
     "one line": "Just ```python f = lambda x: x + 1```.",
     "inline words before": "Use `f(x)`:\n\ndef f(x):\n    return x + 1\n\nHope that helps!",
-    "an interactive session": "```python\n>>> def f(x):\n...     return x + 1\n...\n>>> f(1)\n2\n```",
-    "a language in the second place": "```text\nf adds 1\n```\n```python\ndef f(x):\n  return x + 1\n```",
+    "an interactive session": (
+        "```python\n>>> def f(x):\n...     return x + 1\n...\n>>> f(1)\n2\n```"
+    ),
+    "a language in the second place": (
+        "```text\nf adds 1\n```\n```python\ndef f(x):\n  return x + 1\n```"
+    ),
     "tags in a thought": (
         "<think>[PYTHON]def f(x): return 0[/PYTHON]</think>[PYTHON]\n" + PLAIN + "[/PYTHON]"
     ),
@@ -166,7 +172,8 @@ TRICKY = {
     "a fence that closes longer": "```python\ndef f(x):\n    return x + 1\n`````\nDone.",
     "a heading between": "# Solution\n\ndef f(x):\n    return x + 1\n\n# Why\n\nBecause.",
     "defined under a condition": (
-        "```python\nimport sys\nif sys.version_info > (3,):\n    def f(x):\n        return x + 1\n```"
+        "```python\nimport sys\nif sys.version_info > (3,):\n    def f(x):\n"
+        "        return x + 1\n```"
     ),
 }
 
