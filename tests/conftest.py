@@ -52,6 +52,15 @@ def corpus() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def release_tokenizer(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer in the shape of Llama 2's release, see tests/release_shape.py."""
+    made: Tokenizer = _beside("release_shape").make(
+        corpus, tmp_path_factory.mktemp("release") / "tokenizer.model"
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
 def tokenizer(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return train(
         corpus, vocab_size=600, out=tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"

@@ -147,8 +147,8 @@ def test_the_facts_of_a_tokenizer_are_its_ids(tokenizer: Tokenizer) -> None:
     assert facts == describe(tokenizer.path.parent, verify=False)["facts"]
 
 
-def test_the_infilling_ids_of_the_llama_tokenizer_are_told(llama_tokenizer: Tokenizer) -> None:
-    facts = describe(llama_tokenizer.path, verify=False)["facts"]
+def test_the_infilling_ids_of_the_llama_tokenizer_are_told(release_tokenizer: Tokenizer) -> None:
+    facts = describe(release_tokenizer.path, verify=False)["facts"]
     assert facts["vocabulary"] in (32_000, 32_016)
     assert (facts["infill_ids"] is None) == (facts["vocabulary"] == 32_000)
 

@@ -252,19 +252,19 @@ def test_the_few_shot_prompt_shows_solved_tasks_and_opens_the_next() -> None:
 
 
 def test_a_prompt_is_shown_as_published_unless_stripping_is_asked_for(
-    llama_tokenizer: Tokenizer, write: Callable[..., Path]
+    release_tokenizer: Tokenizer, write: Callable[..., Path]
 ) -> None:
     [problem] = load(TASKS["humaneval"], write(ADD)).problems
     for strip, shown in ((False, problem.before), (True, problem.before.rstrip())):
         asker = Asker(
             protocol("humaneval", "completion", strip_prompt=strip),
             (),
-            llama_tokenizer,
-            frozenset({llama_tokenizer.eos_id}),
+            release_tokenizer,
+            frozenset({release_tokenizer.eos_id}),
         )
         asked = asker.ask(problem)
-        assert list(asked.ids) == llama_tokenizer.encode(shown, bos=True)
-        assert asked.ends == {llama_tokenizer.eos_id}
+        assert list(asked.ids) == release_tokenizer.encode(shown, bos=True)
+        assert asked.ends == {release_tokenizer.eos_id}
         # What the model wrote in place of what was stripped is not written twice.
         said = "\n    return a + b" if strip else "    return a + b"
         assert asker.completion(problem, asked, said, cut=False) == "    return a + b"
@@ -274,11 +274,11 @@ def test_a_prompt_is_shown_as_published_unless_stripping_is_asked_for(
 def test_infilling_prompts_are_those_of_training_and_end_at_eot_alone(
     form: Form,
     order: Order,
-    llama_tokenizer: Tokenizer,
+    release_tokenizer: Tokenizer,
     write: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    extended = llama_tokenizer.extend(tmp_path / "extended.model")
+    extended = release_tokenizer.extend(tmp_path / "extended.model")
     [problem] = load(TASKS["infilling"], write(FILL)).problems
     asked = Asker(protocol("infilling", form), (), extended, frozenset({extended.eos_id})).ask(
         problem
@@ -289,10 +289,13 @@ def test_infilling_prompts_are_those_of_training_and_end_at_eot_alone(
     assert asked.stops == ()
 
 
-def test_a_model_without_infilling_pieces_is_told_so(llama_tokenizer: Tokenizer) -> None:
+def test_a_model_without_infilling_pieces_is_told_so(release_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="cannot fill in the middle"):
         Asker(
-            protocol("infilling", "psm"), (), llama_tokenizer, frozenset({llama_tokenizer.eos_id})
+            protocol("infilling", "psm"),
+            (),
+            release_tokenizer,
+            frozenset({release_tokenizer.eos_id}),
         )
 
 
@@ -329,11 +332,11 @@ def test_an_answer_becomes_a_completion_that_runs_behind_the_prompt(
 
 
 def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_before_it(
-    llama_tokenizer: Tokenizer,
+    release_tokenizer: Tokenizer,
 ) -> None:
     problem = tasks.humaneval.parse(ADD)
     asker = Asker(
-        protocol("humaneval", "chat"), (), llama_tokenizer, frozenset({llama_tokenizer.eos_id})
+        protocol("humaneval", "chat"), (), release_tokenizer, frozenset({release_tokenizer.eos_id})
     )
     said = " def add(a, b):\n    return a + b "
     completion = asker.completion(problem, asker.ask(problem), said, cut=False)
@@ -341,14 +344,14 @@ def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_bef
 
 
 def test_what_a_stop_string_took_of_a_brace_is_put_back(
-    llama_tokenizer: Tokenizer, write: Callable[..., Path]
+    release_tokenizer: Tokenizer, write: Callable[..., Path]
 ) -> None:
     [problem] = load(TASKS["humaneval-x"], write(CPP)).problems
     asker = Asker(
         protocol("humaneval-x", "completion"),
         (),
-        llama_tokenizer,
-        frozenset({llama_tokenizer.eos_id}),
+        release_tokenizer,
+        frozenset({release_tokenizer.eos_id}),
     )
     asked = asker.ask(problem)
     assert asker.completion(problem, asked, "    return x;", cut=True) == "    return x;\n}\n"

@@ -183,10 +183,10 @@ def test_prompt_and_answer_are_encoded_as_they_are_in_a_file(
         assert [*ids, candidates[0][0]] != chosen.encode(text, bos=True)
 
 
-def test_llama_reads_the_paper_prompt_as_it_is(llama_tokenizer: Tokenizer) -> None:
-    ids, candidates = encoded(llama_tokenizer, f"{SMALL[0]}\n\n{QUESTION}")
-    assert ids == llama_tokenizer.encode(f"{SMALL[0]}\n\n{QUESTION}", bos=True)
-    assert [llama_tokenizer.pieces(c) for c in candidates] == [list(str(v)) for v in VALUES]
+def test_llama_reads_the_paper_prompt_as_it_is(release_tokenizer: Tokenizer) -> None:
+    ids, candidates = encoded(release_tokenizer, f"{SMALL[0]}\n\n{QUESTION}")
+    assert ids == release_tokenizer.encode(f"{SMALL[0]}\n\n{QUESTION}", bos=True)
+    assert [release_tokenizer.pieces(c) for c in candidates] == [list(str(v)) for v in VALUES]
 
 
 def naive(model: Transformer, ids: list[int], candidate: list[int]) -> float:

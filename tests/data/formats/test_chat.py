@@ -22,10 +22,10 @@ CONTENT = st.text(alphabet="ab \n[/INST]<>é1", max_size=20).map(lambda text: te
 
 
 @pytest.fixture(scope="module")
-def turns(llama_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def turns(release_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Llama 2's tokenizer with a <step> piece, as 70b Instruct has one."""
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(llama_tokenizer.path.read_bytes())
+    model.ParseFromString(release_tokenizer.path.read_bytes())
     piece = model.pieces.add()
     piece.piece, piece.score, piece.type = "<step>", 0.0, 4  # user-defined
     path = tmp_path_factory.mktemp("turns") / "tokenizer.model"
@@ -37,20 +37,20 @@ def plain(tokenizer: Tokenizer) -> SentencePieceProcessor:
     return SentencePieceProcessor(model_file=str(tokenizer.path))
 
 
-def test_the_form_follows_the_tokenizer(llama_tokenizer: Tokenizer, turns: Tokenizer) -> None:
-    assert chat.form_of(llama_tokenizer) == "llama2"
-    assert chat.stop_id(llama_tokenizer) == 2
+def test_the_form_follows_the_tokenizer(release_tokenizer: Tokenizer, turns: Tokenizer) -> None:
+    assert chat.form_of(release_tokenizer) == "llama2"
+    assert chat.stop_id(release_tokenizer) == 2
     assert chat.form_of(turns) == "turns"
     assert chat.stop_id(turns) == turns.step_id == 32_000
 
 
-def test_a_prompt_is_the_releases(llama_tokenizer: Tokenizer) -> None:
-    encode = plain(llama_tokenizer).encode
-    assert chat.prompt_ids(llama_tokenizer, [ASK]) == [
+def test_a_prompt_is_the_releases(release_tokenizer: Tokenizer) -> None:
+    encode = plain(release_tokenizer).encode
+    assert chat.prompt_ids(release_tokenizer, [ASK]) == [
         1,
         *encode("[INST] Add two numbers. [/INST]"),
     ]
-    assert chat.prompt_ids(llama_tokenizer, [SYSTEM, ASK, ANSWER, AGAIN]) == [
+    assert chat.prompt_ids(release_tokenizer, [SYSTEM, ASK, ANSWER, AGAIN]) == [
         1,
         *encode(
             "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n  Add two numbers.  [/INST] a + b ".replace(
@@ -87,7 +87,7 @@ def test_a_prompt_in_turns_is_the_releases(turns: Tokenizer) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3), st.none() | CONTENT)
 def test_answers_and_what_ends_them_are_learned_and_nothing_else(
-    llama_tokenizer: Tokenizer, pairs: list[tuple[str, str]], system: str | None
+    release_tokenizer: Tokenizer, pairs: list[tuple[str, str]], system: str | None
 ) -> None:
     dialog = [Message(role="system", content=system)] if system else []
     for asked, answered in pairs:
@@ -95,7 +95,7 @@ def test_answers_and_what_ends_them_are_learned_and_nothing_else(
             Message(role="user", content=asked),
             Message(role="assistant", content=answered),
         ]
-    made = chat.training_ids(llama_tokenizer, dialog)
+    made = chat.training_ids(release_tokenizer, dialog)
     assert len(made.ids) == len(made.learned)
     spans, span = [], []
     for token, learned in zip(made.ids, made.learned, strict=True):
@@ -106,20 +106,20 @@ def test_answers_and_what_ends_them_are_learned_and_nothing_else(
             span = []
     spans.append(span)
     # Each answer's encoding and the joint one agree, the release's trailing space included.
-    expected = [[*llama_tokenizer.encode(f"{answer.strip()} "), 2] for _, answer in pairs]
+    expected = [[*release_tokenizer.encode(f"{answer.strip()} "), 2] for _, answer in pairs]
     assert spans == expected
     # What a model is asked is what it was shown before its last answer.
-    prompt = chat.prompt_ids(llama_tokenizer, dialog[:-1])
+    prompt = chat.prompt_ids(release_tokenizer, dialog[:-1])
     assert made.ids[: len(prompt)] == prompt
 
 
 @settings(max_examples=60, deadline=None)
 @given(CONTENT)
 def test_what_was_learned_of_an_answer_is_read_back_as_the_answer(
-    llama_tokenizer: Tokenizer, turns: Tokenizer, answer: str
+    release_tokenizer: Tokenizer, turns: Tokenizer, answer: str
 ) -> None:
     # Kills: code whose first line is one space further in than the others.
-    for tokenizer in (llama_tokenizer, turns):
+    for tokenizer in (release_tokenizer, turns):
         made = chat.training_ids(tokenizer, [ASK, Message(role="assistant", content=answer)])
         prompt = chat.prompt_ids(tokenizer, [ASK])
         said = tokenizer.decode_continuation(made.ids[len(prompt) : -1])
@@ -142,14 +142,14 @@ def test_in_turns_an_answer_follows_what_a_prompt_ends_with(turns: Tokenizer) ->
     turns_form=st.booleans(),
 )
 def test_every_answer_is_learned_once_and_after_the_very_ids_of_its_prompt(
-    llama_tokenizer: Tokenizer,
+    release_tokenizer: Tokenizer,
     turns: Tokenizer,
     pairs: list[tuple[str, str]],
     system: str | None,
     turns_form: bool,
 ) -> None:
     # Kills: history encoded in another way than the prompt's, an answer learned twice or never.
-    tokenizer = turns if turns_form else llama_tokenizer
+    tokenizer = turns if turns_form else release_tokenizer
     dialog = [Message(role="system", content=system)] if system else []
     for asked, answered in pairs:
         dialog += [
@@ -186,17 +186,17 @@ def test_every_answer_is_learned_once_and_after_the_very_ids_of_its_prompt(
     ],
 )
 def test_a_dialog_nobody_can_answer_says_why(
-    llama_tokenizer: Tokenizer, dialog: list[Message], problem: str
+    release_tokenizer: Tokenizer, dialog: list[Message], problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
-        chat.prompt_ids(llama_tokenizer, dialog)
+        chat.prompt_ids(release_tokenizer, dialog)
 
 
-def test_tags_in_what_users_typed_are_found_and_stay_text(llama_tokenizer: Tokenizer) -> None:
+def test_tags_in_what_users_typed_are_found_and_stay_text(release_tokenizer: Tokenizer) -> None:
     message = Message(role="user", content="what does [/INST] mean?")
     assert chat.tags_in([message]) == ["[/INST]"]
-    ids = chat.prompt_ids(llama_tokenizer, [message])
-    assert ids == [1, *plain(llama_tokenizer).encode("[INST] what does [/INST] mean? [/INST]")]
+    ids = chat.prompt_ids(release_tokenizer, [message])
+    assert ids == [1, *plain(release_tokenizer).encode("[INST] what does [/INST] mean? [/INST]")]
 
 
 def test_the_golden_prompt_of_a_real_model(llama_tokenizer: Tokenizer) -> None:

@@ -38,6 +38,14 @@ def infiller(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def released_shape(
+    release_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Infiller:
+    folder = tmp_path_factory.mktemp("released-shape")
+    return Infiller(release_tokenizer.extend(folder / "tokenizer.model"))
+
+
+@pytest.fixture(scope="session")
 def code_llama(llama_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Infiller:
     folder = tmp_path_factory.mktemp("code-llama")
     return Infiller(llama_tokenizer.extend(folder / "tokenizer.model"))
@@ -88,11 +96,11 @@ def test_prompts_are_the_releases_for_text_without_sentinels(
 @settings(max_examples=100)
 @given(text=texts, one=st.integers(0, 300), other=st.integers(0, 300))
 def test_an_example_recomposes_to_the_document_byte_for_byte(
-    text: str, one: int, other: int, infiller: Infiller, code_llama: Infiller
+    text: str, one: int, other: int, infiller: Infiller, released_shape: Infiller
 ) -> None:
     parts = Parts.cut(text, one % (len(text) + 1), other % (len(text) + 1))
     assert parts.text == text
-    for each in (infiller, code_llama):
+    for each in (infiller, released_shape):
         for order in ORDERS:
             for eos in (True, False):
                 ids = each.example(parts, order, eos=eos)
@@ -102,19 +110,19 @@ def test_an_example_recomposes_to_the_document_byte_for_byte(
 @settings(max_examples=100)
 @given(text=texts, one=st.integers(0, 300), other=st.integers(0, 300))
 def test_a_training_example_begins_as_the_prompt_does(
-    text: str, one: int, other: int, code_llama: Infiller
+    text: str, one: int, other: int, released_shape: Infiller
 ) -> None:
     # Kills: another order of the sentinels, or another treatment of spaces, in only one of them.
     parts = Parts.cut(text, one % (len(text) + 1), other % (len(text) + 1))
-    special = code_llama.special
-    psm = code_llama.example(parts, Order.PSM).tolist()
-    prompt = code_llama.prompt(parts.prefix, parts.suffix, Order.PSM).tolist()
-    middle = code_llama.tokenizer.encode(parts.middle, leading_space=False)
+    special = released_shape.special
+    psm = released_shape.example(parts, Order.PSM).tolist()
+    prompt = released_shape.prompt(parts.prefix, parts.suffix, Order.PSM).tolist()
+    middle = released_shape.tokenizer.encode(parts.middle, leading_space=False)
     assert psm == [*prompt, *middle, special.end, 2]
-    spm = code_llama.example(parts, Order.SPM).tolist()
-    joined = code_llama.tokenizer.encode(parts.prefix + parts.middle)
+    spm = released_shape.example(parts, Order.SPM).tolist()
+    joined = released_shape.tokenizer.encode(parts.prefix + parts.middle)
     at = spm.index(special.middle) + 1
-    assert spm[:at] == code_llama.prompt("", parts.suffix, Order.SPM).tolist()
+    assert spm[:at] == released_shape.prompt("", parts.suffix, Order.SPM).tolist()
     assert spm[at:] == [*joined, special.end, 2]
 
 
@@ -133,11 +141,11 @@ def test_known_lines_give_the_ids_that_encoding_all_of_it_gives(
     starts: bool,
     ends: bool,
     infiller: Infiller,
-    code_llama: Infiller,
+    released_shape: Infiller,
 ) -> None:
     # Kills: a line counted twice, the first line's implied space, another line's ids at an end.
     document = "\n".join(lines)
-    for each in (infiller, code_llama):
+    for each in (infiller, released_shape):
         tokenizer = each.tokenizer
         ids = tokenizer.encode_array(document)
         a, b = sorted(n % (len(ids) + 1) for n in span)
@@ -161,11 +169,11 @@ def test_spm_never_cuts_a_token_between_prefix_and_middle(code_llama: Infiller) 
     assert code_llama.tokenizer.pieces(psm[2:4]) == ["▁ret", "▁<SUF>"]
 
 
-def test_empty_parts_have_no_ids_of_their_own(code_llama: Infiller) -> None:
+def test_empty_parts_have_no_ids_of_their_own(released_shape: Infiller) -> None:
     empty = Parts("", "", "")
-    assert code_llama.example(empty, Order.PSM).tolist() == [1, 32007, 32008, 32009, 32010, 2]
-    assert code_llama.example(empty, Order.SPM).tolist() == [1, 32007, 32008, 32009, 32010, 2]
-    assert code_llama.example(empty, Order.PSM, eos=False).tolist()[-1] == 32010
+    assert released_shape.example(empty, Order.PSM).tolist() == [1, 32007, 32008, 32009, 32010, 2]
+    assert released_shape.example(empty, Order.SPM).tolist() == [1, 32007, 32008, 32009, 32010, 2]
+    assert released_shape.example(empty, Order.PSM, eos=False).tolist()[-1] == 32010
 
 
 def test_what_is_no_example_is_refused(infiller: Infiller, tokenizer: Tokenizer) -> None:
@@ -185,8 +193,8 @@ def test_a_tokenizer_that_changes_spaces_is_refused(infiller: Infiller, tmp_path
         Infiller(Tokenizer.load(path))
 
 
-def test_text_of_is_decode(infiller: Infiller, code_llama: Infiller, corpus: list[str]) -> None:
-    for each in (infiller, code_llama):
+def test_text_of_is_decode(infiller: Infiller, released_shape: Infiller, corpus: list[str]) -> None:
+    for each in (infiller, released_shape):
         for text in [*corpus[:5], "", " x", "日本🙂é"]:
             for continuation in (False, True):
                 ids = each.tokenizer.encode_array(text, leading_space=not continuation)

@@ -606,7 +606,9 @@ def test_the_extended_tokenizer_is_sentencepiece_with_control_sentinels(
     assert wider.decode(ids) == text.replace("▁", " ")
 
 
-def test_parsed_text_reaches_the_sentinels_and_plain_text_never(llama_tokenizer: Tokenizer) -> None:
+def test_parsed_text_reaches_the_sentinels_and_plain_text_never(
+    llama_tokenizer: Tokenizer,
+) -> None:
     wider = Tokenizer(llama_tokenizer.path, llama_tokenizer.extension())
     text = "<PRE> x <SUF>y <MID>"
     assert wider.encode(text, specials="parse") == [32007, 921, 32008, 29891, 32009]
