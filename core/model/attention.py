@@ -14,9 +14,14 @@ Training packs documents into rows; a query sees the keys of its own document up
 
 No mask is ever materialised. On a CPU each document is one call of PyTorch's flash kernel, inside
 a custom operator that torch.compile does not look into, so documents of any length share one
-compiled graph. On CUDA xformers' block-diagonal mask does the same. Generation reads a key-value
-cache (core/inference/cache.py): a chunk of a prompt sees the whole past
-and, causally, itself; one decoded token sees its sequence's past.
+compiled graph. On CUDA xformers' block-diagonal mask does the same. What follows from the documents
+alone is computed once a batch, not once a layer.
+
+With grouped queries the CPU kernels read each key-value head in place, for all its query heads. On
+CUDA the heads are copied: the backward of xformers takes no grouped heads.
+
+Generation reads a key-value cache (core/inference/cache.py): a chunk of a prompt sees the whole
+past and, causally, itself; one decoded token sees its sequence's past.
 
 Shapes: B batch, T tokens, S cached tokens, H query heads, K key-value heads, D head dimension,
 M = B * T packed tokens.
@@ -27,7 +32,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -81,7 +85,6 @@ def choose_backend(device: torch.device, requested: str = "auto") -> tuple[Backe
                 hint="pip install 'xformers>=0.0.34,<0.0.36'",
             ) from error
         return "sdpa", f"xformers cannot be imported: {error}"
-    _leave_uncompiled()
     return "xformers", "the block-diagonal kernels of xformers"
 
 
@@ -94,36 +97,56 @@ def _xformers() -> Any:
     return fmha
 
 
-@dataclass(frozen=True, slots=True)
 class PackedAttention:
     """Attention while training: causal within each document of the packed batch.
 
-    Attributes:
+    One object serves one batch, in all layers and both directions.
+
+    Args:
         offsets: (N,) int32, every document's border in the batch's rows laid end to end, first 0,
             last M, then padded with M to any length; None makes each row one document.
         backend: the kernel, from `choose_backend`.
     """
 
-    offsets: Tensor | None
-    backend: Backend = "sdpa"
+    def __init__(self, offsets: Tensor | None, backend: Backend = "sdpa") -> None:
+        self.offsets = offsets
+        self.backend = backend
+        self._spans: list[tuple[int, int]] | None = None
+        self._mask: Any = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
         """(B,T,H,D), (B,T,K,D), (B,T,K,D) -> (B,T,H,D)."""
         B, T, H, D = q.shape
-        k, v = repeat_heads(k, H), repeat_heads(v, H)
-        if self.backend == "xformers":
-            packed: Tensor = _packed(q, k, v, self.offsets)
-            return packed
-        if self.offsets is None:
+        K = k.shape[2]
+        offsets = self.offsets
+        if q.device.type != "cpu":
+            k, v, K = repeat_heads(k, H), repeat_heads(v, H), H
+            if self.backend == "xformers" or offsets is not None:
+                return _documents_on_cuda(self, q, k, v)
+        if offsets is None and K == H:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        if q.device.type != "cpu":
-            return _loop_over_documents(q, k, v, self.offsets)
-        flat = (B * T, H, D)
+        if offsets is None:
+            offsets = torch.arange(0, B * T + 1, T, dtype=torch.int32)
         out: Tensor = segment_attention(
-            q.reshape(flat), k.reshape(flat), v.reshape(flat), self.offsets
+            q.reshape(B * T, H, D), k.reshape(B * T, K, D), v.reshape(B * T, K, D), offsets
         )[0]
         return out.view(B, T, H, D)
+
+    def spans(self, B: int, T: int) -> list[tuple[int, int]]:
+        """The [start, stop) places of every document of B rows of T tokens."""
+        if self._spans is None:
+            whole = [(n * T, n * T + T) for n in range(B)]
+            self._spans = whole if self.offsets is None else _segments(self.offsets)
+        return self._spans
+
+    def mask(self, B: int, T: int, device: torch.device) -> Any:
+        """xformers' block-diagonal causal mask of B rows of T tokens."""
+        if self._mask is None:
+            lengths = [b - a for a, b in self.spans(B, T)]
+            bias = _xformers().attn_bias.BlockDiagonalCausalMask
+            self._mask = bias.from_seqlens(lengths, device=device)
+        return self._mask
 
 
 def pack_offsets(rows: list[list[int]] | tuple[tuple[int, ...], ...], *, size: int) -> Tensor:
@@ -150,8 +173,20 @@ def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
 
 def _segments(offsets: Tensor) -> list[tuple[int, int]]:
     """The non-empty [start, stop) spans between neighbouring offsets."""
-    borders = offsets.tolist()
+    last = int(torch.searchsorted(offsets, offsets[-1]))  # the rest is padding, often most of it
+    borders = offsets[: last + 1].tolist()
     return [(a, b) for a, b in itertools.pairwise(borders) if b > a]
+
+
+def _grouped(x: Tensor, K: int, G: int) -> Tensor:
+    """One document's heads as the kernel takes them, keys in place: (n,H or K,D) -> (K,G,n,D)."""
+    n, heads, D = x.shape
+    return x.view(n, K, heads // K, D).permute(1, 2, 0, 3).expand(K, G, n, D)
+
+
+def _ungrouped(x: Tensor) -> Tensor:
+    """The reverse: (K,G,n,D) -> (n,K G,D)."""
+    return x.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 @library.custom_op("codecria::segment_attention", mutates_args=())
@@ -159,20 +194,23 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple
     """Causal attention within each span of a packed sequence, on a CPU.
 
     Args:
-        q, k, v: (M,H,D), all with the same heads.
+        q: (M,H,D).
+        k, v: (M,K,D), each of their heads serving H/K neighbouring query heads.
         offsets: the spans' borders, see `PackedAttention`.
 
     Returns:
         out (M,H,D), and the log-sum-exp of each query's scores (H,M), which backward needs.
     """
+    M, H, _ = q.shape
+    K, G = k.shape[1], H // k.shape[1]
     out = torch.empty_like(q)
-    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    lse = torch.empty(H, M, dtype=torch.float32)
     for a, b in _segments(offsets):
         o, s = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(x[a:b].transpose(0, 1).unsqueeze(0) for x in (q, k, v)), 0.0, True
+            *(_grouped(x[a:b], K, G) for x in (q, k, v)), 0.0, True
         )
-        out[a:b] = o[0].transpose(0, 1)
-        lse[:, a:b] = s[0]
+        out[a:b] = _ungrouped(o)
+        lse[:, a:b] = s.flatten(0, 1)
     return out, lse
 
 
@@ -181,14 +219,18 @@ def _segment_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `segment_attention` for q, k and v, span by span."""
+    H, K = q.shape[1], k.shape[1]
+    G = H // K
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for a, b in _segments(offsets):
-        g, qs, ks, vs, os = (x[a:b].transpose(0, 1).unsqueeze(0) for x in (grad, q, k, v, out))
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            g, qs, ks, vs, os, lse[:, a:b].unsqueeze(0).contiguous(), 0.0, True
+        g, qs, ks, vs, os = (_grouped(x[a:b], K, G) for x in (grad, q, k, v, out))
+        scores = lse[:, a:b].view(K, G, b - a).contiguous()
+        gq, gk, gv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            g, qs, ks, vs, os, scores, 0.0, True
         )
-        for target, value in zip((dq, dk, dv), grads, strict=True):
-            target[a:b] = value[0].transpose(0, 1)
+        dq[a:b] = _ungrouped(gq)
+        # Summed in the order of copied heads: the bits are equal but for documents of few tokens.
+        dk[a:b], dv[a:b] = (x.permute(2, 0, 1, 3).contiguous().sum(2) for x in (gk, gv))
     return dq, dk, dv
 
 
@@ -228,48 +270,34 @@ def _backward(
 segment_attention.register_autograd(_backward, setup_context=_remember)
 
 
-def _loop_over_documents(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """The same as `segment_attention` with PyTorch's public function, where xformers is absent."""
+def _each_document_on_cuda(attend: PackedAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Packed causal attention on CUDA, as many heads each: (B,T,H,D) thrice -> (B,T,H,D)."""
     B, T, H, D = q.shape
+    if attend.backend == "xformers":
+        packed = (x.reshape(1, B * T, H, D) for x in (q, k, v))
+        mask = attend.mask(B, T, q.device)
+        whole: Tensor = _xformers().memory_efficient_attention(*packed, attn_bias=mask)
+        return whole.view(B, T, H, D)
     q, k, v = (x.reshape(B * T, H, D) for x in (q, k, v))
     parts = []
-    for a, b in _segments(offsets):
+    for a, b in attend.spans(B, T):
         qs, ks, vs = (x[a:b].transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1,H,b-a,D)
         parts.append(F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0].transpose(0, 1))
     return torch.cat(parts).view(B, T, H, D)
 
 
-def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None) -> Tensor:
-    """Packed causal attention by xformers, forward and backward."""
-    B, T, H, D = q.shape
-    packed = (x.reshape(1, B * T, H, D) for x in (q, k, v))
-    mask = xformers_mask(B, T, offsets)
-    out: Tensor = _xformers().memory_efficient_attention(*packed, attn_bias=mask)
-    return out.view(B, T, H, D)
+_documents_on_cuda: Callable[[PackedAttention, Tensor, Tensor, Tensor], Tensor]
+_documents_on_cuda = _each_document_on_cuda
 
 
-_packed: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = _xformers_packed
+def leave_uncompiled() -> None:
+    """Keep torch.compile out of the calls that differ from batch to batch on CUDA.
 
-
-def _leave_uncompiled() -> None:
-    """Keep torch.compile out of the xformers call.
-
-    When the backend is chosen, not as a decorator: that would load the whole compiler, two seconds,
-    for every command.
+    `transformer.compiled` calls it. It is not a decorator, because that loads the whole compiler,
+    two seconds, for every command.
     """
-    global _packed
-    _packed = torch.compiler.disable(_xformers_packed)  # type: ignore[no-untyped-call]
-
-
-def xformers_mask(B: int, T: int, offsets: Tensor | None) -> Any:
-    """xformers' block-diagonal causal mask of B packed rows of T tokens.
-
-    Args:
-        B, T: rows and tokens of the batch.
-        offsets: the documents' borders, see `PackedAttention`; None makes each row one document.
-    """
-    lengths = [T] * B if offsets is None else [b - a for a, b in _segments(offsets)]
-    return _xformers().attn_bias.BlockDiagonalCausalMask.from_seqlens(lengths)
+    global _documents_on_cuda
+    _documents_on_cuda = torch.compiler.disable(_each_document_on_cuda)  # type: ignore[no-untyped-call]
 
 
 def attend_with_past(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
@@ -288,9 +316,11 @@ def attend_with_past(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
     """
     H = q.shape[2]
     q = q.transpose(1, 2)
-    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    if q.device.type != "cpu":  # the CPU kernel reads grouped heads in place
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     if past == 0:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2)
     out_own, lse_own = _flash(q, k[:, :, past:], v[:, :, past:], is_causal=True)
     out_before, lse_before = _flash(q, k[:, :, :past], v[:, :, :past], is_causal=False)
     total = torch.logaddexp(lse_own, lse_before)  # (B,H,T)

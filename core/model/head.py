@@ -71,11 +71,10 @@ def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Targets) -> tuple[Ten
 _loss: Callable[[Tensor, Tensor, Targets], tuple[Tensor, Tensor]] = _chunked_loss
 
 
-def leave_loss_uncompiled() -> None:
+def leave_uncompiled() -> None:
     """Keep torch.compile out of the loss: its loop reuses two buffers, and its count changes.
 
-    Call it before a model is compiled. It is not a decorator, because that loads the whole
-    compiler, two seconds, for every command.
+    `transformer.compiled` calls it, see `attention.leave_uncompiled`.
     """
     global _loss
     _loss = torch.compiler.disable(_chunked_loss)  # type: ignore[no-untyped-call]

@@ -14,25 +14,29 @@ V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from . import attention, head
 from .attention import Attend
 from .config import ModelConfig
 from .head import Head, Targets
 from .linear import Linear
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
+RopeTables = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
 
 
-def rotation(positions: Tensor, config: ModelConfig) -> Rotation:
-    """The rotary angles' cosines and sines, in float32 whatever the model's type.
+def rope_tables(positions: Tensor, config: ModelConfig) -> RopeTables:
+    """The cosines and sines of the rotary angles, in float32 whatever the model's type.
 
     freq_i = theta^(-2i/D) with D the head dimension (PAPER section 1); linear scaling divides
-    the positions. Nothing is stored in the model, so converting it cannot round a table.
+    the positions. They are computed once a forward pass, for all layers. The model stores no table,
+    so converting the model cannot round one.
 
     Args:
         positions: (B,T) integers.
@@ -47,9 +51,9 @@ def rotation(positions: Tensor, config: ModelConfig) -> Rotation:
     return angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
 
 
-def rotate(x: Tensor, by: Rotation) -> Tensor:
+def apply_rope(x: Tensor, rope: RopeTables) -> Tensor:
     """Rotate the half-split pairs (x[i], x[i + D/2]) of each head: (B,T,H,D) -> (B,T,H,D)."""
-    cos, sin = by
+    cos, sin = rope
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
@@ -81,11 +85,11 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
         self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, by: Rotation, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, attend: Attend) -> Tensor:
         """(B,T,C) -> (B,T,C)."""
         B, T, _ = x.shape
-        q = rotate(self.wq(x).view(B, T, -1, self.head_dim), by)  # (B,T,H,D)
-        k = rotate(self.wk(x).view(B, T, -1, self.head_dim), by)  # (B,T,K,D)
+        q = apply_rope(self.wq(x).view(B, T, -1, self.head_dim), rope)  # (B,T,H,D)
+        k = apply_rope(self.wk(x).view(B, T, -1, self.head_dim), rope)  # (B,T,K,D)
         v = self.wv(x).view(B, T, -1, self.head_dim)
         out: Tensor = self.wo(attend(self.layer, q, k, v).reshape(B, T, -1))
         return out
@@ -116,9 +120,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, by: Rotation, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, attend: Attend) -> Tensor:
         """(B,T,C) -> (B,T,C)."""
-        x = x + self.attention(self.attention_norm(x), by, attend)
+        x = x + self.attention(self.attention_norm(x), rope, attend)
         x = x + self.feed_forward(self.ffn_norm(x))
         return x
 
@@ -129,8 +133,8 @@ class Transformer(nn.Module):
     Built with unset weights: call `initialise` to train from scratch, or load a checkpoint
     (`core.checkpoint.load_model`). Under `torch.device("meta")` nothing is allocated.
 
-    `recompute` makes training keep each layer's input alone and compute the rest of its activations
-    anew in backward: a third more work for a small part of the memory.
+    `recompute` turns activation checkpointing on: training keeps only each layer's input and
+    computes its other activations again in backward, a third more work for less memory.
 
     Args:
         config: the shape.
@@ -167,13 +171,15 @@ class Transformer(nn.Module):
             (B,T,C) hidden states; or the loss and each token's, see `Head`.
         """
         x = F.embedding(ids, self.tok_embeddings)
-        by = rotation(positions, self.config)
+        rope = rope_tables(positions, self.config)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 # Nothing in a layer is random, so there is no random state to keep.
-                x = checkpoint(layer, x, by, attend, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(
+                    layer, x, rope, attend, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x = layer(x, by, attend)
+                x = layer(x, rope, attend)
         hidden: Tensor = self.norm(x)
         if targets is None:
             return hidden
@@ -205,3 +211,11 @@ class Transformer(nn.Module):
             deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
             draw = torch.empty(weight.shape).normal_(0.0, deviation, generator=generator)
             weight.copy_(draw)
+
+
+def compiled(model: Transformer) -> Callable[..., Any]:
+    """The model's forward through torch.compile, except for what differs from batch to batch."""
+    attention.leave_uncompiled()
+    head.leave_uncompiled()
+    forward: Callable[..., Any] = torch.compile(model)
+    return forward

@@ -28,8 +28,7 @@ from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import DTYPES, publish
 from codecria.core.model.attention import Backend
 from codecria.core.model.batch import batch_loss, loss_by_kind, mean_loss
-from codecria.core.model.head import leave_loss_uncompiled
-from codecria.core.model.transformer import Transformer
+from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, remove_leftovers
 from codecria.data.formats.infill import Order
@@ -139,10 +138,7 @@ class Trainer:
         self.infilling = infilling
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
         self.optimizer = build_optimizer(model, self.recipe)
-        self.forward: Callable[..., Any] = model
-        if run.compiled:
-            leave_loss_uncompiled()
-            self.forward = torch.compile(model)
+        self.forward = compiled(model) if run.compiled else model
         self.skipped: list[int] = []
         self.stop_requested = False
 

@@ -63,8 +63,8 @@ def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) ->
 
     from codecria.core.model.attention import PackedAttention, pack_offsets
     from codecria.core.model.config import preset
-    from codecria.core.model.head import Targets, leave_loss_uncompiled
-    from codecria.core.model.transformer import Transformer
+    from codecria.core.model.head import Targets
+    from codecria.core.model.transformer import Transformer, compiled
     from codecria.core.training.allocator import keep_freed_memory
     from codecria.core.training.trainer import make_deterministic
 
@@ -73,16 +73,13 @@ def _codecria(system: str, size: str, ids: Any, targets: Any, documents: int) ->
     model = Transformer(preset(size))
     model.initialise(0)
     model.recompute = system == RECOMPUTED
-    compiled = system.endswith("compiled")
-    if compiled:
-        leave_loss_uncompiled()
     B, T = ids.shape
     positions = torch.arange(T).expand(B, T)
     offsets = None
     if documents > 1:
         lengths = [T // documents] * documents
         offsets = pack_offsets([lengths] * B, size=B * T + 1)
-    forward = torch.compile(model) if compiled else model
+    forward = compiled(model) if system.endswith("compiled") else model
 
     def loss_of() -> Any:
         wanted = Targets(targets, count=targets.numel())

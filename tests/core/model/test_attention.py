@@ -13,10 +13,10 @@ from codecria.core.model.attention import (
     choose_backend,
     pack_offsets,
     repeat_heads,
-    xformers_mask,
 )
 from codecria.data.errors import UserError
 
+CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -91,8 +91,61 @@ def test_plain_rows_attend_causally_over_the_whole_window(n_kv_heads: int) -> No
         torch.testing.assert_close(mine, reference, atol=2e-5, rtol=1e-4)
 
 
-def test_the_segment_operator_is_sound_for_autograd_and_compilation() -> None:
-    q, k, v = draw(12, 2, 8), draw(12, 2, 8), draw(12, 2, 8)
+@settings(max_examples=20, deadline=None)
+@given(rows=rows_of_documents, heads=st.sampled_from([(4, 4), (4, 2), (6, 1), (8, 2), (16, 1)]))
+def test_grouped_heads_give_the_numbers_of_copied_heads(
+    rows: list[list[int]], heads: tuple[int, int]
+) -> None:
+    # Kills: groups of heads that are not neighbours, gradients of a group left out or doubled.
+    B, T = len(rows), sum(rows[0])
+    for offsets in (pack_offsets(rows, size=B * T + 1), None):
+        ours, copied = grouped_and_copied(B, T, heads, offsets)
+        for mine, reference in zip(ours, copied, strict=True):
+            torch.testing.assert_close(mine, reference, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(8, 2), (16, 1), (32, 4)])
+def test_grouped_heads_of_documents_of_usual_size_give_the_same_bits(
+    heads: tuple[int, int],
+) -> None:
+    for offsets in (pack_offsets([[100, 70], [170]], size=341), None):
+        for mine, reference in zip(*grouped_and_copied(2, 170, heads, offsets), strict=True):
+            assert torch.equal(mine, reference), (mine - reference).abs().max().item()
+
+
+def grouped_and_copied(
+    B: int, T: int, heads: tuple[int, int], offsets: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of q, k and v, with keys in place and with keys copied."""
+    H, K = heads
+    q, k, v = draw(B, T, H, 8), draw(B, T, K, 8), draw(B, T, K, 8)
+    attend = PackedAttention(offsets)
+    copied = attend(0, q, repeat_heads(k, H), repeat_heads(v, H))
+    return with_gradients(attend(0, q, k, v), q, k, v), with_gradients(copied, q, k, v)
+
+
+@pytest.mark.parametrize("n_kv_heads", [2, 1])
+def test_no_tensor_of_all_heads_is_made_of_grouped_keys(n_kv_heads: int) -> None:
+    # Kills: keys and values copied for each query head.
+    q, k, v = draw(1, 64, 4, 8), draw(1, 64, n_kv_heads, 8), draw(1, 64, n_kv_heads, 8)
+    for offsets in (pack_offsets([[30, 34]], size=65), None):
+        out = PackedAttention(offsets)(0, q, k, v)
+        saved = [x for x in out.grad_fn.next_functions[0][0].saved_tensors if x.dim() == 3]  # type: ignore[union-attr]
+        heads = sorted(x.shape[1] for x in saved)
+        assert heads == [n_kv_heads, n_kv_heads, 4, 4], f"saved for backward: {heads}"
+
+
+def test_what_follows_from_the_documents_is_made_once_a_batch() -> None:
+    pytest.importorskip("xformers.ops")
+    attend = PackedAttention(pack_offsets([[3, 2, 3], [8]], size=17))
+    assert attend.mask(2, 8, CPU) is attend.mask(2, 8, CPU)
+    assert attend.spans(2, 8) == [(0, 3), (3, 5), (5, 8), (8, 16)]
+    assert PackedAttention(None).spans(2, 8) == [(0, 8), (8, 16)]
+
+
+@pytest.mark.parametrize("n_kv_heads", [2, 1])
+def test_the_segment_operator_is_sound_for_autograd_and_compilation(n_kv_heads: int) -> None:
+    q, k, v = draw(12, 2, 8), draw(12, n_kv_heads, 8), draw(12, n_kv_heads, 8)
     offsets = pack_offsets([[5, 7]], size=13)
     library.opcheck(
         torch.ops.codecria.segment_attention.default,
@@ -128,23 +181,22 @@ def test_one_token_sees_its_own_sequence_alone(n_kv_heads: int) -> None:
 
 
 def test_the_backend_is_chosen_with_a_reason_and_refused_with_a_hint() -> None:
-    cpu = torch.device("cpu")
-    backend, why = choose_backend(cpu)
+    backend, why = choose_backend(CPU)
     assert backend == "sdpa"
     assert "cpu" in why
     with pytest.raises(UserError, match="no attention kernel for cpu"):
-        choose_backend(cpu, "xformers")
+        choose_backend(CPU, "xformers")
     with pytest.raises(UserError, match="no attention backend 'flash'"):
-        choose_backend(cpu, "flash")
+        choose_backend(CPU, "flash")
 
 
 def test_the_mask_given_to_xformers_is_the_documents_mask() -> None:
     pytest.importorskip("xformers.ops")
     rows = [[3, 2, 3], [8]]
-    mask = xformers_mask(2, 8, pack_offsets(rows, size=17)).materialize((16, 16))
+    mask = PackedAttention(pack_offsets(rows, size=17)).mask(2, 8, CPU).materialize((16, 16))
     apart = torch.block_diag(*documents_mask(rows)).bool()
     assert torch.equal(mask == 0, apart)
-    whole = xformers_mask(2, 8, None).materialize((16, 16))
+    whole = PackedAttention(None).mask(2, 8, CPU).materialize((16, 16))
     assert torch.equal(whole == 0, torch.block_diag(*documents_mask([[8], [8]])).bool())
 
 

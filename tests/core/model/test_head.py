@@ -59,6 +59,6 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_kinds() -> None:
     model = fresh(SHAPE)
     loss, each = batch_loss(model, batch, device=CPU, backend="sdpa", count=batch.n_targets)
     by_kind = loss_by_kind(each, batch)
-    assert mean_loss(by_kind, slice(None)) == pytest.approx(float(loss), rel=1e-6)
+    assert mean_loss(by_kind, slice(None)) == pytest.approx(loss.item(), rel=1e-6)
     assert by_kind[:, 1].tolist() == [6.0, 0.0, 0.0, 6.0]
     assert mean_loss(by_kind, slice(1, 3)) is None

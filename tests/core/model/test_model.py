@@ -11,7 +11,7 @@ from codecria.core.inference.cache import KeyValueCache
 from codecria.core.inference.engine import decode_step, prefill
 from codecria.core.model.attention import PackedAttention, pack_offsets
 from codecria.core.model.config import MODELS, PAPER_MODELS, SMALL_MODELS, ModelConfig, preset
-from codecria.core.model.transformer import Transformer, rotation
+from codecria.core.model.transformer import Transformer, rope_tables
 from codecria.data.errors import UserError
 
 CPU = torch.device("cpu")
@@ -225,7 +225,7 @@ def test_a_batch_of_ragged_prompts_equals_each_prompt_alone(config: ModelConfig)
 def test_the_rotary_angles_stay_float32_in_a_bfloat16_model() -> None:
     config = SHAPES["grouped-query, theta 1e6"]
     fresh(config).to(torch.bfloat16)
-    cos, sin = rotation(torch.tensor([[15_999]]), config)
+    cos, sin = rope_tables(torch.tensor([[15_999]]), config)
     angle = 15_999 / 1e6 ** (2 / config.head_dim)
     assert cos.dtype == sin.dtype == torch.float32
     assert cos[0, 0, 0, 1].item() == pytest.approx(torch.tensor(angle).cos().item(), abs=1e-3)
