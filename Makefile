@@ -5,24 +5,27 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP_ARGS ?=
+EXTRAS ?= test
+JOBS ?= auto
 BIN := $(VENV)/bin
 CODECRIA := $(BIN)/codecria
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-round test check format bench completions clean
+.PHONY: help venv demo demo-round test test-slow check format bench completions clean
 
 help:
-	@echo "make demo   take a small model through the whole chain, on Python's standard library"
-	@echo "make test   run the tests"
-	@echo "make check  formatting, lint, types"
-	@echo "make bench  speed beside SentencePiece and transformers"
+	@echo "make demo       take a small model through the whole chain, on Python's standard library"
+	@echo "make test       run the tests, but the slow ones"
+	@echo "make test-slow  run the slow ones"
+	@echo "make check      formatting, lint, types"
+	@echo "make bench      speed beside SentencePiece and transformers"
 
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		-c constraints.txt -e '.[test]'
+		-c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 # --- the demo: the whole chain, on code and prose that every Python installation has --------------
@@ -116,8 +119,14 @@ demo-round:
 
 # --- for people who change the code ---------------------------------------------------------------
 
+# One process a core; PyTorch in each on one thread, since the cores are taken.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 15
+
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not slow'
+
+test-slow: venv
+	$(PYTEST) -m slow
 
 check: venv
 	$(BIN)/ruff format --check .
@@ -138,4 +147,4 @@ bench: venv
 	$(BIN)/python tests/bench/training.py --size 15m --context 512 --rows 8
 
 clean:
-	rm -rf $(VENV) .typing demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-ci .typing demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -28,6 +28,32 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "codecria")
 
 
+# Skips that nothing CI could install would end: hardware, and data that is not the project's.
+UNAVOIDABLE = (
+    "CUDA",
+    "CODECRIA_LLAMA_TOKENIZER",
+    "published files are not here",
+    "is not on this machine",
+    "numbers of x86_64",
+    "no jail here",
+    "llama_cpp",  # llama-cpp-python compiles llama.cpp, longer than all of CI takes
+    "llama-cpp-python",
+)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With CODECRIA_STRICT_SKIPS, fail if a test skipped that an installed package would run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not os.environ.get("CODECRIA_STRICT_SKIPS"):
+        return
+    reasons = [str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])]
+    avoidable = sorted({r for r in reasons if not any(known in r for known in UNAVOIDABLE)})
+    for reason in avoidable:
+        reporter.write_line(f"\navoidable skip: {reason}", red=True)
+    if avoidable and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def llama_tokenizer_path() -> Path | None:
     """The Llama 2 tokenizer if this machine has it: it is Meta's and not part of the project."""
     named = os.environ.get("CODECRIA_LLAMA_TOKENIZER")
