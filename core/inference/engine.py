@@ -373,7 +373,7 @@ def _limit(model: Transformer, prompt: Sequence[int], limits: Limits) -> int:
     if room < 1:
         raise UserError(
             f"the prompt has {len(prompt)} tokens, the context {len(prompt) + room}",
-            hint="shorten it, pass --truncate left, or widen the window with --context",
+            hint="shorten it, or widen the context with --context",
         )
     return min(limits.max_tokens, room)
 

@@ -59,32 +59,6 @@ class Generator:
         )
         return cls(model.eval(), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
 
-    def fit(self, ids: list[int], limits: Limits, *, truncate: str | None) -> list[int]:
-        """A prompt's ids, cut to the context if that is asked for.
-
-        Args:
-            ids: BOS first.
-            limits: gives the context, of which one token must remain for the completion.
-            truncate: "left" cuts the start of a prompt that is too long; None refuses it.
-
-        Raises:
-            UsageError: `truncate` is neither.
-            UserError: the prompt does not fit.
-        """
-        if truncate not in (None, "left"):
-            raise UsageError(f"--truncate is {truncate!r}", hint="only 'left' is offered")
-        context = limits.context or self.model.config.max_context
-        if len(ids) < context:
-            return ids
-        if truncate is None:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens, the context {context}",
-                hint="shorten it, pass --truncate left, or widen the window with --context",
-            )
-        # Room for the whole completion where the window allows, as a cut prompt is cut anyway.
-        keep = max(1, context - min(limits.max_tokens, context // 2))
-        return [ids[0], *ids[len(ids) - (keep - 1) :]]
-
     def complete(
         self,
         ids: list[int],

@@ -6,8 +6,8 @@ end in `\\r\\n` is written so again. A byte order mark stays at the start.
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 from codecria.data.errors import UsageError
 
@@ -21,7 +21,7 @@ class Gap:
 
     Attributes:
         prefix, suffix: what stands before and after it, lines ending in a line feed.
-        original: the text as it was, without a marker.
+        original: the text as it was, with its marker if it had one.
         mark: a byte order mark, or nothing.
         carriage: whether every line ended in carriage return and line feed.
     """
@@ -41,17 +41,71 @@ class Gap:
         return self.mark + self.shown(self.prefix + middle + self.suffix)
 
     def diff(self, middle: str, name: str) -> str:
-        """What filling changes, as a unified diff of lines."""
-        before, after = (
-            text.removeprefix(BOM).splitlines(keepends=True)
-            for text in (self.original, self.filled(middle))
-        )
-        lines = difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
-        told = [
-            line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-            for line in lines
-        ]
-        return "".join(told)
+        """What filling changes, as a unified diff that `patch -p1` and `git apply` accept.
+
+        A line ends in a line feed and nowhere else, as it does for both programs: carriage returns,
+        form feeds and U+2028 are parts of lines.
+
+        Args:
+            middle: what fills the gap.
+            name: of the file, from the folder where the patch is to be applied.
+        """
+        return _unified(self.original, self.filled(middle), name)
+
+
+CONTEXT_LINES = 3  # around a change, as diff -u and git give
+
+
+def _unified(old: str, new: str, name: str) -> str:
+    """One hunk from the first line that differs to the last; empty where none does."""
+    before, after = _lines(old), _lines(new)
+    if before == after:
+        return ""
+    shorter = min(len(before), len(after))
+    first = next((n for n in range(shorter) if before[n] != after[n]), shorter)
+    most = shorter - first
+    behind = next((n for n in range(most) if before[-1 - n] != after[-1 - n]), most)
+    start = max(0, first - CONTEXT_LINES)
+    more = min(behind, CONTEXT_LINES)
+    ends = (len(before) - behind, len(after) - behind)
+    shown = [
+        *(" " + line for line in before[start:first]),
+        *("-" + line for line in before[first : ends[0]]),
+        *("+" + line for line in after[first : ends[1]]),
+        *(" " + line for line in before[ends[0] : ends[0] + more]),
+    ]
+    sizes = tuple(_span(start, end + more - start) for end in ends)
+    body = "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in shown
+    )
+    heads = (f"--- {_quoted(f'a/{name}')}", f"+++ {_quoted(f'b/{name}')}")
+    return f"{heads[0]}\n{heads[1]}\n@@ -{sizes[0]} +{sizes[1]} @@\n{body}"
+
+
+def _lines(text: str) -> list[str]:
+    lines = [f"{line}\n" for line in text.split("\n")]
+    last = lines.pop().removesuffix("\n")
+    return [*lines, last] if last else lines
+
+
+def _span(start: int, count: int) -> str:
+    """A hunk's place: its first line from 1, and its lines; the line before it if it has none."""
+    return f"{start + 1},{count}" if count else f"{start},0"
+
+
+def _quoted(name: str) -> str:
+    """A name for a patch's header: in C's quotes where it holds what would end it.
+
+    After a name with a space stands a tab, which ends it, as git writes it.
+    """
+    raw = os.fsencode(name)
+    if not any(byte < 32 or byte in b'"\\\x7f' for byte in raw) and name.isprintable():
+        return f"{name}\t" if " " in name else name
+    quoted = "".join(
+        f"\\{chr(byte)}" if byte in b'"\\' else chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+        for byte in raw
+    )
+    return f'"{quoted}"'
 
 
 def parse_place(text: str) -> tuple[int, int]:
@@ -94,33 +148,36 @@ def at_place(text: str, line: int, column: int) -> Gap:
 
 
 def at_marker(text: str, marker: str = MARKER) -> Gap:
-    """The gap where a marker stands.
+    """The gap where a marker stands; filling it takes the marker away.
 
     Raises:
         UsageError: it stands nowhere, or at several places.
     """
-    count = text.count(marker)
+    count = text.count(marker) if marker else 0
     if count != 1:
         raise UsageError(
-            f"{marker} stands at {count} places" if count else f"there is no {marker}",
+            f"{marker} stands at {count} places"
+            if count
+            else f"the marker {marker!r} is not there",
             hint="mark one place, or name another marker with --marker",
         )
     before, after = text.split(marker)
-    return between(before, after)
+    return replace(between(before, after), original=text)
 
 
 def between(before: str, after: str) -> Gap:
     """The gap between two texts."""
-    original = before + after
     mark = BOM if before.startswith(BOM) else ""
-    carriage = _is_carriage(original)
+    carriage = _is_carriage(before, after)
     prefix, suffix = before.removeprefix(BOM), after
     if carriage:
         prefix, suffix = (text.replace("\r\n", "\n") for text in (prefix, suffix))
-    return Gap(prefix=prefix, suffix=suffix, original=original, mark=mark, carriage=carriage)
+    return Gap(prefix=prefix, suffix=suffix, original=before + after, mark=mark, carriage=carriage)
 
 
-def _is_carriage(text: str) -> bool:
-    """Whether every line end is a carriage return and a line feed."""
-    pairs = text.count("\r\n")
-    return pairs > 0 and pairs == text.count("\n") == text.count("\r")
+def _is_carriage(*texts: str) -> bool:
+    """Whether every line end in each text is a carriage return and a line feed."""
+    pairs = [text.count("\r\n") for text in texts]
+    return sum(pairs) > 0 and all(
+        n == text.count("\n") == text.count("\r") for n, text in zip(pairs, texts, strict=True)
+    )

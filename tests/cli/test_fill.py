@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,15 +16,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codecria.cli.generate import stripped
+from codecria.cli.generate.chat import Session
+from codecria.cli.generate.output import stripped, write_in_place
 from codecria.core.inference.engine import Completion, Limits, complete
+from codecria.core.inference.generator import Generator
 from codecria.core.inference.healing import heal
 from codecria.core.inference.sampling import Sampling
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UsageError
+from codecria.data.errors import UsageError, UserError
 from codecria.data.formats import chat, cursor
 from codecria.data.formats.infill import Infiller, Order
+from codecria.data.formats.window import Room
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -131,12 +135,112 @@ def test_a_file_is_filled_in_place_only_when_the_middle_ends(run: Run, tmp_path:
     assert path.read_bytes() == text
     ended = run(*place, "--in-place", "--diff", "--stop", told["text"][-1])
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("--- a/a.py\n+++ b/a.py\n")
+    name = path.relative_to(path.anchor)  # outside of the working folder: from the root
+    assert ended.stdout.startswith(f"--- a/{name}\n+++ b/{name}\n")
     after = path.read_bytes()
     assert after.startswith(b"x = 1\r\ny = ")
     assert after.endswith(b"\r\n")
     assert after.count(b"\n") == after.count(b"\r\n")
     assert path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("form", ["psm", "spm"])
+@pytest.mark.parametrize("options", [[], ["--truncate", "window"], ["--heal"]])
+def test_a_long_file_is_filled_from_the_window_around_the_gap(
+    form: str, options: list[str], run: Run, extended: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.py"
+    path.write_text("".join(f"value_{n} = compute({n})\n" for n in range(600)))
+    place = ["--file", path, "--at", "299:5", "--form", form, *options]
+    found = run(*place, "--dry-run", "--json")
+    ids = json.loads(found.stdout)["ids"]
+    special = extended.infill
+    assert special is not None
+    for sentinel in (extended.bos_id, special.prefix, special.suffix, special.middle):
+        assert ids.count(sentinel) == 1
+    assert len(ids) <= 512 - 24
+    [line] = [line for line in found.stderr.splitlines() if "left out" in line]
+    assert re.search(r"the first \d+ lines and the last \d+ lines are left out", line)
+    shown = run(*place, "--show-tokens", "--json")
+    assert json.loads(shown.stdout)["prompt_tokens"] == len(ids)
+    assert f"{len(ids)} tokens" in shown.stderr.splitlines()
+    refused = run(*place[:6], "--truncate", "off")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "--truncate window" in refused.stderr
+
+
+def test_what_an_editor_saved_meanwhile_is_not_overwritten(
+    filler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, link = tmp_path / "a.py", tmp_path / "link.py"
+    path.write_text("x = \ny\n")
+    link.symlink_to(path)
+    read = path.read_bytes()
+    gap = cursor.at_place(read.decode(), 1, 5)
+    filled = Completion(
+        text="1", ids=(5,), prompt_tokens=1, finish_reason="stop", prefill_s=0, decode_s=0
+    )
+    for saved in (b"x = \ny = 2\n", b""):
+        path.write_bytes(saved)
+        with pytest.raises(UserError, match="was changed while"):
+            write_in_place(link, read, gap, filled)
+        assert path.read_bytes() == saved
+        assert capsys.readouterr().out == "1"
+    path.unlink()
+    with pytest.raises(UserError, match="was changed while"):
+        write_in_place(link, read, gap, filled)
+    assert not path.exists()
+    path.write_bytes(read)
+    path.chmod(0o640)
+    write_in_place(link, read, gap, filled)
+    assert path.read_text() == "x = 1\ny\n"
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o7777 == 0o640
+
+
+def test_out_is_what_stdout_would_be_and_whole_or_absent(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "answer.txt"
+    shown = run("def f(", "--max-tokens", 8)
+    told = run("def f(", "--max-tokens", 8, "-o", out)
+    assert (told.returncode, told.stdout) == (0, "")
+    assert out.read_text() == shown.stdout
+    failed = run("x" * 9999, "-o", tmp_path / "none.txt")
+    assert failed.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["answer.txt"]
+    path = tmp_path / "a.py"
+    path.write_text("x = \n")
+    assert run("--file", path, "--at", "1:5", "-o", path).returncode == 2
+    assert run("--file", path, "--at", "1:5", "-o", out, "--in-place").returncode == 2
+    patch = run("--file", path, "--at", "1:5", "-o", out, "--diff")
+    assert patch.returncode == 0, patch.stderr
+    assert out.read_text().startswith("--- a/")
+
+
+def test_a_session_at_full_context_goes_on_without_its_oldest_turns(
+    filler: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = Generator.load(filler, device="cpu", dtype="float32")
+    limits = Limits(max_tokens=8)
+    room = Room(context=512, max_tokens=8)
+    lines = iter(f"question {n} about a thing" for n in range(30))
+
+    def read(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    session = Session(
+        generator, Sampling(), limits, room=room, truncate="window", system="be brief", read=read
+    )
+    session.run()
+    told = capsys.readouterr().err
+    assert "the context of 512 tokens is full: the model no longer sees the oldest question" in told
+    assert "warning" not in told
+    assert len(session.said) == 60
+    session.ask("why " * 400)
+    assert "the system prompt and the question have" in capsys.readouterr().err
+    assert len(session.said) == 60
 
 
 def test_a_model_without_infilling_ids_gets_one_clear_line(run: Run, small_model: Path) -> None:
@@ -159,11 +263,11 @@ def test_a_question_is_answered_and_tags_are_told(run: Run, extended: Tokenizer)
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--at", "1:1", "x"], "--at is a place in a file"),
-        (["--in-place", "x"], "--in-place writes a file"),
-        (["--diff", "x"], "--diff shows how a gap is filled"),
-        (["--chat", "--heal", "x"], "--heal goes on with a word"),
-        (["--file", "f", "x"], "two things to complete"),
+        (["--at", "1:1", "x"], "--at needs a file"),
+        (["--in-place", "x"], "--in-place needs a file to write"),
+        (["--diff", "x"], "--diff needs a gap to fill"),
+        (["--chat", "--heal", "x"], "--heal cannot be combined with --chat"),
+        (["--file", "f", "x"], "there are two prompts"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -189,7 +293,7 @@ def test_a_conversation_in_a_terminal(filler: Path) -> None:
     )
     child.expect("> ")
     child.sendline("/nonsense")
-    child.expect("no command is called /nonsense")
+    child.expect("there is no command /nonsense")
     child.expect("> ")
     for line in ('"""', "one", "two", '"""'):
         child.sendline(line)

@@ -1,0 +1,5 @@
+"""`codecria generate`: its command, the prompts, the output and the chat session."""
+
+from .command import register
+
+__all__ = ["register"]
