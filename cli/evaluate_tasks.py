@@ -65,6 +65,7 @@ Example: codecria evaluate perplexity --model run --data shards
 ONLY = {
     "form": ("mbpp", "humaneval", "exercises"),
     "chat": ("mbpp", "humaneval", "exercises"),
+    "extract": ("mbpp", "humaneval", "exercises"),
     "split": ("mbpp",),
     "order": ("infilling",),
     "strip_prompt": ("humaneval", "humaneval-x", "multipl-e", "exercises"),
@@ -130,6 +131,13 @@ def evaluate_task(
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask in the chat form too, and report both.")
     ] = False,
+    extract: Annotated[
+        Literal["best", "simple"],
+        typer.Option(
+            help="Code of a chat answer: the block that defines the tested function (best), or the"
+            " first code block (simple)."
+        ),
+    ] = "best",
     order: Annotated[
         Literal["psm", "spm", "both"], typer.Option(help="Prefix first, or suffix first.")
     ] = "psm",
@@ -235,6 +243,7 @@ def evaluate_task(
             max_tokens=max_tokens,
             context=context,
             strip_prompt=strip_prompt,
+            extraction=extract,
         ),
         split=split,
         ids=tuple(part.strip() for part in tasks.split(",") if part.strip()) if tasks else (),

@@ -15,11 +15,12 @@ import numpy as np
 from codecria.data.corpus import near, shingles
 from codecria.data.corpus.decontaminate import Index
 from codecria.data.corpus.near import Near
+from codecria.data.formats.code_names import wanted_by
 
 from .inputs import Given
 from .items import Candidate, Loss, Question, Tested
 from .models import Ask
-from .parse import Code, code_in, questions_in, tests_in
+from .parse import Code, asserts_in, code_in, questions_in
 from .settings import Settings
 
 Line = Mapping[str, Any]
@@ -152,7 +153,7 @@ def asked_tests(
             lose(Loss(stage="tests", reason=why, where=question.where, text=question.text))
             continue
         assert line is not None, "a reply without a line"
-        tests, lost = tests_in(line["text"])
+        tests, lost = asserts_in(line["text"], settings.rule)
         tested = _tested(Given(question=question, tests=tests, lost=tuple(lost)), settings, lose)
         if tested is not None:
             found.append(tested)
@@ -185,19 +186,20 @@ def asked_solutions(
     Args:
         tested: that were asked about.
         asks: one a question.
-        settings: say whether equal ones count.
+        settings: say how programs are found in answers, and whether equal ones count.
         get: the reply of an id.
         lose: takes what is no program.
     """
     for one, ask in zip(tested, asks, strict=True):
+        wanted = wanted_by(one.tests.program)
         shapes: dict[str, int] = {}
         for sample, key in enumerate(ask.ids()):
             where = f"{one.question.where}, sample {sample}"
             line = get(key)
             why = _silence(line)
-            code: Code | str = why or code_in(line["text"] if line is not None else "")
+            said = line["text"] if line is not None else ""
+            code: Code | str = why or code_in(said, wanted=wanted, rule=settings.rule)
             if isinstance(code, str):
-                said = line["text"] if line is not None else ""
                 lose(Loss(stage="solutions", reason=code, where=where, text=said))
                 continue
             if settings.dedup_solutions and code.shape in shapes:

@@ -19,11 +19,13 @@ from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Outcome, Program, Verdict
 from codecria.data.errors import UserError
+from codecria.data.formats.answers import parse
+from codecria.data.formats.code_names import called_by
 from codecria.data.progress import Progress
 
 from .items import Candidate, Tested
 from .journal import Journal, read_lines
-from .parse import Tests, called_by, parsed
+from .parse import Tests
 
 AGAIN = 2  # runs after the first, for what is kept to be no matter of luck
 MOST_LOST = 5  # programs in a row that took the sandbox's servers with them
@@ -264,7 +266,7 @@ def probes(tests: Tests) -> dict[str, str]:
     Functions that return a constant, among them the values that the tests expect, or an argument as
     it came. Tests that one of them passes tell nothing.
     """
-    tree = parsed(tests.program)
+    tree = parse(tests.program)
     assert tree is not None, "tests that were parsed before"
     known = {
         (alias.asname or alias.name).split(".")[0]

@@ -134,12 +134,14 @@ class Candidate:
         tested: id of its question with tests.
         sample: its number among the question's, from 0; the first that passes is kept.
         source: the program.
+        chosen: what of the answer it is.
     """
 
     id: str
     tested: str
     sample: int
     source: str
+    chosen: str = ""
 
     @classmethod
     def of(cls, tested: Tested, sample: int, code: Code) -> Candidate:
@@ -149,6 +151,7 @@ class Candidate:
             tested=tested.id,
             sample=sample,
             source=code.source,
+            chosen=code.chosen,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -158,6 +161,7 @@ class Candidate:
             "tests_id": self.tested,
             "sample": self.sample,
             "solution": self.source,
+            "extracted": self.chosen,
         }
 
     @classmethod
@@ -168,7 +172,11 @@ class Candidate:
             KeyError: a field is missing.
         """
         return cls(
-            id=line["id"], tested=line["tests_id"], sample=line["sample"], source=line["solution"]
+            id=line["id"],
+            tested=line["tests_id"],
+            sample=line["sample"],
+            source=line["solution"],
+            chosen=line["extracted"],
         )
 
 

@@ -7,15 +7,14 @@ can be read with certainty is taken, the rest is a loss with a reason.
 from __future__ import annotations
 
 import ast
-import builtins
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from codecria.core.evaluation.benchmarks.mbpp import answered_code
 from codecria.data.files import digest_bytes
+from codecria.data.formats import answers
 from codecria.data.formats.chat import TAGS
+from codecria.data.formats.code_names import BUILTINS, called_by
 
 LEAST_WORDS, MOST_CHARACTERS = 4, 4_000  # of a question
 MOST_CODE = 64_000  # characters of tests or of a program that are parsed
@@ -37,7 +36,6 @@ _ITEM = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(?P<text>.*)$")
-_BUILTINS = frozenset(dir(builtins))
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -142,25 +140,29 @@ class Tests:
         return "\n".join((*self.setup, *self.asserts))
 
 
-def tests_in(answer: str) -> tuple[Tests, list[tuple[str, str]]]:
+def asserts_in(answer: str, rule: answers.Rule = "best") -> tuple[Tests, list[tuple[str, str]]]:
     """The asserts in an answer, and what is left out of it.
 
     Args:
         answer: with the tags around the tests, or without.
+        rule: how they are looked for, see `Settings.extraction`.
 
     Returns:
         the tests, which may be none; (source, why not) of every other statement.
     """
-    return checked_tests(_between(answer, "[TESTS]", "[/TESTS]"))
+    tags = ("[TESTS]", "[/TESTS]")
+    if rule == "best":
+        return checked_tests(answers.asserts_of(answer, *tags))
+    return checked_tests(answers.levelled(answers.simple(answer.replace("\r\n", "\n"), *tags)))
 
 
 def checked_tests(code: str) -> tuple[Tests, list[tuple[str, str]]]:
-    """As `tests_in`, of code alone."""
+    """As `asserts_in`, of code alone."""
     setup: list[str] = []
     asserts: list[str] = []
     lost: list[tuple[str, str]] = []
     pending: list[ast.stmt] = []
-    known: set[str] = set(_BUILTINS)
+    known: set[str] = set(BUILTINS)
     if len(code) > MOST_CODE:
         return Tests((), ()), [(code, "too long")]
     for statement, source in _statements(code):
@@ -188,57 +190,15 @@ def checked_tests(code: str) -> tuple[Tests, list[tuple[str, str]]]:
     return Tests(tuple(setup), tuple(asserts)), lost
 
 
-def called_by(statements: list[ast.stmt], known: set[str] | frozenset[str] = _BUILTINS) -> set[str]:
-    """The names that statements call and do not make themselves.
-
-    Args:
-        statements: of tests.
-        known: names that are no solution's.
-    """
-    nodes = [node for statement in statements for node in ast.walk(statement)]
-    called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    # A class's static method: Counter.of(...), where Counter is nobody else's.
-    called |= {
-        n.func.value.id
-        for n in nodes
-        if isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Attribute)
-        and isinstance(n.func.value, ast.Name)
-    }
-    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
-    return called - made - known
-
-
-def _between(answer: str, tag: str, end: str) -> str:
-    """The code in an answer: between the tags, in a fence, or all of it."""
-    inside = answer
-    if tag in answer or end in answer:
-        inside = answer.split(tag, 1)[-1].split(end, 1)[0]
-    return _level(answered_code(inside.replace("\r\n", "\n")))
-
-
-def _level(code: str) -> str:
-    """Code whose first line begins where its other statements do.
-
-    A chat form puts a space before an answer, and lists indent the code of their items.
-    """
-    code = code.lstrip("\n")
-    if code[:1] not in (" ", "\t"):
-        return code
-    even = textwrap.dedent(code)
-    return code.lstrip(" \t") if even[:1] in (" ", "\t") or parsed(even) is None else even
-
-
 def _statements(code: str) -> Iterator[tuple[ast.stmt | None, str]]:
     """The statements of code, those that parse taken one by one where the whole does not."""
-    tree = parsed(code)
+    tree = answers.parse(code)
     if tree is not None:
         for statement in tree.body:
             yield statement, ast.get_source_segment(code, statement) or ""
         return
     for chunk in _chunks(code):
-        tree = parsed(chunk)
+        tree = answers.parse(chunk)
         if tree is None:
             yield None, chunk.strip()
             continue
@@ -270,22 +230,36 @@ class Code:
     Attributes:
         source: as the model wrote it.
         shape: digest of its syntax tree, the same for other layout and comments.
+        chosen: what of the answer it is.
     """
 
     source: str
     shape: str
+    chosen: str = ""
 
 
-def code_in(answer: str) -> Code | str:
-    """The program in an answer, or why there is none."""
-    source = _between(answer, "[PYTHON]", "[/PYTHON]").strip("\n").rstrip()
+def code_in(answer: str, *, wanted: Sequence[str] = (), rule: answers.Rule = "best") -> Code | str:
+    """The program in an answer, or why there is none.
+
+    Args:
+        answer: what the model said.
+        wanted: names that tests call.
+        rule: how it is looked for, see `Settings.extraction`.
+    """
+    if rule == "best":
+        found = answers.extract(answer, wanted=wanted)
+        source, chosen = found.code, found.chosen
+    else:
+        source = answers.levelled(answers.simple(answer.replace("\r\n", "\n")))
+        chosen = "simple rule"
+    source = source.strip("\n").rstrip()
     if not source.strip():
         return "no code"
     if len(source) > MOST_CODE:
         return "too long"
     if why := held_tags(source):
         return why
-    tree = parsed(source)
+    tree = answers.parse(source)
     if tree is None:
         return "syntax error"
     defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)
@@ -295,18 +269,4 @@ def code_in(answer: str) -> Code | str:
         shape = ast.dump(tree)
     except RecursionError:
         return "syntax error"
-    return Code(source, digest_bytes(shape.encode("utf-8", "surrogatepass")))
-
-
-def parsed(code: str) -> ast.Module | None:
-    """The syntax tree of code; None where it has none, or one too deep to walk."""
-    import warnings
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes, which are the model's
-            tree = ast.parse(code)
-            ast.unparse(tree)  # what follows walks it, and recurses as deep
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return tree
+    return Code(source, digest_bytes(shape.encode("utf-8", "surrogatepass")), chosen)

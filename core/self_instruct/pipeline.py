@@ -445,6 +445,7 @@ def _item(
         "provenance": {
             "from": one.question.where,
             "sample": candidate.sample,
+            "extracted": candidate.chosen,
             "models": run.named,
             "prompts": request.prompts.digest(),
             "seed": request.settings.seed,

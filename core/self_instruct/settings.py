@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
 
 from codecria.data.errors import UsageError
+from codecria.data.formats.answers import RULES, Rule
 
 STAGES = ("questions", "tests", "solutions")
 
@@ -34,6 +35,9 @@ class Settings:
         probe_tests: drop tests that trivially wrong solutions pass.
         drop_flaky: run what passed twice more in fresh processes, and drop what then fails.
         dedup_solutions: run solutions of one question that have the same syntax tree once.
+        extraction: how code is found in an answer. "best" takes the block that defines what the
+            tests call, of several the last that parses; "simple", the paper preset's, what is
+            between the tags, else in the first code fence, else all of it.
     """
 
     questions: int = 100
@@ -53,6 +57,7 @@ class Settings:
     probe_tests: bool = True
     drop_flaky: bool = True
     dedup_solutions: bool = True
+    extraction: str = "best"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -74,6 +79,10 @@ class Settings:
             raise UsageError(f"the seed {self.seed} is not in 0 .. 2^32 - 1")
         if not 0 <= self.near_dedup <= 1:
             raise UsageError(f"near_dedup {self.near_dedup:g} is a similarity from 0 to 1")
+        if self.extraction not in RULES:
+            raise UsageError(
+                f"extraction={self.extraction} is no rule", hint="rules: " + ", ".join(RULES)
+            )
         if self.solutions > 1 and self.solutions_temperature == 0:
             raise UsageError(
                 f"{self.solutions} greedy solutions of a question are all the same",
@@ -90,6 +99,11 @@ class Settings:
         tokens: int = getattr(self, f"{stage}_tokens")
         return tokens
 
+    @property
+    def rule(self) -> Rule:
+        """How code is found in an answer."""
+        return "simple" if self.extraction == "simple" else "best"
+
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
@@ -103,6 +117,7 @@ PRESETS: dict[str, Settings] = {
         probe_tests=False,
         drop_flaky=False,
         dedup_solutions=False,
+        extraction="simple",
     ),
     "verified": Settings(),
 }

@@ -16,23 +16,24 @@ else all of it.
 from __future__ import annotations
 
 import ast
-import builtins
 import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
-from .code_names import bound_by, used_by
+from .code_names import BUILTINS, bound_by, used_by
 
+Rule = Literal["best", "simple"]
+RULES: tuple[str, ...] = get_args(Rule)
 TAG, END_TAG = "[PYTHON]", "[/PYTHON]"
 MOST_CHARACTERS = 200_000  # of an answer that is looked into; a longer one is taken by `simple`
 MOST_CLOSERS = 8  # lines that may close a fence which are tried: code may hold fences itself
 MOST_LINES = 400  # of one statement between prose
 MOST_PARSED = 2_000_000  # characters given to the parser in search of such statements
 PYTHON_NAMES = frozenset({"", "python", "py", "python3", "py3", "ipython", "pycon", "code"})
-_BUILTINS = frozenset(dir(builtins))
 
 # --- the simple rule ------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ def extract(answer: str, *, wanted: Sequence[str] = (), head: str = "") -> Extra
         if found is not None:
             return Extracted(code=found.code, chosen=found.chosen + note, is_body=found.is_body)
     rest = next(_without_thinking(text))[0]
-    return Extracted(code=_levelled(simple(rest)), chosen="simple rule: no block parses")
+    return Extracted(code=levelled(simple(rest)), chosen="simple rule: no block parses")
 
 
 def _program(text: str, wanted: Sequence[str], head: str) -> Extracted | None:
@@ -174,7 +175,7 @@ def _assembled(chosen: _Parsed, parsed: Sequence[_Parsed], wanted: Sequence[str]
     """A block with what it needs of the others, and with functions in place of methods."""
     notes = [chosen.label]
     code = chosen.code
-    missing = (_used(chosen.code) | set(wanted)) - _offered(chosen, wanted) - _BUILTINS
+    missing = (_used(chosen.code) | set(wanted)) - _offered(chosen, wanted) - BUILTINS
     others = [one for one in parsed if one is not chosen]
     borrowed = _borrowed(missing, others)
     if borrowed:
@@ -208,7 +209,7 @@ def _borrowed(missing: set[str], others: Sequence[_Parsed]) -> dict[str, str]:
                 continue
             order = place * 100_000 + statement.lineno
             found[name] = (order, _source(others[place].code, statement))
-            left |= _used(found[name][1]) - _BUILTINS - found.keys()
+            left |= _used(found[name][1]) - BUILTINS - found.keys()
             break
     ordered = sorted(found.items(), key=lambda item: item[1][0])
     return {name: source for name, (_, source) in ordered}
@@ -292,6 +293,19 @@ def _made_without_arguments(kind: ast.ClassDef) -> bool:
     return True
 
 
+def asserts_of(answer: str, tag: str, end: str) -> str:
+    """The text of an answer that holds its tests: between tags, in fences, or all of it.
+
+    Of several fences those with an assert are taken together.
+    """
+    text = next(_without_thinking(_normal(answer)))[0]
+    if tag in text or end in text:
+        inside = "\n".join(_tagged(text, tag, end))
+        text = inside if "assert" in inside else text
+    fences = [block.texts[0] for block in _fences(text) if "assert" in block.texts[0]]
+    return "\n".join(map(levelled, fences)) if fences else levelled(text)
+
+
 # --- text to blocks -------------------------------------------------------------------------------
 
 
@@ -332,13 +346,13 @@ def blocks_of(text: str) -> Iterator[_Block]:
         yield _Block((text,), "the whole answer")
 
 
-def _tagged(text: str) -> Iterator[str]:
+def _tagged(text: str, tag: str = TAG, end: str = END_TAG) -> Iterator[str]:
     """What stands between the tags; one of them may be missing."""
-    if TAG not in text:
-        yield text.split(END_TAG, 1)[0]
+    if tag not in text:
+        yield text.split(end, 1)[0]
         return
-    for part in text.split(TAG)[1:]:
-        yield part.split(END_TAG, 1)[0]
+    for part in text.split(tag)[1:]:
+        yield part.split(end, 1)[0]
 
 
 _FENCE = re.compile(
@@ -415,13 +429,13 @@ def _first_parsed(block: _Block) -> Iterator[_Parsed]:
 
 def _variant(text: str) -> str | None:
     """Code as it stands, or levelled, whichever parses first."""
-    for code in dict.fromkeys((text, _levelled(text), _unprompted(text))):
+    for code in dict.fromkeys((text, levelled(text), _unprompted(text))):
         if parse(code) is not None:
             return code.strip("\n") + "\n"
     return None
 
 
-def _levelled(code: str) -> str:
+def levelled(code: str) -> str:
     """Code whose first line begins where its other statements do.
 
     A chat form puts a space before an answer, and lists indent the code of their items.
@@ -478,7 +492,7 @@ def _statement_at(lines: Sequence[str], first: int, budget: int) -> tuple[int, s
     for end in range(first + 1, min(len(lines), first + MOST_LINES) + 1):
         if end < len(lines) and not _may_end(lines[end], indent):
             continue  # the next line goes on with what stands before it
-        code = _levelled("\n".join(lines[first:end]))
+        code = levelled("\n".join(lines[first:end]))
         spent += len(code) + 100  # a call costs something too
         tree = parse(code)
         if tree is not None and len(tree.body) == 1 and isinstance(tree.body[0], _BORROWED):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import symtable
+import sys
 from collections.abc import Sequence
+
+BUILTINS = frozenset(dir(builtins))
 
 
 def bound_by(statements: Sequence[ast.stmt]) -> set[str]:
@@ -76,3 +80,41 @@ def used_by(code: str) -> set[str]:
             if one.is_referenced() and (table is top or one.is_global()):
                 read.add(one.get_name())
     return read - bound
+
+
+def called_by(
+    statements: Sequence[ast.stmt], known: set[str] | frozenset[str] = BUILTINS
+) -> set[str]:
+    """The names that statements call and do not make themselves: a solution's, if they are tests.
+
+    Args:
+        statements: of tests.
+        known: names that are no solution's.
+    """
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    # A class's static method: Counter.of(...), where Counter is nobody else's.
+    called |= {
+        n.func.value.id
+        for n in nodes
+        if isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Attribute)
+        and isinstance(n.func.value, ast.Name)
+    }
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    return called - made - known
+
+
+def wanted_by(tests: str) -> tuple[str, ...]:
+    """The names that a solution must define for tests to call, sorted.
+
+    >>> wanted_by("import math\nassert math.isclose(area(1), abs(-3.14))")
+    ('area',)
+    """
+    try:
+        body = ast.parse(tests).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    known = BUILTINS | sys.stdlib_module_names | bound_by(body)
+    return tuple(sorted(called_by(body, known)))

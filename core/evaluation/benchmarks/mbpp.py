@@ -8,8 +8,9 @@ are ours, the parts and their order are the paper's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+
+from codecria.data.formats.answers import END_TAG, TAG
 
 from .problems import Problem, Record, text, texts
 
@@ -21,7 +22,6 @@ SPLITS = {  # by task id (the same README)
     "train": range(601, 975),
 }
 STOPS = ("[DONE]",)
-TAG, END_TAG = "[PYTHON]", "[/PYTHON]"
 PREFIX = "MBPP/"
 
 
@@ -71,24 +71,3 @@ def tagged_prompt(problem: Problem) -> str:
         f"The code you write has to pass these tests:\n\n{tests}\n\n"
         f"Write the code between {TAG} and {END_TAG} tags."
     )
-
-
-_FENCE = re.compile(r"```[ \t]*[\w+#.-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_BLANK = re.compile(r"\A[ \t]+(?=\S)")
-
-
-def answered_code(answer: str) -> str:
-    """The code in an answer: between the tags, else in the first fence, else all of it.
-
-    >>> answered_code("Sure.\\n[PYTHON]\\nx = 1\\n[/PYTHON] Done.")
-    'x = 1\\n'
-    >>> answered_code("Here:\\n```python\\nx = 1\\n```\\nIt assigns.")
-    'x = 1'
-    """
-    if TAG in answer or END_TAG in answer:
-        inside = answer.split(TAG, 1)[-1].split(END_TAG, 1)[0]
-        fenced = _FENCE.search(inside)
-        # On the tag's own line code stands behind a space, which is no indentation.
-        return fenced[1] if fenced else _BLANK.sub("", inside, count=1).lstrip("\n")
-    fenced = _FENCE.search(answer)
-    return fenced[1] if fenced else answer

@@ -18,6 +18,7 @@ from typing import Any
 from codecria.data.corpus import problems as files
 from codecria.data.errors import UserError
 from codecria.data.files import digest_json
+from codecria.data.formats.code_names import wanted_by
 
 Record = Mapping[str, Any]
 
@@ -57,6 +58,11 @@ class Problem:
         text = "" if self.reference is None else self.source(self.reference)
         defined = re.findall(r"^(?:async\s+)?(?:def|class)\s+(\w+)", text, re.MULTILINE)
         return tuple(sorted({*defined, self.entry_point} & set(dir(builtins))))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names that a solution must define: the function that is tested, where it is known."""
+        return (self.entry_point,) if self.entry_point else wanted_by(self.tests)
 
     def source(self, completion: str) -> str:
         """The program of a completion, without the tests."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from codecria.data.errors import UsageError
+from codecria.data.formats.answers import Rule
 
 Form = Literal["completion", "chat", "few-shot", "tagged", "psm", "spm"]
 MAX_TOKENS = 512  # of a completion; the paper does not say
@@ -83,6 +84,7 @@ class Protocol:
         max_tokens: longest completion.
         context: longest sequence of prompt and completion; None for what the model was trained on.
         strip_prompt: whether white space at the prompt's end is left out.
+        extraction: how code is found in an answer of the chat form (`data.formats.answers`).
         eos_ends: whether the end of a document ends a completion, besides what the form ends with.
         shots: ids of the tasks shown in the prompt.
         labels: what a reader of the score must know.
@@ -101,6 +103,7 @@ class Protocol:
     max_tokens: int = MAX_TOKENS
     context: int | None = None
     strip_prompt: bool = False
+    extraction: Rule = "best"
     eos_ends: bool = True
     shots: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -122,6 +125,7 @@ class Changes:
     max_tokens: int | None = None
     context: int | None = None
     strip_prompt: bool | None = None
+    extraction: Rule | None = None
 
 
 def freeze(

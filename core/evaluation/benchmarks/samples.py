@@ -36,6 +36,7 @@ class Sample:
         text: the completion, or the whole program.
         whole: which of the two.
         said: what the model said, where more than the completion.
+        extracted: what of a chat answer was chosen.
         tokens: of it, where known.
         finish_reason: "stop", "length", or "unfit" where the prompt left no room.
     """
@@ -45,6 +46,7 @@ class Sample:
     text: str
     whole: bool = False
     said: str | None = None
+    extracted: str | None = None
     tokens: int | None = None
     finish_reason: str | None = None
 
@@ -59,7 +61,7 @@ class Sample:
             "sample": self.number,
             "solution" if self.whole else "completion": self.text,
         }
-        for name in ("said", "tokens", "finish_reason"):
+        for name in ("said", "extracted", "tokens", "finish_reason"):
             if getattr(self, name) is not None:
                 line[name] = getattr(self, name)
         return line

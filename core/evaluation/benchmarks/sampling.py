@@ -103,12 +103,14 @@ def _sample(
     # Longer than the text where a stop string was taken off its end.
     whole = asker.tokenizer.decode_continuation(completion.ids)
     cut = any(stop in whole for stop in asked.stops)
-    text = asker.completion(problem, asked, completion.text, cut=cut)
+    written = asker.written(problem, asked, completion.text, cut=cut)
     return Sample(
         task_id=problem.task_id,
         number=number,
-        text=text,
-        said=completion.text if text != completion.text else None,
+        text=written.text,
+        whole=written.is_whole,
+        said=completion.text if written.text != completion.text else None,
+        extracted=written.extracted,
         tokens=len(completion.ids),
         finish_reason=completion.finish_reason,
     )

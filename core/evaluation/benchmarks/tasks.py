@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from codecria.data.errors import UsageError, UserError
-from codecria.data.formats import chat
+from codecria.data.formats import answers, chat
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -275,13 +275,13 @@ class Asker:
             return Asked(
                 ids=tuple(chat.prompt_ids(self.tokenizer, [question])),
                 ends=self._ends | {chat.stop_id(self.tokenizer)},
-                stops=(mbpp.END_TAG,) if problem.question else (),
+                stops=(),
             )
         prompt, stops = problem.before, problem.stops
         if form == "few-shot":
             prompt = mbpp.few_shot_prompt(problem, self.shots)
         elif form == "tagged":
-            prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{mbpp.TAG}\n", (mbpp.END_TAG,)
+            prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{answers.TAG}\n", (answers.END_TAG,)
         kept = prompt.rstrip() if self.protocol.strip_prompt else prompt
         return Asked(
             ids=tuple(self.tokenizer.encode(kept, bos=True)),
@@ -290,8 +290,8 @@ class Asker:
             left_out=prompt[len(kept) :],
         )
 
-    def completion(self, problem: Problem, asked: Asked, said: str, *, cut: bool) -> str:
-        """The completion in what the model said.
+    def written(self, problem: Problem, asked: Asked, said: str, *, cut: bool) -> Written:
+        """The program in what the model said.
 
         Args:
             problem, asked: what it answers.
@@ -299,11 +299,26 @@ class Asker:
             cut: whether a stop string ended it.
         """
         if self.protocol.form == "chat":
-            return answer_to(problem, chat.answer_of(said))
+            return answer_to(problem, chat.answer_of(said), self.protocol.extraction)
         said = said.removeprefix(asked.left_out)
         if cut and self.protocol.task == "humaneval-x":
-            return multilingual.closed(problem, said)
-        return said
+            return Written(multilingual.closed(problem, said))
+        return Written(said)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote for a problem.
+
+    Attributes:
+        text: a completion, or a whole program.
+        is_whole: which of the two.
+        extracted: what of a chat answer was chosen; None where nothing was.
+    """
+
+    text: str
+    is_whole: bool = False
+    extracted: str | None = None
 
 
 def question_of(problem: Problem) -> str:
@@ -318,22 +333,34 @@ def question_of(problem: Problem) -> str:
     )
 
 
-def answer_to(problem: Problem, answer: str) -> str:
+def answer_to(problem: Problem, answer: str, rule: answers.Rule = "best") -> Written:
     """The completion that an answer's code amounts to.
 
     An answer holds the whole function again. Behind a prompt that is a whole function already, as
     one with a docstring is, it is defined anew; imports and helpers of the prompt stay.
+
+    Args:
+        problem: that was asked.
+        answer: of the model.
+        rule: how the code is found.
     """
-    code = mbpp.answered_code(answer)
-    if not problem.before:
-        return code
-    if not re.search(rf"^\s*(async\s+)?def\s+{re.escape(problem.entry_point)}\b", code, re.M):
-        return code  # the body alone: it goes on where the prompt ends
-    try:
-        compile(problem.before, "prompt", "exec")
-    except (SyntaxError, ValueError):
-        return f"    pass\n\n\n{code}"
-    return f"\n\n{code}"
+    if rule == "simple":
+        code, chosen = answers.simple(answer), "simple rule"
+        is_body = not re.search(
+            rf"^\s*(async\s+)?def\s+{re.escape(problem.entry_point)}\b", code, re.MULTILINE
+        )
+    else:
+        found = answers.extract(answer, wanted=problem.wanted, head=problem.before)
+        code, chosen, is_body = found.code, found.chosen, found.is_body
+    if not problem.before or is_body:
+        return Written(code, extracted=chosen)
+    head = problem.before
+    if answers.parse(head) is None:
+        head = f"{head}    pass\n"
+    future, rest = answers.split_future(code)
+    if future:  # stands ahead of everything, so that no completion can hold it
+        return Written(f"{future}{head}\n\n{rest}", is_whole=True, extracted=chosen)
+    return Written(f"{head[len(problem.before) :]}\n\n{code}", extracted=chosen)
 
 
 def with_form(task: Task, form: str | None) -> Form:

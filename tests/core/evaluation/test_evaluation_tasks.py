@@ -267,7 +267,7 @@ def test_a_prompt_is_shown_as_published_unless_stripping_is_asked_for(
         assert asked.ends == {release_tokenizer.eos_id}
         # What the model wrote in place of what was stripped is not written twice.
         said = "\n    return a + b" if strip else "    return a + b"
-        assert asker.completion(problem, asked, said, cut=False) == "    return a + b"
+        assert asker.written(problem, asked, said, cut=False).text == "    return a + b"
 
 
 @pytest.mark.parametrize(("form", "order"), [("psm", Order.PSM), ("spm", Order.SPM)])
@@ -300,21 +300,6 @@ def test_a_model_without_infilling_pieces_is_told_so(release_tokenizer: Tokenize
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        ("```python\nx = 1\n```", "x = 1"),
-        ("Here you are:\n```py\nx = 1\ny = 2\n```\nand\n```\nz\n```", "x = 1\ny = 2"),
-        ("[PYTHON]\nx = 1\n[/PYTHON]\nIt assigns.", "x = 1\n"),
-        ("[PYTHON]\n```python\nx = 1\n```\n[/PYTHON]", "x = 1"),
-        ("x = 1", "x = 1"),
-        ("```python\nx = 1", "x = 1"),  # the limit came first
-    ],
-)
-def test_code_is_found_in_answers(answer: str, code: str) -> None:
-    assert mbpp.answered_code(answer) == code
-
-
-@pytest.mark.parametrize(
     "answer",
     [
         "Sure!\n```python\ndef add(a, b):\n    return a + b\n```",
@@ -327,7 +312,7 @@ def test_an_answer_becomes_a_completion_that_runs_behind_the_prompt(
     answer: str, prompt: str
 ) -> None:
     problem = tasks.humaneval.parse({**ADD, "prompt": prompt})
-    program = problem.source(answer_to(problem, answer)) + "\n" + problem.tests
+    program = problem.source(answer_to(problem, answer).text) + "\n" + problem.tests
     exec(compile(program, "program", "exec"), {})
 
 
@@ -339,7 +324,7 @@ def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_bef
         protocol("humaneval", "chat"), (), release_tokenizer, frozenset({release_tokenizer.eos_id})
     )
     said = " def add(a, b):\n    return a + b "
-    completion = asker.completion(problem, asker.ask(problem), said, cut=False)
+    completion = asker.written(problem, asker.ask(problem), said, cut=False).text
     exec(compile(f"{problem.source(completion)}\n{problem.tests}", "program", "exec"), {})
 
 
@@ -354,8 +339,8 @@ def test_what_a_stop_string_took_of_a_brace_is_put_back(
         frozenset({release_tokenizer.eos_id}),
     )
     asked = asker.ask(problem)
-    assert asker.completion(problem, asked, "    return x;", cut=True) == "    return x;\n}\n"
-    assert asker.completion(problem, asked, "    return x;\n}", cut=False) == "    return x;\n}"
+    assert asker.written(problem, asked, "    return x;", cut=True).text == "    return x;\n}\n"
+    assert asker.written(problem, asked, "    return x;\n}", cut=False).text == "    return x;\n}"
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -413,3 +398,55 @@ def test_a_prompt_that_does_not_fit_is_a_sample_that_says_so(generator: Generato
     asker = Asker(greedy, (), generator.tokenizer, generator.ends)
     [[sample]] = list(generate(generator, asker, [long], greedy))
     assert (sample.text, sample.finish_reason) == ("", "unfit")
+
+
+ANSWERS = {
+    "an example first": (
+        "Usage:\n```python\nprint(add(1, 2))\n```\n```python\ndef add(a, b):\n    return a + b\n```"
+    ),
+    "from the future": (
+        "```python\nfrom __future__ import annotations\n\n\ndef add(a: Never, b: Never) -> int:\n"
+        "    return a + b\n```"
+    ),
+    "a class": "```python\nclass Solution:\n    def add(self, a, b):\n        return a + b\n```",
+    "thinking": "<think>\n```python\ndef add(a, b): return a\n```\n</think>\nreturn a + b",
+    "a body, undented": "```python\nreturn a + b\n```",
+    "prose around": "Here:\n\ndef add(a, b):\n    return a + b\n\nIt adds.",
+    "windows": "~~~python title='x'\r\ndef add(a, b):\r\n    return a + b\r\n~~~\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("prompt", [ADD["prompt"], "def add(a, b):\n"])
+def test_any_shape_of_a_right_answer_is_right_behind_any_prompt(answer: str, prompt: str) -> None:
+    problem = tasks.humaneval.parse({**ADD, "prompt": prompt})
+    written = answer_to(problem, answer)
+    program = problem.whole(written.text) if written.is_whole else problem.source(written.text)
+    exec(compile(f"{program}\n{problem.tests}", "program", "exec", dont_inherit=True), {})
+    assert written.extracted
+
+
+def test_a_task_without_a_prompt_takes_the_block_that_its_tests_call() -> None:
+    record = {
+        "task_id": 11,
+        "text": "Add two numbers.",
+        "code": "def add(a, b): return a + b",
+        "test_list": ["assert add(1, 2) == 3"],
+        "test_setup_code": "",
+    }
+    problem = tasks.mbpp.parse(record)
+    assert problem.wanted == ("add",)
+    answer = (
+        "```python\ndef add(a, b):\n    return plus(a, b)\n```\nwith\n"
+        "```python\ndef plus(a, b):\n    return a + b\n```"
+    )
+    written = answer_to(problem, answer)
+    exec(f"{written.text}\n{problem.tests}", {})
+    assert written.extracted == "fence 1; with definitions of other blocks: plus"
+
+
+def test_the_simple_rule_takes_the_first_block_and_says_so() -> None:
+    problem = tasks.humaneval.parse(ADD)
+    written = answer_to(problem, ANSWERS["an example first"], "simple")
+    assert written.text.strip() == "print(add(1, 2))"
+    assert written.extracted == "simple rule"

@@ -49,7 +49,7 @@ def test_whatever_a_model_says_is_read(answer: str, cut: bool) -> None:
     for text, problem in questions_in(answer, cut=cut):
         assert text.strip()
         assert problem or not problem_of_question(text)
-    tests, _ = parse.tests_in(answer)
+    tests, _ = parse.asserts_in(answer)
     for source in tests.asserts:
         assert isinstance(ast.parse(source).body[-1], ast.Assert)
     ast.parse(tests.program)
@@ -127,7 +127,7 @@ def test_tests_are_asserts_with_what_they_stand_on() -> None:
         [/TESTS]
         And more: assert area(9)
         """)
-    tests, lost = parse.tests_in(answer)
+    tests, lost = parse.asserts_in(answer)
     assert tests.setup == ("import math",)
     assert tests.asserts == (
         "assert area(1) == math.pi",
@@ -142,7 +142,7 @@ def test_tests_are_asserts_with_what_they_stand_on() -> None:
 
 
 def test_whole_asserts_of_a_cut_answer_are_kept() -> None:
-    tests, lost = parse.tests_in("[TESTS]\nassert f(1) == 2\nassert f(2) == 3\nassert f([1, 2")
+    tests, lost = parse.asserts_in("[TESTS]\nassert f(1) == 2\nassert f(2) == 3\nassert f([1, 2")
     assert tests.asserts == ("assert f(1) == 2", "assert f(2) == 3")
     assert lost == [("assert f([1, 2", "syntax error")]
 
