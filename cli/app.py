@@ -27,7 +27,7 @@ from . import (
     self_instruct,
     train,
 )
-from .commands import ENV_PREFIX, QuickCommand, QuickGroup, near_name, variables
+from .commands import ENV_PREFIX, QuickCommand, RootGroup, near_name, variables
 from .config import PROG, read_config, read_found
 
 MODULES = (
@@ -55,7 +55,7 @@ variables or a config file (docs/command-line.md).
 
 app = typer.Typer(
     name=PROG,
-    cls=QuickGroup,
+    cls=RootGroup,
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich alone would double its time

@@ -23,6 +23,7 @@ class QuickCommand(TyperCommand):
     def __init__(self, *args: Any, **settings: Any) -> None:
         """Make the command and give it `--quiet`."""
         super().__init__(*args, **settings)
+        self.help = _examples_as_typed(self.help)
         self.params.append(_quiet_option())
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -41,6 +42,7 @@ class QuickGroup(TyperGroup):
     def __init__(self, *args: Any, **settings: Any) -> None:
         """Make the group; one that is a verb as well takes `--quiet`."""
         super().__init__(*args, **settings)
+        self.help = _examples_as_typed(self.help)
         if self.params:
             self.params.append(_quiet_option())
 
@@ -53,6 +55,42 @@ class QuickGroup(TyperGroup):
         """Write the verbs, then the group's own options by panel."""
         self.format_commands(ctx, formatter)
         _write_panels(self.get_params(ctx), ctx, formatter)
+
+
+class RootGroup(QuickGroup):
+    """The root, which lists its verbs in the order in which people use them."""
+
+    ORDER = (
+        "prepare-data",
+        "pretrain",
+        "fim",
+        "lcft",
+        "instruct",
+        "self-instruct",
+        "generate",
+        "evaluate",
+        "convert",
+        "recipes",
+        "inspect",
+        "doctor",
+        "help",
+    )
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs; one that is missing in ORDER comes last."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: (*self.ORDER, *names).index(name))
+
+
+def _examples_as_typed(help: str | None) -> str | None:
+    """Help whose examples keep their lines: a wrapped command cannot be copied."""
+    if help is None:
+        return None
+    marked = [
+        "\b\n" + part if part.lstrip().startswith("Example") else part
+        for part in help.split("\n\n")
+    ]
+    return "\n\n".join(marked)
 
 
 def near_name(name: str, names: Iterable[str]) -> str:

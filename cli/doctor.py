@@ -1,17 +1,19 @@
-"""`codecria doctor`: what this machine can do, and what would be used."""
+"""`codecria doctor`: what this machine can do."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from . import render
+from .config import found_files
+from .options import AsJson
 
-HELP = """Show versions, device, kernels in use, the sandbox, and measured speed.
+HELP = """Show versions, device, kernels in use, sandbox tiers and languages, and measured speed.
 
-Takes a few seconds: matrix products, memory, and a run in each language are measured.
+Takes a few seconds: it measures matrix products, memory, and a run in each language.
 """
 
 
@@ -21,40 +23,41 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Survey the machine and show it."""
-    from codecria.core.machine import survey
+    from codecria.core.doctor import survey
 
-    told = survey(Path.cwd())
+    found = survey(Path.cwd()) | {"config_files": [str(path) for path in found_files()]}
     if as_json:
-        render.emit_json(told)
+        render.emit_json(found)
         return
-    rows = [(name, version or "not installed") for name, version in told["versions"].items()]
-    if told["device_memory_gb"] is not None:
-        rows.append(("device memory", f"{told['device_memory_gb']} GB"))
+    rows = [(name, version or "not installed") for name, version in found["versions"].items()]
+    if found["device_memory_gb"] is not None:
+        rows.append(("device memory", f"{found['device_memory_gb']} GB"))
     rows += [
-        ("device, instructions", f"{told['device']}, {told['instructions']}"),
-        ("cores, threads", f"{told['cores']}, {told['threads']}"),
-        ("memory, free disk", f"{told['memory_gb']} GB, {told['free_disk_gb']} GB"),
-        ("attention", f"{told['attention']['backend']}: {told['attention']['why']}"),
-        ("sandbox", told["sandbox"]["tier"] or f"none: {told['sandbox']['why']}"),
-        *_sandbox_rows(told["sandbox"]),
-        ("torch.compile", "can build kernels" if told["compiler"] else "cannot build kernels"),
-        ("float32 products", f"{told['float32_gflops']} GFLOP/s"),
-        ("bfloat16 products", f"{told['bfloat16_gflops']} GFLOP/s"),
-        ("training type", told["training_dtype"]),
-        ("memory bandwidth", f"{told['memory_bandwidth_gb_s']} GB/s"),
+        ("device, instructions", f"{found['device']}, {found['instructions']}"),
+        ("cores, threads", f"{found['cores']}, {found['threads']}"),
+        ("memory, free disk", f"{found['memory_gb']} GB, {found['free_disk_gb']} GB"),
+        ("attention", f"{found['attention']['backend']}: {found['attention']['why']}"),
+        ("sandbox", found["sandbox"]["tier"] or f"none: {found['sandbox']['why']}"),
+        *_sandbox_rows(found["sandbox"]),
+        ("torch.compile", "available" if found["compiler"] else "not available"),
+        ("float32 products", f"{found['float32_gflops']} GFLOP/s"),
+        ("bfloat16 products", f"{found['bfloat16_gflops']} GFLOP/s"),
+        ("training type", found["training_dtype"]),
+        ("memory bandwidth", f"{found['memory_bandwidth_gb_s']} GB/s"),
+        ("config files", ", ".join(found["config_files"]) or "none found"),
     ]
     render.table("machine", ["", ""], rows, to_stdout=True)
-    for line in told["advice"]:
+    for line in found["advice"]:
         render.note(line)
 
 
-def _sandbox_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+def _sandbox_rows(survey: dict[str, Any]) -> list[tuple[str, str]]:
     """Tiers and languages of the sandbox, a line each."""
-    rows = [(f"  tier {name}", state) for name, state in told["tiers"].items()]
-    for name, found in told["languages"].items():
+    rows = [(f"  tier {name}", state) for name, state in survey["tiers"].items()]
+    for name, found in survey["languages"].items():
         state = f"{found['version']}, {found['ms']:g} ms a run" if found["ready"] else found["why"]
         rows.append((f"  {name}", state))
     return rows

@@ -16,12 +16,9 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from codecria.core.model.attention import choose_backend
-from codecria.core.sandbox import survey as sandboxes
 from codecria.data.errors import UsageError, UserError
 
 PROBE_S = 0.25  # how long one probe may go on
@@ -164,43 +161,3 @@ def memory_size(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def survey(folder: Path) -> dict[str, Any]:
-    """Everything `doctor` tells, as JSON values.
-
-    Args:
-        folder: whose disk's free space is told.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend, why = choose_backend(device)
-    return {
-        "versions": versions(),
-        "device": device_name(),
-        "device_memory_gb": None if device.type == "cpu" else round(memory_size(device) / 1e9, 1),
-        "instructions": instructions(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(memory_size(torch.device("cpu")) / 1e9, 1),
-        "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
-        "attention": {"backend": backend, "why": why},
-        "sandbox": sandboxes.survey(),
-        "compiler": compiler_available(),
-        "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
-        "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),
-        "training_dtype": "bfloat16" if bf16_pays(device) else "float32",
-        "memory_bandwidth_gb_s": round(memory_bandwidth(device) / 1e9, 1),
-        "advice": advice(device),
-    }
-
-
-def advice(device: torch.device) -> list[str]:
-    """What the user may want to change, one sentence each."""
-    lines = []
-    if device.type == "cpu" and torch.version.cuda is not None:
-        lines.append(
-            "torch is a CUDA build and there is no CUDA device: PyTorch's CPU build is smaller"
-        )
-    if problem := compiler_problem():
-        lines.append(f"{problem}: everything works, training eagerly and somewhat slower")
-    return lines

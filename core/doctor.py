@@ -1,0 +1,64 @@
+"""What `doctor` reports of a machine: versions, device, kernels, sandbox, measured speed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codecria.core.machine import (
+    bf16_pays,
+    compiler_available,
+    compiler_problem,
+    device_name,
+    instructions,
+    matmul_flops,
+    memory_bandwidth,
+    memory_size,
+    versions,
+)
+from codecria.core.model.attention import choose_backend
+from codecria.core.sandbox import survey as sandboxes
+
+
+def survey(folder: Path) -> dict[str, Any]:
+    """Everything that `doctor` reports, as JSON values.
+
+    Args:
+        folder: the free space of its disk is reported.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backend, why = choose_backend(device)
+    return {
+        "versions": versions(),
+        "device": device_name(),
+        "device_memory_gb": None if device.type == "cpu" else round(memory_size(device) / 1e9, 1),
+        "instructions": instructions(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(memory_size(torch.device("cpu")) / 1e9, 1),
+        "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "attention": {"backend": backend, "why": why},
+        "sandbox": sandboxes.survey(),
+        "compiler": compiler_available(),
+        "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
+        "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),
+        "training_dtype": "bfloat16" if bf16_pays(device) else "float32",
+        "memory_bandwidth_gb_s": round(memory_bandwidth(device) / 1e9, 1),
+        "advice": advice(device),
+    }
+
+
+def advice(device: torch.device) -> list[str]:
+    """What the user may want to change, one sentence each."""
+    lines = []
+    if device.type == "cpu" and torch.version.cuda is not None:
+        lines.append(
+            "torch is a CUDA build and there is no CUDA device; PyTorch's CPU build is smaller"
+        )
+    if problem := compiler_problem():
+        lines.append(f"{problem}: training runs without torch.compile, somewhat slower")
+    return lines
