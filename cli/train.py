@@ -347,6 +347,8 @@ def _announce_dialogs(stage: Stage) -> None:
         refused = sum(report.refused.values())
         out = [f"{report.duplicates:,} that came before"] if report.duplicates else []
         out += [f"{refused:,} that cannot be used"] if refused else []
+        leaks = report.contaminated_dialogs
+        out += [f"{leaks:,} that hold an evaluation problem"] if leaks else []
         render.note(
             f"{report.name}: {report.kept:,} dialogs, {report.held_out:,} of them for validation"
             + (f"; left out {' and '.join(out)}" if out else "")
@@ -355,6 +357,9 @@ def _announce_dialogs(stage: Stage) -> None:
             render.warn(line)
         if refused > len(report.examples):
             render.note(f"... and {refused - len(report.examples):,} more")
+        if report.unused:
+            named = ", ".join(f"{name} {count:,}" for name, count in report.unused.items())
+            render.note(f"{report.name}: fields not used, by records: {named}")
     if stage.too_long:
         context = stage.run.recipe.context
         render.warn(f"{stage.too_long:,} dialogs longer than {context:,} tokens are left out")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codecria.data.corpus import problems
 from codecria.data.errors import UserError
 from codecria.data.formats import dialogs
+from codecria.data.formats.records import Broken, records
 
 from .items import Loss, Question
 from .parse import Tests, checked_tests, problem_of_question
@@ -71,12 +71,10 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """(file and place, record); a plain text where a line is none."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    if path.suffix == ".parquet":
-        for place, record in problems.records(path):
-            yield f"{path.name}:{place}", record
-        return
     if path.suffix != ".txt":
-        yield from dialogs.records(path)
+        for place, record in records(path, single=NAMES):
+            shown = record.problem if isinstance(record, Broken) else record
+            yield path.name + place, shown
         return
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:

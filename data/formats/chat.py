@@ -33,11 +33,13 @@ class Message:
 
     Attributes:
         destination: whom it is meant for; only the turns form shows it.
+        learned: whether the model is trained to write it, if it is an answer; else it is context.
     """
 
     role: Role
     content: str
     destination: str | None = None
+    learned: bool = True
 
 
 Dialog = tuple[Message, ...]
@@ -129,13 +131,14 @@ def training_examples(tokenizer: Tokenizer, dialog: Sequence[Message]) -> list[T
     whole = training_ids(tokenizer, dialog)
     if form_of(tokenizer) == "llama2":
         return [whole]
-    ends = [n for n, message in enumerate(dialog, start=1) if message.role == "assistant"]
-    return [*(training_ids(tokenizer, dialog[:end]) for end in ends[:-1]), whole]
+    ends = [n for n, m in enumerate(dialog, start=1) if m.role == "assistant" and m.learned]
+    return [training_ids(tokenizer, dialog[:end]) for end in ends]
 
 
 def training_ids(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Tokens:
     """A whole dialog, with what is learned marked: every answer, or the last in the turns form.
 
+    Answers that are context alone (`Message.learned`) are not marked.
     The ids before an answer that is learned are those of its prompt.
 
     Raises:
@@ -147,13 +150,14 @@ def training_ids(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Tokens:
     if form_of(tokenizer) == "turns":
         return _turns_training(tokenizer, dialog)
     turns = _with_system(dialog)
+    answers = [message for message in dialog if message.role == "assistant"]
     ids: list[int] = []
     learned: list[bool] = []
-    for user, answer in zip(turns[::2], turns[1::2], strict=True):
-        both = _finished(tokenizer, user, answer)
+    for user, answer in zip(turns[::2], answers, strict=True):
+        both = _finished(tokenizer, user, answer.content)
         asked = _common(tokenizer.encode(_question(user)), both)
         ids += [tokenizer.bos_id, *both, tokenizer.eos_id]
-        learned += [False] * (1 + asked) + [True] * (len(both) - asked + 1)
+        learned += [False] * (1 + asked) + [answer.learned] * (len(both) - asked + 1)
     return Tokens(ids=ids, learned=learned)
 
 
@@ -248,4 +252,4 @@ def _turns_training(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Tokens:
         ids += _turn(tokenizer, message)
     ids += _opening(tokenizer, last)
     answer = [*tokenizer.encode(last.content.strip(), leading_space=False), tokenizer.step_id]
-    return Tokens(ids=[*ids, *answer], learned=[False] * len(ids) + [True] * len(answer))
+    return Tokens(ids=[*ids, *answer], learned=[False] * len(ids) + [last.learned] * len(answer))

@@ -2,37 +2,72 @@
 
     messages       {"messages": [{"role": "system" | "user" | "assistant", "content": TEXT}]}
     conversations  {"conversations": [{"from": "system" | "human" | "gpt", "value": TEXT}]}
-    instruction    {"instruction": TEXT, "input": TEXT, "output": TEXT}       Alpaca
-                   {"instruction": TEXT, "response": TEXT}                    and under other names
+    instruction    {"instruction": TEXT, "input": TEXT, "output": TEXT}             Alpaca
+                   {"instruction": TEXT, "context": TEXT, "response": TEXT}         Dolly
+                   {"system_prompt": TEXT, "question": TEXT, "response": TEXT}      OpenOrca
 
-JSON lines, plain or compressed, or one JSON array. The format is told record by record, in this
-order; "system" beside the turns is a system message.
+The format is found record by record. The names of the fields mix freely; see `TURNS`, `QUESTIONS`,
+`ANSWERS`, `MATERIAL` and `SYSTEMS`. Nothing that an answer depends on is dropped in silence: a
+record with tool calls, images, or text in a field that looks like context and is not used
+(`CONTEXT_WORDS`) is refused by name. Fields that are neither used nor refused are counted.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
-from codecria.data.errors import UserError
-
 from .chat import ROLES, Dialog, Message, Role, problem_of, tags_in
+from .records import Broken, records
 
+TURNS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 QUESTIONS = ("instruction", "prompt", "query", "question", "problem")
 ANSWERS = ("output", "response", "completion", "answer", "solution")
+MATERIAL = ("context", "input")  # text that a question is about, put after it in this order
+SYSTEMS = ("system", "system_prompt", "system_message")
 SPEAKERS = {
     "human": "user",
     "gpt": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
+    "developer": "system",
 }
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+# Words in the names of fields that hold what an answer depends on.
+CONTEXT_WORDS = frozenset(
+    [
+        *("article", "attachment", "audio", "background", "choice", "code", "context"),
+        *("conversation", "constraint", "demonstration", "dialog", "dialogue", "doc", "document"),
+        *("evidence", "example", "excerpt", "fact", "function", "hint", "history"),
+        *("image", "input", "instruction", "knowledge", "material", "message", "option"),
+        *("paragraph", "passage", "persona", "personality", "premise", "problem", "profile"),
+        *("prompt", "query", "question", "reference", "scenario", "schema", "shot"),
+        *("situation", "snippet", "source", "story", "system", "table", "tool"),
+        *("video"),
+    ]
+)
+# Endings of the names of fields that say something about the record itself.
+ABOUT = frozenset(
+    [
+        *("category", "count", "dataset", "date", "difficulty", "domain", "hash"),
+        *("id", "ids", "idx", "index", "lang", "language", "length"),
+        *("level", "license", "model", "name", "path", "score", "source"),
+        *("tokens", "type", "uri", "url"),
+    ]
+)
+# Fields of a turn that an answer depends on, or that ask for another loss: neither is supported.
+TURN_REFUSED = (
+    *("tool_calls", "function_call", "tool_call_id", "audio", "image", "images", "refusal"),
+    *("reasoning_content", "reasoning", "thinking", "train", "training", "loss", "mask"),
+)
+
+
+TURN_FIELDS = ("role", "from", "content", "value", "weight", *TURN_REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,25 +80,35 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A dialog and where it stood."""
+    """A dialog and where it stood.
+
+    Attributes:
+        unused: fields of the record that are neither used nor context.
+    """
 
     where: str
     dialog: Dialog
+    unused: tuple[str, ...] = ()
+
+
+class _Refusal(Exception):
+    """What is wrong with a record."""
 
 
 def read(path: Path, *, allow_tags: bool = False) -> Iterator[Found | Refused]:
     """The records of a file in order.
 
     Args:
-        path: .jsonl, .ndjson or .json, or one of these compressed.
+        path: .jsonl, .ndjson or .json, or one of these compressed; or .parquet.
         allow_tags: keep dialogs whose text holds the tags of a chat form.
 
     Raises:
         UserError: the file cannot be read, or is no JSON at all.
     """
-    for where, record in records(path):
-        if isinstance(record, str):
-            yield Refused(where=where, problem=record)
+    for place, record in records(path, single=(*TURNS, *QUESTIONS)):
+        where = path.name + place
+        if isinstance(record, Broken):
+            yield Refused(where=where, problem=record.problem)
             continue
         dialog = parse(record)
         if isinstance(dialog, str):
@@ -71,7 +116,7 @@ def read(path: Path, *, allow_tags: bool = False) -> Iterator[Found | Refused]:
         elif not allow_tags and (tags := tags_in(dialog)):
             yield Refused(where=where, problem=f"a message holds {tags[0]}")
         else:
-            yield Found(where=where, dialog=dialog)
+            yield Found(where=where, dialog=dialog, unused=unused_fields(record))
 
 
 def parse(record: Any) -> Dialog | str:
@@ -80,118 +125,204 @@ def parse(record: Any) -> Dialog | str:
     >>> [message.content for message in parse({"instruction": "Add.", "output": "a + b"})]
     ['Add.', 'a + b']
     """
+    try:
+        return _dialog(record)
+    except _Refusal as refusal:
+        return str(refusal)
+
+
+def unused_fields(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a record that `parse` takes that leave no trace in its dialog."""
+    used = {*TURNS, *QUESTIONS, *ANSWERS, *MATERIAL, *SYSTEMS, "history"}
+    names = {str(name) for name in record if name not in used}
+    for field in TURNS:
+        for turn in record.get(field) or ():
+            names |= {f"{field}[].{name}" for name in turn if name not in TURN_FIELDS}
+    return tuple(sorted(names))
+
+
+def _dialog(record: Any) -> Dialog:
     if not isinstance(record, Mapping):
-        return f"a JSON {type(record).__name__}, not an object"
-    if "messages" in record:
-        dialog = _turns(record["messages"], "messages", "role", "content")
-    elif "conversations" in record:
-        dialog = _turns(record["conversations"], "conversations", "from", "value")
+        raise _Refusal(f"a JSON {type(record).__name__}, not an object")
+    turns = [name for name in TURNS if record.get(name) is not None]
+    if len(turns) > 1:
+        raise _Refusal(f"it has both {turns[0]} and {turns[1]}")
+    if turns:
+        dialog = _turns(record[turns[0]], turns[0])
+        used = {turns[0]}
+    elif isinstance(record.get("prompt"), list) and isinstance(record.get("completion"), list):
+        asked = _turns(record["prompt"], "prompt")
+        before = (replace(turn, learned=turn.role != "assistant") for turn in asked)
+        dialog = (*before, *_turns(record["completion"], "completion"))
+        used = {"prompt", "completion"}
     else:
-        dialog = _pair(record)
-    if isinstance(dialog, str):
-        return dialog
-    system = record.get("system")
-    if isinstance(system, str) and system.strip() and dialog and dialog[0].role != "system":
-        dialog = (Message(role="system", content=system), *dialog)
-    return problem_of(dialog, answered=True) or dialog
+        dialog, used = _pair(record)
+    dialog = _with_system(record, _merged_system(dialog))
+    _check_nothing_is_lost(record, dialog, used | set(SYSTEMS))
+    if problem := problem_of(dialog, answered=True):
+        raise _Refusal(problem)
+    if not any(turn.learned for turn in dialog if turn.role == "assistant"):
+        raise _Refusal("no answer has a weight other than 0")
+    return dialog
 
 
-def _turns(value: Any, name: str, speaker: str, text: str) -> Dialog | str:
+# --------------------------------------------------------------------------------- lists of turns
+
+
+def _turns(value: Any, name: str) -> Dialog:
     if not isinstance(value, list):
-        return f"{name} is {type(value).__name__}, not a list"
-    messages = []
-    for i, turn in enumerate(value):
-        if not isinstance(turn, Mapping):
-            return f"{name}[{i}] is {type(turn).__name__}, not an object"
-        role, content = turn.get(speaker), turn.get(text)
-        role = SPEAKERS.get(role, role) if isinstance(role, str) else ""
-        if role not in ROLES:
-            return f"{name}[{i}].{speaker} is none of {', '.join(ROLES)}"
-        if not isinstance(content, str):
-            return f"{name}[{i}].{text} is {type(content).__name__}, not text"
-        if not _is_text(content):
-            return f"{name}[{i}].{text} holds half a surrogate pair"
-        messages.append(Message(role=cast(Role, role), content=content))
+        raise _Refusal(f"{name} is {type(value).__name__}, not a list")
+    return tuple(_turn(turn, f"{name}[{i}]") for i, turn in enumerate(value))
+
+
+def _turn(turn: Any, place: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise _Refusal(f"{place} is {type(turn).__name__}, not an object")
+    speaker = "from" if "from" in turn and "role" not in turn else "role"
+    text = "value" if "value" in turn and "content" not in turn else "content"
+    said = turn.get(speaker)
+    role = said.lower() if isinstance(said, str) else ""
+    role = SPEAKERS.get(role, role)
+    if role not in ROLES:
+        shown = f"{said!r}, which is not supported" if said else "missing"
+        raise _Refusal(f"{place}.{speaker} is {shown}: roles are {', '.join(ROLES)}")
+    for field in TURN_REFUSED:
+        if turn.get(field) not in (None, [], {}, ""):
+            raise _Refusal(f"{place} has {field}, which is not supported")
+    weight = turn.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise _Refusal(f"{place}.weight is {weight!r}, not 0 or 1")
+    return Message(
+        role=cast(Role, role),
+        content=_content(turn.get(text), f"{place}.{text}"),
+        learned=role != "assistant" or weight is None or bool(weight),
+    )
+
+
+def _content(value: Any, place: str) -> str:
+    """A message's text; of content in parts, its texts, a line break between them."""
+    if isinstance(value, list):
+        return "\n".join(_part(part, f"{place}[{i}]") for i, part in enumerate(value))
+    return _text(value, place)
+
+
+def _part(part: Any, place: str) -> str:
+    if not isinstance(part, Mapping):
+        return _text(part, place)
+    kind = part.get("type", "text")
+    if kind not in TEXT_PARTS:
+        raise _Refusal(f"{place} is {kind!r}: only parts of text are supported")
+    return _text(part.get("text"), f"{place}.text")
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise _Refusal(f"{place} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _Refusal(f"{place} holds half a surrogate pair") from error
+    return value
+
+
+def _merged_system(dialog: Dialog) -> Dialog:
+    """With the system's and the developer's messages at the front as one."""
+    count = 0
+    while count < len(dialog) and dialog[count].role == "system":
+        count += 1
+    if count < 2:
+        return dialog
+    content = "\n\n".join(message.content for message in dialog[:count])
+    return (Message(role="system", content=content), *dialog[count:])
+
+
+def _with_system(record: Mapping[str, Any], dialog: Dialog) -> Dialog:
+    """With the system prompt that stands beside the turns."""
+    prompts: dict[str, str] = {}
+    for name in SYSTEMS:
+        if record.get(name) is not None and (text := _text(record[name], name)).strip():
+            prompts.setdefault(text.strip(), text)
+    inner = dialog[0].content if dialog and dialog[0].role == "system" else None
+    if inner is not None and prompts:
+        prompts.setdefault(inner.strip(), inner)
+    if len(prompts) > 1:
+        raise _Refusal("it has two system prompts")
+    if not prompts or inner is not None:
+        return dialog
+    return (Message(role="system", content=next(iter(prompts.values()))), *dialog)
+
+
+# ------------------------------------------------------------------------------ question, answer
+
+
+def _pair(record: Mapping[str, Any]) -> tuple[Dialog, set[str]]:
+    """A question with its material, its answer and what was said before; the fields these took."""
+    question = next((name for name in QUESTIONS if _filled(record.get(name))), None)
+    answer = next((name for name in ANSWERS if isinstance(record.get(name), str)), None)
+    material = [name for name in MATERIAL if _filled(record.get(name))]
+    if question is None and "input" in material:
+        question, material = "input", [name for name in material if name != "input"]
+    if question is None or answer is None:
+        wanted = "a question" if question is None else "an answer"
+        raise _Refusal(f"it has no messages, no conversations, and no text for {wanted}")
+    asked = "\n\n".join(_text(record[name], name) for name in (question, *material))
+    dialog = (
+        *_history(record.get("history")),
+        Message(role="user", content=asked),
+        Message(role="assistant", content=_text(record[answer], answer)),
+    )
+    for name in ANSWERS:
+        other = record.get(name)
+        if name != answer and _filled(other) and str(other).strip() != dialog[-1].content.strip():
+            raise _Refusal(f"it has two answers, {answer} and {name}")
+    return dialog, {question, answer, *material, "history", *ANSWERS}
+
+
+def _history(value: Any) -> Dialog:
+    """Turns before the question: pairs of question and answer, or messages."""
+    if not value:
+        return ()
+    if not isinstance(value, list):
+        raise _Refusal(f"history is {type(value).__name__}, not a list")
+    if all(isinstance(turn, Mapping) for turn in value):
+        return _turns(value, "history")
+    messages: list[Message] = []
+    for i, pair in enumerate(value):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise _Refusal(f"history[{i}] is no pair of question and answer")
+        messages.append(Message(role="user", content=_text(pair[0], f"history[{i}][0]")))
+        messages.append(Message(role="assistant", content=_text(pair[1], f"history[{i}][1]")))
     return tuple(messages)
 
 
-def _pair(record: Mapping[str, Any]) -> Dialog | str:
-    question, answer = (
-        next((name for name in names if isinstance(record.get(name), str)), None)
-        for names in (QUESTIONS, ANSWERS)
-    )
-    if question is None or answer is None:
-        wanted = "a question" if question is None else "an answer"
-        return f"it has no messages, no conversations, and no text for {wanted}"
-    asked, given = record[question], record[answer]
-    more = record.get("input")
-    if isinstance(more, str) and more.strip():
-        asked = f"{asked}\n\n{more}"
-    if not (_is_text(asked) and _is_text(given)):
-        return "its text holds half a surrogate pair"
-    return Message(role="user", content=asked), Message(role="assistant", content=given)
+# ------------------------------------------------------------------------------ nothing is lost
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_nothing_is_lost(record: Mapping[str, Any], dialog: Dialog, used: set[str]) -> None:
+    """Refuse a record with context that is no part of its dialog."""
+    said = "\n".join(message.content for message in dialog)
+    for name, value in record.items():
+        if name in used or not _is_context(str(name)) or not _filled(value):
+            continue
+        if isinstance(value, bool | int | float):  # a number or a mark of the record
+            continue
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) and text.strip() in said for text in texts):
+            raise _Refusal(f"{name} is not used: put it into the question, or remove the field")
 
 
-def records(path: Path) -> Iterator[tuple[str, Any]]:
-    """What a file of JSON lines, or of one JSON array, holds, compressed or not.
+def _is_context(name: str) -> bool:
+    """Whether a field's name says that an answer may depend on it.
 
-    Yields:
-        (file and place, record), or (file and place, what is wrong with the line) as a plain text.
-
-    Raises:
-        UserError: the file cannot be read, or is no JSON array where its name says so.
+    >>> [_is_context(name) for name in ("chatHistory", "documents", "document_id", "category")]
+    [True, True, False, False]
     """
-    name = path.name
-    codec = COMPRESSED.get(path.suffix.lower())
-    stem = Path(path.stem) if codec else path
-    try:
-        with path.open("rb") as raw:
-            stream = pa.CompressedInputStream(raw, codec) if codec else raw
-            if stem.suffix.lower() == ".json":
-                yield from _array(name, stream.read())
-                return
-            for number, line in enumerate(_lines(stream), 1):
-                if line.strip():
-                    yield f"{name}:{number}", _line(line)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}",
-            hint="records come as JSON lines, plain or compressed (.gz, .zst, .bz2, .lz4)",
-        ) from error
+    words = [word.lower() for word in re.findall(r"[A-Za-z][a-z]*|[A-Z]+", name)]
+    if not words or words[-1] in ABOUT:
+        return False
+    return any(word in CONTEXT_WORDS or word.removesuffix("s") in CONTEXT_WORDS for word in words)
 
 
-def _lines(stream: Any) -> Iterator[bytes]:
-    rest = b""
-    while block := stream.read(1 << 20):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _line(line: bytes) -> Any:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
-    return "a JSON str, not an object" if isinstance(record, str) else record
-
-
-def _array(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise UserError(f"{name} is not a JSON array")
-    for number, record in enumerate(records, 1):
-        shown = "a JSON str, not an object" if isinstance(record, str) else record
-        yield f"{name}[{number}]", shown
+def _filled(value: Any) -> bool:
+    """Whether a field holds anything: not null, no white space alone, no empty list."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})

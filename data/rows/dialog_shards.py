@@ -39,6 +39,7 @@ from .shards import (
 
 HOLDOUT_SHARE = 0.02  # of the dialogs, for validation
 HOLDOUT_MOST = 1_000  # dialogs: more make no validation loss more telling
+READER = 2  # of `dialogs.py`, counted up when it gives other dialogs for the same file
 CHECKED_AT_ONCE = 256  # dialogs looked through for problems
 SHOWN = 5  # refused records named in full
 METADATA = pa.schema([("source", pa.string()), ("where", pa.string()), ("turns", pa.uint32())])
@@ -59,6 +60,7 @@ class DialogReport:
         contaminated: left out, as they hold an evaluation problem; counted by problem. A dialog
             that holds several counts for each.
         contaminated_dialogs: how many dialogs these are.
+        unused: fields that leave no trace in the dialogs, by the number of records with them.
     """
 
     name: str
@@ -70,6 +72,7 @@ class DialogReport:
     examples: list[str]
     contaminated: dict[str, int] = field(default_factory=dict)
     contaminated_dialogs: int = 0
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 def open_dialogs(
@@ -102,10 +105,11 @@ def open_dialogs(
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}",
-            hint="dialogs come as JSON lines, plain or compressed (.gz, .zst, .bz2, .lz4)",
+            hint="dialogs come as JSON lines, JSON or parquet",
         ) from error
     recipe = {
         "kind": "dialogs",
+        "reader": READER,
         "file": content,
         "form": form_of(tokenizer),
         "allow_tags": allow_tags,
@@ -156,9 +160,11 @@ def _select(path: Path, problems: Index | None, *, allow_tags: bool) -> _Selecti
     refused: Counter[str] = Counter()
     examples: list[str] = []
     count = duplicates = 0
+    unused: Counter[str] = Counter()
     leaks = _Leaks(problems)
     for number, record in enumerate(read(path, allow_tags=allow_tags)):
         count += 1
+        unused.update(record.unused if isinstance(record, Found) else ())
         if isinstance(record, Refused):
             refused[_kind(record.problem)] += 1
             if len(examples) < SHOWN:
@@ -182,6 +188,7 @@ def _select(path: Path, problems: Index | None, *, allow_tags: bool) -> _Selecti
         examples=examples,
         contaminated=dict(sorted(leaks.counts.items())),
         contaminated_dialogs=len(contaminated),
+        unused=dict(sorted(unused.items())),
     )
     return _Selection(set(seen.values()), held_out, report)
 
@@ -237,7 +244,8 @@ def _kind(problem: str) -> str:
 
 
 def _digest(dialog: Dialog) -> bytes:
-    parts = [(m.role, m.content, m.destination or "") for m in dialog]
+    parts: list[tuple[str, ...]] = [(m.role, m.content, m.destination or "") for m in dialog]
+    parts += [("context", str(i)) for i, message in enumerate(dialog) if not message.learned]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 

@@ -205,3 +205,30 @@ def test_the_golden_prompt_of_a_real_model(llama_tokenizer: Tokenizer) -> None:
         *[1, 518, 25580, 29962, 6324, 518, 29914, 25580, 29962],
     ]
     assert Path(llama_tokenizer.path).exists()
+
+
+HM = Message(role="assistant", content="Hm.", learned=False)
+
+
+def test_an_answer_without_loss_is_context_in_the_llama2_form(llama_tokenizer: Tokenizer) -> None:
+    # Kills: a weight of 0 that is trained on, or dropped together with its question.
+    for dialog, unlearned in (([ASK, HM, AGAIN, ANSWER], 0), ([ASK, ANSWER, AGAIN, HM], 1)):
+        [made] = chat.training_examples(llama_tokenizer, dialog)
+        encode = llama_tokenizer.encode
+        ids, learned = [], []
+        for n, (asked, answered) in enumerate(zip(dialog[::2], dialog[1::2], strict=True)):
+            question = encode(f"[INST] {asked.content.strip()} [/INST]")
+            answer = encode(f"{answered.content.strip()} ")
+            ids += [1, *question, *answer, 2]
+            learned += [False] * (1 + len(question)) + [n != unlearned] * (len(answer) + 1)
+        assert (made.ids, made.learned) == (ids, learned)
+
+
+def test_an_answer_without_loss_is_history_in_the_turns_form(turns: Tokenizer) -> None:
+    [made] = chat.training_examples(turns, [ASK, HM, AGAIN, ANSWER])
+    prompt = chat.prompt_ids(turns, [ASK, HM, AGAIN])
+    answer = [*turns.encode("a + b", leading_space=False), turns.step_id]
+    assert made.ids == [*prompt, *answer]
+    assert made.learned == [False] * len(prompt) + [True] * len(answer)
+    [first] = chat.training_examples(turns, [ASK, ANSWER, AGAIN, HM])
+    assert first == chat.training_ids(turns, [ASK, ANSWER])
