@@ -168,6 +168,8 @@ def _model_facts(config: ModelConfig) -> dict[str, Any]:
         "context": shape.pop("max_context"),
         "vocabulary": shape.pop("vocab_size"),
     }
+    if config.llama3 is None:
+        del shape["llama3"]
     return first | shape
 
 
@@ -309,7 +311,7 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         "loss": newest.get("loss"),
         "validation_loss": newest.get("validation_loss"),
         "epochs": newest.get("epochs"),
-        "model": _model_facts(ModelConfig(**run["model"])),
+        "model": _model_facts(ModelConfig.from_record(run["model"])),
         "dtype": run["dtype"],
         "sources": run["sources"],
         "checkpoints": [folder.name for folder in saved],

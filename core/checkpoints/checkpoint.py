@@ -31,7 +31,12 @@ from codecria.core.checkpoints.formats.hugging_face import (
     write_tokenizer,
     write_weights,
 )
-from codecria.core.checkpoints.formats.layout import EMBEDDING, hugging_face_name, shapes_of
+from codecria.core.checkpoints.formats.layout import (
+    EMBEDDING,
+    OUTPUT,
+    hugging_face_name,
+    shapes_of,
+)
 from codecria.core.checkpoints.formats.meta import (
     MetaWeights,
     checklist,
@@ -87,9 +92,11 @@ class Checkpoint:
         folder = resolve(path)
         if (folder / CONFIG_NAME).is_file():
             config = read_config(folder)
-            return cls(folder, config, SafetensorsWeights(placed_weights(folder)))
-        weights = MetaWeights(folder)
-        return cls(folder, _as_recorded(read_meta_config(folder, weights), folder), weights)
+            weights: Weights = SafetensorsWeights(placed_weights(folder))
+        else:
+            meta = MetaWeights(folder)
+            weights, config = meta, _as_recorded(read_meta_config(folder, meta), folder)
+        return cls(folder, _as_stored(config, weights), weights)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -183,6 +190,19 @@ def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
     return replace(config, **{key: told[key] for key in silent if key in told})
 
 
+def _as_stored(config: ModelConfig, weights: Weights) -> ModelConfig:
+    """The shape with an output matrix of its own where one is stored that is not the embedding.
+
+    transformers does the same: what config.json says of tying gives way to the weights.
+    """
+    if not config.tied or OUTPUT not in weights.stored or EMBEDDING not in weights.stored:
+        return config
+    if weights.stored[OUTPUT].shape != weights.stored[EMBEDDING].shape:
+        return replace(config, tied=False)
+    with weights.borrow(OUTPUT) as output, weights.borrow(EMBEDDING) as embedding:
+        return config if torch.equal(output, embedding) else replace(config, tied=False)
+
+
 def read_config(folder: Path) -> ModelConfig:
     """The shape that the config.json of a checkpoint folder tells.
 
@@ -229,7 +249,7 @@ def load_model(
     Args:
         checkpoint: an opened one.
         device: where the weights go.
-        dtype: convert floating weights to this; None keeps the stored type.
+        dtype: of all weights; None keeps the stored type, and takes float32 for several.
 
     Raises:
         UserError: weights are missing, unexpected or of another shape.
@@ -243,6 +263,8 @@ def load_model(
         )
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
+    if dtype is None and len({part.dtype for part in checkpoint.weights.stored.values()}) > 1:
+        dtype = torch.float32
     for name, tensor in checkpoint.tensors():
         owner, _, leaf = name.rpartition(".")
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, Pairs
 from codecria.core.checkpoints.formats.weights import Weights
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.rope import Llama3Scaling
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 # Plain code, in words and constructs that any model of code knows.
@@ -180,8 +181,18 @@ def _turns(view: View, positions: Tensor) -> Tensor:
     D = view.config.head_dim
     exponents = torch.arange(0, D, 2, dtype=torch.float64) / D
     frequencies = view.config.rope_theta**-exponents / view.config.rope_scale
+    if view.config.llama3 is not None:
+        frequencies = _llama3(frequencies, view.config.llama3)
     angles = positions.double().unsqueeze(-1) * frequencies
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(2).to(torch.complex64)
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Llama 3.1's rule in its published form, by turns within the original context: (D/2,)."""
+    turns = scaling.original_context * frequencies / (2 * torch.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def _turned(x: Tensor, view: View, turn: Tensor) -> Tensor:

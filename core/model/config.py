@@ -13,6 +13,27 @@ from typing import Any
 
 from codecria.data.errors import UserError
 
+from .rope import Llama3Scaling, Rope, rope_of
+
+# What other architectures ask for under the same model_type, and the values that ask for nothing.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish", None),  # two names of one function
+    "sliding_window": (None,),
+    "attention_chunk_size": (None,),
+    "partial_rotary_factor": (1, None),
+    "num_local_experts": (0, 1, None),
+    "use_qk_norm": (False, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "logit_scale": (1, None),
+    "logits_scaling": (1, None),
+    "embedding_multiplier": (1, None),
+    "residual_multiplier": (1, None),
+    "no_rope_layers": ([], None),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -28,6 +49,7 @@ class ModelConfig:
         norm_eps: epsilon of RMSNorm.
         rope_theta: base of the rotary frequencies (1e4 before, 1e6 after long-context fine-tuning).
         rope_scale: positions are divided by this (linear position scaling; 1 is none).
+        llama3: Llama 3.1's scaling of the rotary frequencies, or None.
         max_context: longest sequence the model was trained on, in tokens.
         tied: whether the output matrix is the embedding (never in the paper's models).
         bos_id, eos_id: ids of the document frame; -1 where the checkpoint names none. More ids may
@@ -43,6 +65,7 @@ class ModelConfig:
     norm_eps: float = 1e-5  # Code Llama's params.json
     rope_theta: float = 1e4  # Llama 2
     rope_scale: float = 1.0
+    llama3: Llama3Scaling | None = None
     max_context: int = 4_096  # Llama 2
     tied: bool = False
     bos_id: int = 1
@@ -80,8 +103,17 @@ class ModelConfig:
             problems.append(
                 f"rope_theta {self.rope_theta} must exceed 1 and rope_scale {self.rope_scale} 0"
             )
+        if self.llama3 is not None and self.rope_scale != 1.0:
+            problems.append(f"rope_scale {self.rope_scale} and llama3 scaling exclude each other")
         if problems:
             raise UserError("this model cannot be built: " + "; ".join(problems))
+
+    @classmethod
+    def from_record(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """The value that `dataclasses.asdict` spelled, as run.json holds it."""
+        scaling = raw.get("llama3")
+        fields = dict(raw) | {"llama3": None if scaling is None else Llama3Scaling(**scaling)}
+        return cls(**fields)
 
     @property
     def head_dim(self) -> int:
@@ -116,9 +148,7 @@ class ModelConfig:
         Args:
             dtype: name of the weights' type, such as "float32" or "bfloat16".
         """
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        if self.rope_scale != 1.0:
-            rope |= {"rope_type": "linear", "factor": self.rope_scale}
+        rope = Rope(theta=self.rope_theta, scale=self.rope_scale, llama3=self.llama3)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -131,11 +161,7 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "vocab_size": self.vocab_size,
             "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": None
-            if self.rope_scale == 1.0
-            else {"type": "linear", "rope_type": "linear", "factor": self.rope_scale},
-            "rope_parameters": rope,
+            **rope.to_hugging_face(),
             "max_position_embeddings": self.max_context,
             "tie_word_embeddings": self.tied,
             "attention_bias": False,
@@ -161,16 +187,12 @@ class ModelConfig:
                 f"{where}: model_type is {raw.get('model_type')!r}, only 'llama' can be read",
                 hint="codecria reads Llama-architecture checkpoints: Llama 2, Code Llama, its own",
             )
-        for key, plain in (
-            ("attention_bias", (False, None)),
-            ("mlp_bias", (False, None)),
-            ("hidden_act", ("silu", None)),
-        ):
+        for key, plain in _PLAIN.items():
             if raw.get(key) not in plain:
                 raise UserError(
                     f"{where}: {key} = {raw[key]!r} is not part of the Llama 2 architecture"
                 )
-        rope = _rope_fields(raw, where)
+        rope = rope_of(raw, where=where)
         bos, eos = (
             next(iter(special_ids(raw, key, where=where, absent=absent)), -1)
             for key, absent in (("bos_token_id", 1), ("eos_token_id", 2))
@@ -189,7 +211,9 @@ class ModelConfig:
                 tied=bool(raw.get("tie_word_embeddings", False)),
                 bos_id=bos,
                 eos_id=eos,
-                **rope,
+                rope_theta=rope.theta,
+                rope_scale=rope.scale,
+                llama3=rope.llama3,
             )
         except KeyError as error:
             raise UserError(f"{where}: {error.args[0]} is missing") from error
@@ -228,25 +252,6 @@ def special_ids(
             hint="correct it, or write null",
         )
     return [i for i in ids if i >= 0]  # some files write -1 for none
-
-
-def _rope_fields(raw: Mapping[str, Any], where: str) -> dict[str, float]:
-    """`rope_theta` and `rope_scale` from either generation of the layout."""
-    scaling: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        if isinstance(raw.get(key), dict):
-            scaling |= raw[key]
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "linear"):
-        raise UserError(
-            f"{where}: rotary scaling {kind!r} is not supported, only none or 'linear' is"
-        )
-    theta = scaling.get("rope_theta", raw.get("rope_theta", 1e4))
-    factor = scaling.get("factor", 1.0) if kind == "linear" else 1.0
-    try:
-        return {"rope_theta": float(theta), "rope_scale": float(factor)}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: rope_theta or its factor is not a number") from error
 
 
 # The paper's shapes: PAPER section 1 (its table names the source of each figure). Vocabulary 32,016

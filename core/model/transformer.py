@@ -27,6 +27,7 @@ from .attention import Attend
 from .config import ModelConfig
 from .head import Head, Targets
 from .linear import Linear
+from .rope import llama3_divisors
 
 RopeTables = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
 
@@ -35,8 +36,8 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> RopeTables:
     """The cosines and sines of the rotary angles, in float32 whatever the model's type.
 
     freq_i = theta^(-2i/D) with D the head dimension (PAPER section 1); linear scaling divides
-    the positions. They are computed once a forward pass, for all layers. The model stores no table,
-    so converting the model cannot round one.
+    the positions, llama3 scaling some frequencies (rope.py). They are computed once a forward pass,
+    for all layers. The model stores no table, so converting the model cannot round one.
 
     Args:
         positions: (B,T) integers.
@@ -47,6 +48,9 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> RopeTables:
     frequencies = 1.0 / (config.rope_theta**exponents)
     if config.rope_scale != 1.0:
         frequencies = frequencies / config.rope_scale
+    if config.llama3 is not None:
+        divisors = llama3_divisors(config.llama3, config.rope_theta, D)
+        frequencies = frequencies / torch.tensor(divisors, device=positions.device)
     angles = positions.float().unsqueeze(-1) * frequencies  # (B,T,D/2)
     return angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
 

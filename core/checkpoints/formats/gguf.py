@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.rope import Llama3Scaling, llama3_divisors
 from codecria.data.errors import UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +31,8 @@ MAGIC = b"GGUF"
 BLOCK = 32  # weights that share a scale in Q8_0
 LINEAGE_KEY = "codecria.lineage"
 ENDS_KEY = "codecria.end_ids"  # all of them: llama.cpp's keys hold three at most
+ROPE_KEY = "codecria.llama3_scaling"  # as config.json has it: llama.cpp's tensor holds the result
+ROPE_TENSOR = "rope_freqs.weight"
 _END_KEYS = ("eos", "eot", "eom")
 _CHUNK_BYTES = 64 << 20  # of float32 that are quantised at once
 _READABLE = frozenset({"F32", "F16", "BF16", "Q8_0"})  # what is written
@@ -125,6 +128,15 @@ def write_gguf(
     _add_ends(writer, facts.config, facts.ends, tokenizer)
     if facts.chat_template:
         writer.add_chat_template(facts.chat_template)
+    divisors = _divisors(facts.config)
+    if divisors is not None:
+        writer.add_tensor_info(
+            ROPE_TENSOR,
+            divisors.shape,
+            divisors.dtype,
+            divisors.nbytes,
+            gguf.GGMLQuantizationType.F32,
+        )
     for ours, shape in shapes.items():
         quantisation = _quantisation(gguf, kind, shape)
         block, size = gguf.GGML_QUANT_SIZES[quantisation]
@@ -136,12 +148,23 @@ def write_gguf(
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
         for ours, shape in shapes.items():
             tensor = read(ours)
             assert tensor.shape == shape, ours
             writer.write_tensor_data(_encoded(gguf, tensor, _quantisation(gguf, kind, shape)))
     finally:
         writer.close()
+
+
+def _divisors(config: ModelConfig) -> np.ndarray[Any, Any] | None:
+    """(D/2,) what llama.cpp divides the rotary frequencies by; None where it divides by nothing."""
+    if config.llama3 is None:
+        return None
+    return np.array(
+        llama3_divisors(config.llama3, config.rope_theta, config.head_dim), dtype=np.float32
+    )
 
 
 def _quantisation(gguf: Any, kind: GgufType, shape: tuple[int, ...]) -> Any:
@@ -189,6 +212,8 @@ def _tell_shape(writer: Any, gguf: Any, facts: GgufFacts, kind: GgufType) -> Non
     if config.rope_scale != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scale)
+    if config.llama3 is not None:
+        writer.add_string(ROPE_KEY, json.dumps(config.llama3.to_hugging_face(), sort_keys=True))
     if facts.lineage:
         writer.add_string(LINEAGE_KEY, json.dumps(facts.lineage, sort_keys=True))
 
@@ -259,8 +284,10 @@ class GgufWeights(Weights):
                 f"{path} is damaged or incomplete: {error}", hint="convert the model again"
             ) from error
         self.facts = _facts(self._reader, path, tied="output.weight" not in self._tensors)
+        if ROPE_TENSOR in self._tensors or self.facts.config.llama3 is not None:
+            self._check_divisors(path)
         ours = {gguf_name(name): name for name in shapes_of(self.facts.config)}
-        self._names = {ours.get(name, name): name for name in self._tensors}
+        self._names = {ours.get(name, name): name for name in self._tensors if name != ROPE_TENSOR}
         self.stored = {
             key: Stored(
                 tuple(int(n) for n in reversed(self._tensors[name].shape.tolist())),
@@ -268,6 +295,29 @@ class GgufWeights(Weights):
             )
             for key, name in self._names.items()
         }
+
+    def _check_divisors(self, path: Path) -> None:
+        """That the rotary divisors are those of the scaling, which is Llama 3.1's if unnamed."""
+        found = self._tensors.get(ROPE_TENSOR)
+        given = np.array([] if found is None else found.data, dtype=np.float32)
+        config = self.facts.config
+        if config.llama3 is None and len(given):
+            scaling = Llama3Scaling(
+                factor=_shortest(given.max()),
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_context=8192,
+            )
+            config = replace(config, llama3=scaling)
+            self.facts = replace(self.facts, config=config)
+        wanted = _divisors(config)
+        assert wanted is not None, "the shape names a scaling"
+        if given.shape != wanted.shape or not np.allclose(given, wanted, rtol=1e-4):
+            raise UserError(
+                f"{path}: the factors of its rotary frequencies ({ROPE_TENSOR}) are not those of"
+                f" Llama 3.1",
+                hint="only none, linear and llama3 rotary scaling can be read",
+            )
 
     def name(self, ours: str) -> str:
         """llama.cpp's name."""
@@ -305,8 +355,14 @@ def _facts(reader: Any, path: Path, *, tied: bool) -> GgufFacts:
     architecture = told("general.architecture")
     if architecture != "llama":
         raise UserError(f"{path} is of the architecture {architecture!r}, only 'llama' can be read")
+    kind = told("llama.rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise UserError(
+            f"{path}: rotary scaling {kind!r} is not supported, only none, 'linear' and 'llama3'"
+        )
     try:
         heads = int(told("llama.attention.head_count"))
+        scaling = json.loads(told(ROPE_KEY, "null"))
         config = ModelConfig(
             dim=int(told("llama.embedding_length")),
             n_layers=int(told("llama.block_count")),
@@ -316,7 +372,12 @@ def _facts(reader: Any, path: Path, *, tied: bool) -> GgufFacts:
             vocab_size=int(told("llama.vocab_size") or len(told("tokenizer.ggml.tokens", []))),
             norm_eps=_shortest(told("llama.attention.layer_norm_rms_epsilon", 1e-5)),
             rope_theta=_shortest(told("llama.rope.freq_base", 1e4)),
-            rope_scale=_shortest(told("llama.rope.scaling.factor", 1.0)),
+            rope_scale=_shortest(
+                told("llama.rope.scaling.factor", 1.0) if kind == "linear" else 1.0
+            ),
+            llama3=None
+            if scaling is None
+            else Llama3Scaling.from_hugging_face(scaling, where=f"{path}: {ROPE_KEY}"),
             max_context=int(told("llama.context_length")),
             tied=tied,
             bos_id=int(told("tokenizer.ggml.bos_token_id", 1)),

@@ -145,6 +145,11 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
             f" {config.rope_scale:g}",
             hint="convert it to the Hugging Face layout or to GGUF",
         )
+    if config.llama3 is not None:
+        raise UserError(
+            "Meta's layout of Llama 2 cannot express llama3 rotary scaling, which the model has",
+            hint="convert it to the Hugging Face layout or to GGUF",
+        )
     multiple_of, multiplier = width_rule(config.dim, config.hidden_dim)
     params: dict[str, Any] = {
         "dim": config.dim,

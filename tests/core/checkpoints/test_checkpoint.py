@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish, resolve
+from codecria.core.checkpoints.convert import Layout, Request, convert
+from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
@@ -145,8 +147,8 @@ def edit_config(folder: Path, **changes: object) -> None:
         (lambda f: edit_config(f, num_attention_heads=5), "dim 32 is not a multiple of n_heads 5"),
         (lambda f: edit_config(f, head_dim=16), "head_dim 16 differs"),
         (
-            lambda f: edit_config(f, rope_parameters={"rope_type": "llama3", "rope_theta": 5e5}),
-            "rotary scaling 'llama3' is not supported",
+            lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+            "rotary scaling 'yarn' is not supported",
         ),
     ],
 )
@@ -171,3 +173,52 @@ def test_theta_is_read_where_either_generation_of_transformers_writes_it(generat
     raw = replace(CONFIG, rope_theta=1e6).to_hugging_face(dtype="float32")
     del raw["rope_parameters" if generation == 4 else "rope_theta"]
     assert ModelConfig.from_hugging_face(raw, where="config.json").rope_theta == 1e6
+
+
+def with_own_output(folder: Path, output: torch.Tensor) -> None:
+    """Store an output matrix in a tied checkpoint."""
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {"lm_head.weight": output}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_stored_output_matrix_counts_as_transformers_counts_it(
+    equal: bool, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = published(tmp_path / "m", replace(CONFIG, tied=True))
+    table = model.tok_embeddings.detach()
+    with_own_output(tmp_path / "m", table.clone() if equal else table.flip(0) + 0.1)
+    checkpoint = Checkpoint.open(tmp_path / "m")
+    assert checkpoint.config.tied == equal
+    loaded = load_model(checkpoint, device=CPU)
+    ids = torch.arange(12).unsqueeze(0)
+    hidden = loaded(ids, torch.arange(12).unsqueeze(0), PackedAttention(None))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.logits(hidden), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+def test_converting_keeps_a_stored_output_matrix(layout: str, tmp_path: Path) -> None:
+    model = published(tmp_path / "m", replace(CONFIG, tied=True))
+    output = model.tok_embeddings.detach().flip(0)
+    with_own_output(tmp_path / "m", output)
+    convert(Request(source=tmp_path / "m", out=tmp_path / "out", layout=Layout(layout)))
+    result = Checkpoint.open(tmp_path / "out")
+    assert not result.config.tied
+    assert torch.equal(result.weights.raw("output.weight"), output)
+
+
+@pytest.mark.parametrize("wide", ["norm.weight", "input_layernorm.weight", "embed_tokens.weight"])
+def test_mixed_types_load_into_one(wide: str, tmp_path: Path) -> None:
+    published(tmp_path / "m", dtype=torch.bfloat16)
+    file = tmp_path / "m" / "model.safetensors"
+    mixed = {n: t.float() if n.endswith(wide) else t for n, t in load_file(file).items()}
+    save_file(mixed, file, metadata={"format": "pt"})
+    checkpoint = Checkpoint.open(tmp_path / "m")
+    for dtype in (None, torch.bfloat16, torch.float32):
+        loaded = load_model(checkpoint, device=CPU, dtype=dtype)
+        assert {w.dtype for w in loaded.parameters()} == {dtype or torch.float32}
+        ids = torch.arange(8).unsqueeze(0)
+        assert loaded(ids, ids, PackedAttention(None)).isfinite().all()
