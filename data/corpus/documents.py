@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from codecria.data.errors import UserError
 
-from . import languages, licences, units
+from . import languages, licence_texts, licences, units
 from .reasons import Reason
 from .units import TEXT_COLUMNS, InputFile, Unit
 
@@ -129,7 +129,7 @@ def _read_text(file: InputFile, data: bytes) -> Document | Rejected:
     language = languages.by_content(file.relative, text)
     if language is None:
         return _rejected(file, identity, Reason.LANGUAGE_UNKNOWN, len(data))
-    licence = licences.of_header(text) or file.licence
+    licence = licence_texts.of_header(text) or file.licence
     metadata = Metadata(source=file.source, path=file.relative, language=language, licence=licence)
     return Document(id=identity, text=text, metadata=metadata, input_bytes=len(data))
 
@@ -164,7 +164,7 @@ def _read_notebook(file: InputFile, data: bytes) -> Document | Rejected:
     if "\0" in code:
         return _rejected(file, identity, Reason.BINARY, len(data))
     language = languages.by_name(str(kernel)) or languages.UNKNOWN
-    licence = licences.of_header(code) or file.licence
+    licence = licence_texts.of_header(code) or file.licence
     metadata = Metadata(source=file.source, path=file.relative, language=language, licence=licence)
     text = code + "\n" if code else ""
     return Document(id=identity, text=text, metadata=metadata, input_bytes=len(data))
@@ -347,7 +347,9 @@ def _record(
     )
     told = _known(record, LICENCE_COLUMNS)
     values = told if isinstance(told, list) else [told]
-    licence = licences.of_header(text) or licences.join(filter(None, map(_text_or_none, values)))
+    licence = licence_texts.of_header(text) or licences.join(
+        filter(None, map(_text_or_none, values))
+    )
     metadata = Metadata(source=file.source, path=path, language=language, licence=licence)
     return Document(
         id=identity, text=text.removeprefix("\ufeff"), metadata=metadata, input_bytes=size

@@ -1,26 +1,34 @@
-"""Licences: told from headers, licence files and columns; compared as SPDX expressions.
+"""Licences as SPDX expressions: read, joined, and held against what a user wants.
 
-    of_header(text)     the first lines of a source file -> expression or None
-    of_text(text)       a LICENSE or COPYING file -> expression or None
     normalise(value)    what a data set's column says -> expression or None
+    join(values)        several licences of one thing, all of which apply
     parse_wanted(text)  what a user allows -> Wanted
 
-An expression is an id of the SPDX list, or ids joined by AND, OR and WITH. None is unknown.
+An expression is an id of the SPDX list, or ids joined by AND, OR and WITH; the package
+license-expression knows the list and parses. None is unknown.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import PurePosixPath
+
+from license_expression import (
+    AND,
+    OR,
+    ExpressionError,
+    LicenseSymbol,
+    LicenseWithExceptionSymbol,
+    Licensing,
+    get_spdx_licensing,
+)
 
 from codecria.data.errors import UsageError
 
 UNKNOWN = "unknown"
-OPERATORS = ("AND", "OR", "WITH")
-HEAD_CHARACTERS = 6_000  # of a source file, where a header stands
 
 # What asks for no more than its own text and a notice to be kept: the licences that the Blue Oak
 # Council lists as permissive and that are met in public code, and dedications to the public domain.
@@ -73,60 +81,8 @@ PERMISSIVE = (
     "Zlib",
     "ZPL-2.1",
 )
-OTHERS = (
-    "AGPL-1.0-only",
-    "AGPL-3.0-only",
-    "AGPL-3.0-or-later",
-    "APSL-2.0",
-    "BUSL-1.1",
-    "CC-BY-3.0",
-    "CC-BY-4.0",
-    "CC-BY-NC-4.0",
-    "CC-BY-NC-SA-4.0",
-    "CC-BY-SA-3.0",
-    "CC-BY-SA-4.0",
-    "CDDL-1.0",
-    "CDDL-1.1",
-    "CECILL-2.1",
-    "CPL-1.0",
-    "Elastic-2.0",
-    "EPL-1.0",
-    "EPL-2.0",
-    "EUPL-1.1",
-    "EUPL-1.2",
-    "GFDL-1.3-only",
-    "GFDL-1.3-or-later",
-    "GPL-1.0-only",
-    "GPL-1.0-or-later",
-    "GPL-2.0-only",
-    "GPL-2.0-or-later",
-    "GPL-3.0-only",
-    "GPL-3.0-or-later",
-    "LGPL-2.0-only",
-    "LGPL-2.0-or-later",
-    "LGPL-2.1-only",
-    "LGPL-2.1-or-later",
-    "LGPL-3.0-only",
-    "LGPL-3.0-or-later",
-    "MPL-1.1",
-    "MPL-2.0",
-    "MS-RL",
-    "ODbL-1.0",
-    "OFL-1.1",
-    "OSL-3.0",
-    "SSPL-1.0",
-    "Vim",
-)
-_CANONICAL = {name.casefold(): name for name in (*PERMISSIVE, *OTHERS)}
-# Ids that the SPDX list has given up, and names people write.
-_GNU = {
-    f"{family}-{version}{suffix}": f"{family.upper()}-{version}-{meaning}"
-    for family in ("gpl", "lgpl", "agpl", "gfdl")
-    for version in ("1.0", "1.3", "2.0", "2.1", "3.0")
-    for suffix, meaning in (("", "only"), ("+", "or-later"))
-}
+# Names people write that the SPDX list does not know.
 _ALIASES = {
-    **_GNU,
     "apache 2": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
@@ -188,192 +144,81 @@ _NOTHING = frozenset(
         *("no license", "no-license", "no_license"),
     ]
 )
-_FILE_NAME = re.compile(
-    r"(?:(?:un)?licen[cs]es?|copying|copyright|mit-licen[cs]e)(?:[.\-_][a-z0-9.\-_+]*)?", re.I
-)
-_PROGRAM_ENDINGS = (".py", ".js", ".ts", ".go", ".java", ".c", ".h", ".rs", ".rb", ".json", ".yml")
-
-
-def is_licence_file(name: str) -> bool:
-    """Whether a file is by its name the licence of what lies around it."""
-    name = PurePosixPath(name).name
-    return bool(_FILE_NAME.fullmatch(name)) and not name.lower().endswith(_PROGRAM_ENDINGS)
-
-
-# ------------------------------------------------------------------------------------------- texts
-
-_SPACE = re.compile(r"[\W_]+")
-
-
-def _plain(text: str) -> str:
-    """Lower-case words with one space between them: titles, frames and line ends make no odds."""
-    return f" {_SPACE.sub(' ', text).lower().strip()} "
-
-
-# Phrases of licences' own texts, all of which must be there; the first licence that fits counts,
-# so those whose text holds another's stand before it.
-_TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("AGPL-3.0-only", ("gnu affero general public license", "version 3 19 november 2007")),
-    ("LGPL-3.0-only", ("gnu lesser general public license", "version 3 29 june 2007")),
-    ("LGPL-2.1-only", ("gnu lesser general public license", "version 2 1 february 1999")),
-    ("LGPL-2.0-only", ("gnu library general public license", "version 2 june 1991")),
-    ("GPL-3.0-only", ("gnu general public license", "version 3 29 june 2007")),
-    ("GPL-2.0-only", ("gnu general public license", "version 2 june 1991")),
-    ("SSPL-1.0", ("server side public license", "version 1 october 16 2018")),
-    ("MPL-2.0", ("mozilla public license", "version 2 0", "covered software")),
-    ("MPL-1.1", ("mozilla public license", "version 1 1", "covered code")),
-    ("EPL-2.0", ("eclipse public license", "v 2 0", "secondary license")),
-    ("EPL-1.0", ("eclipse public license", "v 1 0", "contributor")),
-    ("CDDL-1.0", ("common development and distribution license", "covered software")),
-    ("EUPL-1.2", ("european union public licence", "v 1 2")),
-    ("BUSL-1.1", ("business source license 1 1", "change date")),
-    ("Elastic-2.0", ("elastic license 2 0",)),
-    ("Apache-2.0", ("apache license", "version 2 0 january 2004")),
-    ("CC0-1.0", ("cc0 1 0 universal",)),
-    ("CC-BY-NC-SA-4.0", ("attribution noncommercial sharealike 4 0 international",)),
-    ("CC-BY-NC-4.0", ("attribution noncommercial 4 0 international",)),
-    ("CC-BY-SA-4.0", ("attribution sharealike 4 0 international",)),
-    ("CC-BY-4.0", ("attribution 4 0 international",)),
-    ("Artistic-2.0", ("artistic license 2 0",)),
-    ("OFL-1.1", ("sil open font license version 1 1",)),
-    ("BSL-1.0", ("boost software license version 1 0",)),
-    ("Unlicense", ("free and unencumbered software released into the public domain",)),
-    ("WTFPL", ("do what the fuck you want to public license",)),
-    ("PSF-2.0", ("python software foundation license version 2",)),
-    ("UPL-1.0", ("universal permissive license", "larger works")),
-    ("NCSA", ("permission is hereby granted free of charge", "neither the names of")),
-    (
-        "PostgreSQL",
-        ("permission to use copy modify and distribute", "in no event shall the university"),
-    ),
-    ("MulanPSL-2.0", ("mulan psl v2",)),
-    ("BlueOak-1.0.0", ("blue oak model license",)),
-    (
-        "MIT-0",
-        ("permission is hereby granted free of charge to any person", "without restriction"),
-    ),
-    (
-        "Zlib",
-        (
-            "this software is provided as is without any express or implied warranty",
-            "altered source versions must be plainly marked",
-        ),
-    ),
-    ("0BSD", ("permission to use copy modify and or distribute this software",)),
-    ("BSD-1-Clause", ("redistributions of source code must retain the above copyright notice",)),
-)
-_MIT_NOTICE = "the above copyright notice and this permission notice shall be included"
-_ISC_NOTICE = "provided that the above copyright notice and this permission notice appear"
-
-
-def of_text(text: str) -> str | None:
-    """The licence that a LICENSE or COPYING file holds, or None.
-
-    Of a file with several licences (a notice of third parties after its own) the one counts whose
-    text begins first; `AND` is not made up, since such files often list what is merely bundled.
-    """
-    plain = _plain(text[:200_000])
-    found: list[tuple[int, int, str]] = []
-    for rank, (name, phrases) in enumerate(_TEXTS):
-        places = [plain.find(f" {phrase} ") for phrase in phrases]
-        if min(places) >= 0:
-            found.append((min(places), rank, name))
-    if not found:
-        return of_header(text)
-    place, _, name = min(found, key=lambda hit: (hit[0], hit[1]))
-    after = plain[place:]
-    if name == "MIT-0":
-        return "MIT" if _MIT_NOTICE in after[:3000] else "MIT-0"
-    if name == "0BSD":
-        return "ISC" if _ISC_NOTICE in after[:1500] else "0BSD"
-    if name == "BSD-1-Clause":
-        return _bsd(after[:4000])
-    return name
-
-
-def _bsd(plain: str) -> str:
-    if "all advertising materials mentioning" in plain:
-        return "BSD-4-Clause"
-    if "endorse or promote products" in plain:
-        return "BSD-3-Clause"
-    if "redistributions in binary form must" in plain:
-        return "BSD-2-Clause"
-    return "BSD-1-Clause"
-
-
-# ----------------------------------------------------------------------------------------- headers
-
-_SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([A-Za-z0-9 \t.+()\-]+)")
-_HINTS = ("icen", "ICEN", "ublic domain")  # no header speaks without one of these
-# (words that must follow each other in a header, the licence)
-_HEADERS: tuple[tuple[str, str], ...] = (
-    (r"licensed under the apache license,? version 2", "Apache-2.0"),
-    (r"licensed to the apache software foundation", "Apache-2.0"),
-    (r"apache license,? version 2 0", "Apache-2.0"),
-    (
-        r"affero general public license.{0,200}?version 3.{0,80}?or at your option",
-        "AGPL-3.0-or-later",
-    ),
-    (
-        r"lesser general public license.{0,200}?version 3.{0,80}?or at your option",
-        "LGPL-3.0-or-later",
-    ),
-    (
-        r"lesser general public license.{0,200}?version 2 1.{0,80}?or at your option",
-        "LGPL-2.1-or-later",
-    ),
-    (
-        r"library general public license.{0,200}?version 2.{0,80}?or at your option",
-        "LGPL-2.0-or-later",
-    ),
-    (r"gnu general public license.{0,200}?version 3.{0,80}?or at your option", "GPL-3.0-or-later"),
-    (r"gnu general public license.{0,200}?version 2.{0,80}?or at your option", "GPL-2.0-or-later"),
-    (r"gnu general public license version 3", "GPL-3.0-only"),
-    (r"gnu general public license version 2", "GPL-2.0-only"),
-    (r"mozilla public license,? v 2 0", "MPL-2.0"),
-    (r"eclipse public license v?2 0|eclipse public license v 2 0", "EPL-2.0"),
-    (r"eclipse public license v1 0|eclipse public license v 1 0", "EPL-1.0"),
-    (r"(?:licensed|released|distributed|available) under the (?:terms of the )?mit license", "MIT"),
-    (r"use of this source code is governed by an mit style", "MIT"),
-    (r"permission is hereby granted free of charge to any person", "MIT"),
-    (r"use of this source code is governed by a bsd style", "BSD-3-Clause"),
-    (
-        r"(?:licensed|released|distributed) under the (?:terms of the )?"
-        r"(?:new |3 clause |modified )?bsd license",
-        "BSD-3-Clause",
-    ),
-    (r"boost software license,? version 1 0", "BSL-1.0"),
-    (r"placed in the public domain|released into the public domain", "Unlicense"),
-)
-_COMPILED = tuple((re.compile(pattern), name) for pattern, name in _HEADERS)
-
-
-def of_header(text: str) -> str | None:
-    """The licence that a source file's first lines tell, or None.
-
-    An `SPDX-License-Identifier` counts before anything else; then the phrases that headers use.
-    """
-    head = text[:HEAD_CHARACTERS]
-    if not any(hint in head for hint in _HINTS):
-        return None
-    if match := _SPDX.search(head):
-        expression = normalise(match[1].strip().strip("-").strip())
-        if expression is not None:
-            return expression
-    plain = _plain(head)
-    if " licen" not in plain and " public domain" not in plain:
-        return None
-    places = [(found.start(), name) for rule, name in _COMPILED if (found := rule.search(plain))]
-    if not places:
-        if "redistributions of source code must retain" in plain:
-            return _bsd(plain)
-        return None
-    return min(places)[1]
 
 
 # ------------------------------------------------------------------------------------- expressions
 
-_TOKEN = re.compile(r"\s*(\(|\)|[^\s()]+)")
+_PARTS = re.compile(r"(\s+(?:and|or|with)\s+|\s*[()/]\s*)", re.IGNORECASE)
+
+
+@functools.cache
+def _licensing() -> Licensing:
+    return get_spdx_licensing()  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _canonical() -> dict[str, str]:
+    """The ids of the SPDX list by how they are compared."""
+    return {
+        symbol.key.casefold(): symbol.key
+        for symbol in _licensing().known_symbols.values()
+        if not symbol.key.startswith("LicenseRef-")
+    }
+
+
+def _one(name: str) -> str | None:
+    """The id that a name stands for, or None."""
+    folded = name.strip().casefold()
+    if known := _ALIASES.get(folded) or _canonical().get(folded):
+        return known
+    if not re.fullmatch(r"[a-z0-9.+-]+", folded):
+        return None
+    try:
+        symbol = _licensing().parse(name.strip())
+    except ExpressionError:
+        return None
+    known = str(symbol.key) if isinstance(symbol, LicenseSymbol) else ""
+    return known if known.casefold() in _canonical() else None  # `GPL-2.0+` and other old ids
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(value: str) -> object | None:
+    """The tree of an expression, with ids as the SPDX list writes them; None for what is none.
+
+    `MIT/Apache-2.0`, the old form of OR, counts as such where every side is a known licence.
+    """
+    parts = [part for part in _PARTS.split(value) if part]
+    known = [_one(part) for part in parts]
+    slashes = [part.strip() == "/" for part in parts]
+    if any(slashes) and not all(
+        slash or name or _PARTS.fullmatch(part)
+        for slash, name, part in zip(slashes, known, parts, strict=True)
+    ):
+        return None
+    text = "".join(
+        " OR " if slash else name or part
+        for slash, name, part in zip(slashes, known, parts, strict=True)
+    )
+    try:
+        tree: object | None = _licensing().parse(text)
+    except ExpressionError:
+        return None
+    return tree
+
+
+def _names_in(node: object) -> str:
+    """An expression written out."""
+    if isinstance(node, (AND, OR)):
+        sign = " AND " if isinstance(node, AND) else " OR "
+        sides = [
+            f"({_names_in(side)})" if isinstance(side, (AND, OR)) else _names_in(side)
+            for side in node.args
+        ]
+        return sign.join(sides)
+    if isinstance(node, LicenseWithExceptionSymbol):
+        return f"{node.license_symbol.key} WITH {node.exception_symbol.key}"
+    assert isinstance(node, LicenseSymbol), node
+    return str(node.key)
 
 
 def normalise(value: str) -> str | None:
@@ -383,22 +228,16 @@ def normalise(value: str) -> str | None:
 
     >>> normalise("apache-2.0"), normalise("GPLv3+"), normalise("no-license")
     ('Apache-2.0', 'GPL-3.0-or-later', None)
+    >>> normalise("MIT/Apache-2.0")
+    'MIT OR Apache-2.0'
     """
     value = " ".join(value.split())
     if value.casefold() in _NOTHING:
         return None
     if known := _one(value):
         return known
-    parts = _TOKEN.findall(value)
-    if not any(part.upper() in OPERATORS for part in parts):
-        return value
-    shown = [part.upper() if part.upper() in OPERATORS else _one(part) or part for part in parts]
-    return " ".join(shown).replace("( ", "(").replace(" )", ")")
-
-
-def _one(name: str) -> str | None:
-    folded = name.casefold()
-    return _CANONICAL.get(folded) or _ALIASES.get(folded)
+    tree = _parsed(value)
+    return value if tree is None else _names_in(tree)
 
 
 def join(values: Iterable[str]) -> str | None:
@@ -414,7 +253,7 @@ class Wanted:
     """The licences that documents may have.
 
     Attributes:
-        names: SPDX ids, sorted, and "unknown" if what tells none is wanted too.
+        names: SPDX ids, sorted, and "unknown" if what states none is wanted too.
     """
 
     names: tuple[str, ...]
@@ -428,49 +267,19 @@ class Wanted:
         if expression is None:
             return UNKNOWN in self.names
         wanted = frozenset(name.casefold() for name in self.names)
-        tokens = [
-            token.upper() if token.upper() in OPERATORS else token
-            for token in _TOKEN.findall(expression)
-        ]
-        try:
-            place, verdict = _or(tokens, 0, wanted)
-        except IndexError:
-            return expression.casefold() in wanted
-        return verdict if place == len(tokens) else expression.casefold() in wanted
+        tree = _parsed(expression)
+        return expression.casefold() in wanted if tree is None else _allowed(tree, wanted)
 
 
-def _or(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, bool]:
-    """The place after an expression, and whether it is allowed."""
-    place, verdict = _and(tokens, place, wanted)
-    while tokens[place : place + 1] == ["OR"]:
-        place, other = _and(tokens, place + 1, wanted)
-        verdict = verdict or other
-    return place, verdict
-
-
-def _and(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, bool]:
-    place, verdict = _simple(tokens, place, wanted)
-    while tokens[place : place + 1] == ["AND"]:
-        place, other = _simple(tokens, place + 1, wanted)
-        verdict = verdict and other
-    return place, verdict
-
-
-def _simple(tokens: list[str], place: int, wanted: frozenset[str]) -> tuple[int, bool]:
-    if tokens[place] == "(":
-        place, verdict = _or(tokens, place + 1, wanted)
-        if tokens[place] != ")":
-            raise IndexError
-        return place + 1, verdict
-    if tokens[place] == ")":
-        raise IndexError
-    name = _one(tokens[place]) or tokens[place]
-    place += 1
-    if tokens[place : place + 1] == ["WITH"]:
-        if tokens[place + 1] in "()":
-            raise IndexError
-        place += 2
-    return place, name.casefold() in wanted
+def _allowed(node: object, wanted: frozenset[str]) -> bool:
+    if isinstance(node, OR):
+        return any(_allowed(side, wanted) for side in node.args)
+    if isinstance(node, AND):
+        return all(_allowed(side, wanted) for side in node.args)
+    if isinstance(node, LicenseWithExceptionSymbol):
+        node = node.license_symbol
+    assert isinstance(node, LicenseSymbol), node
+    return str(node.key).casefold() in wanted
 
 
 def parse_wanted(text: str) -> Wanted | None:
@@ -493,7 +302,7 @@ def _names(text: str) -> Iterator[str]:
         elif found := _one(part):
             yield found
         else:
-            near = get_close_matches(part.casefold(), [*_CANONICAL, *_ALIASES], n=3)
+            near = get_close_matches(part.casefold(), [*_canonical(), *_ALIASES], n=3)
             named = " or ".join(_one(name) or name for name in near)
             raise UsageError(
                 f"no licence is called {part!r}",
