@@ -153,7 +153,7 @@ _PARTS = re.compile(r"(\s+(?:and|or|with)\s+|\s*[()/]\s*)", re.IGNORECASE)
 
 @functools.cache
 def _licensing() -> Licensing:
-    return get_spdx_licensing()  # type: ignore[no-untyped-call]
+    return get_spdx_licensing()
 
 
 @functools.cache
