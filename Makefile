@@ -52,7 +52,7 @@ DEMO_ROUND := --solutions 10
 DEMO_SCORE := --max-tokens 48
 endif
 DEMO_TUNE := --dialogs examples/dialogs.jsonl --dialogs $(DEMO)/answered.jsonl \
-	--rehearse $(DEMO)/code=0.06 --rehearse $(DEMO)/prose=0.02
+	--replay $(DEMO)/code=0.06 --replay $(DEMO)/prose=0.02
 DEMO_TESTED := $(CODECRIA) evaluate exercises --problems $(DEMO)/held-out.jsonl $(DEMO_SCORE)
 
 # A first model learns to write from docstrings and a little code: it plays Llama 2. The stages of

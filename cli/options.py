@@ -154,6 +154,16 @@ DryRun = Annotated[
 ]
 
 
+Decontaminate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Leave out what contains a problem of this evaluation set; repeatable.",
+        rich_help_panel=INPUT,
+    ),
+]
+
+
 def count_option(help: str, *names: str, panel: str | None = None) -> Any:
     """An option that takes a count as people write it: 50M, 5e7, 50_000_000.
 

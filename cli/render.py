@@ -152,13 +152,13 @@ def metrics_text(record: dict[str, Any], seconds_left: float | None) -> str:
     """
     figures = (
         (f"{duration(seconds_left)} left" if seconds_left is not None else "", True),
-        ("loss {loss:.4f}", "loss" in record),
-        ("infill {infill_loss:.4f}", "infill_loss" in record),
-        ("validation {validation_loss:.4f}", "validation_loss" in record),
-        ("infill {validation_infill_loss:.4f}", "validation_infill_loss" in record),
-        ("{tokens_per_s:,.0f} tokens/s", "tokens_per_s" in record),
+        ("loss {loss:.4f}", record.get("loss") is not None),
+        ("infill {infill_loss:.4f}", record.get("infill_loss") is not None),
+        ("validation {validation_loss:.4f}", record.get("validation_loss") is not None),
+        ("infill {validation_infill_loss:.4f}", record.get("validation_infill_loss") is not None),
+        ("{tokens_per_s:,.0f} tokens/s", record.get("tokens_per_s") is not None),
         ("MFU {mfu:.0%}", record.get("mfu") is not None),
-        ("lr {lr:.2e}", "lr" in record),
+        ("lr {lr:.2e}", record.get("lr") is not None),
     )
     return "  ".join(text.format(**record) for text, there in figures if text and there)
 

@@ -270,7 +270,9 @@ def _data_of(run: Path, source: Mapping[str, Any]) -> Path:
     for made in sorted((run / "dialogs").glob(f"*/{MANIFEST_NAME}")):
         if read_manifest(made.parent).digest == source["digest"]:
             return made.parent
-    return Path(source["path"])
+    # As given, a path may be relative to a working directory that is not today's.
+    folders = [Path(source[key]) for key in ("folder", "path") if key in source]
+    return next((folder for folder in folders if folder.is_dir()), folders[-1])
 
 
 def _run(path: Path, *, verify: bool) -> dict[str, Any]:

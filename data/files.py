@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -84,9 +85,25 @@ def atomic_write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def finite(value: Any) -> Any:
+    """The JSON value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def json_line(value: Any) -> str:
+    """The value as one line of JSON, with its line end; see `finite`."""
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def atomic_write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON with sorted keys, whole or not at all."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    """Write `value` as readable JSON with sorted keys, whole or not at all; see `finite`."""
+    text = json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
 
 

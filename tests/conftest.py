@@ -187,11 +187,14 @@ def small_model(tokenizer: Tokenizer, random_model: Callable[..., Path]) -> Path
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset "1m", smaller still, and no measuring of the machine."""
-    from codecria.core.training import stage
+    from codecria.core import machine
+    from codecria.core.model.config import MODELS
+    from codecria.core.training import planner
 
-    tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
-    monkeypatch.setitem(stage.MODELS, "1m", tiny)
-    monkeypatch.setattr(stage.machine, "matmul_flops", lambda *_: 1e11)
+    tiny = replace(MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
+    monkeypatch.setitem(MODELS, "1m", tiny)
+    monkeypatch.setattr(machine, "matmul_flops", lambda *_: 1e11)
+    monkeypatch.setattr(planner, "measured_rate", lambda *_: 2e10)
 
 
 def _beside(name: str) -> ModuleType:

@@ -95,8 +95,8 @@ def model_card(
         "- It can repeat code it was trained on, under that code's licence, and write code that is "
         "wrong or unsafe: run none of it outside a sandbox.",
         "- No training for safety, and no test for toxic or biased answers.",
-        "- The licence of these weights is for whoever publishes them to settle, with the licences "
-        "of the data above in view.",
+        "- The publisher must choose a licence for the weights, considering the licences of the "
+        "data above.",
         "",
     ]
     return "\n".join(parts)
@@ -144,8 +144,8 @@ def _recipe(recipe: Recipe) -> list[str]:
         ("steps", f"{recipe.steps:,}"),
         (
             "learning rate",
-            f"{recipe.peak_lr:g}, {recipe.warmup_steps:,} warm-up steps, cosine to"
-            f" {recipe.peak_lr * recipe.final_lr_ratio:g}",
+            f"{recipe.peak_lr:g}, {recipe.warmup_steps:,} warm-up steps, {_decay(recipe)} to"
+            f" {recipe.peak_lr * recipe.min_lr_ratio:g}",
         ),
         (
             "AdamW",
@@ -164,6 +164,12 @@ def _recipe(recipe: Recipe) -> list[str]:
             )
         )
     return _table(("recipe", ""), rows)
+
+
+def _decay(recipe: Recipe) -> str:
+    if recipe.schedule == "cosine":
+        return "cosine"
+    return f"constant, over the last {recipe.decay_share:.0%} of the steps linear"
 
 
 def _data(run: RunConfig, mixture: Mixture, epochs: Mapping[str, float]) -> list[str]:

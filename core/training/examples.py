@@ -36,13 +36,13 @@ class Example:
 
     def as_json(self) -> dict[str, Any]:
         """The example as JSON values."""
-        told: dict[str, Any] = {
+        found: dict[str, Any] = {
             "row": self.row,
             "order": self.order,
             "marked": self.marked,
             "ids": list(self.ids),
         }
-        return told if self.learned is None else told | {"learned": list(self.learned)}
+        return found if self.learned is None else found | {"learned": list(self.learned)}
 
 
 def examples(stage: Stage, count: int) -> Iterator[Example]:

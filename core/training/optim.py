@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: AdamW, linear warm-up, cosine decay."""
+"""The optimiser and its schedule: AdamW, linear warm-up, then cosine or constant and decay."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from torch import nn
 from .recipes import Recipe
 
 
-def warmup_cosine(step: int, recipe: Recipe) -> float:
+def learning_rate(step: int, recipe: Recipe) -> float:
     """The learning rate of step `step`, counted from 0.
 
-    Rises linearly over the warm-up, reaches the peak at its last step, and falls along half a
-    cosine to peak x final_lr_ratio at the run's last step (Code Llama, section 2.6).
+    Rises linearly over the warm-up and reaches the peak at its last step. The "cosine" schedule
+    falls along half a cosine to peak x min_lr_ratio at the run's last step (Code Llama, section
+    2.6). The "wsd" schedule stays at the peak, and falls linearly to the same floor over the run's
+    last part: until then it does not depend on the length of the run, so a run may be extended.
     """
     if step < recipe.warmup_steps:
         return recipe.peak_lr * (step + 1) / recipe.warmup_steps
+    floor = recipe.min_lr_ratio
+    if recipe.schedule == "wsd":
+        if step < recipe.decay_start:
+            return recipe.peak_lr
+        left = (recipe.steps - 1 - step) / max(1, recipe.steps - recipe.decay_start)
+        return recipe.peak_lr * (floor + (1 - floor) * max(0.0, left))
     decay = max(1, recipe.steps - 1 - recipe.warmup_steps)
     done = min(1.0, (step - recipe.warmup_steps) / decay)
-    floor = recipe.final_lr_ratio
     return recipe.peak_lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 

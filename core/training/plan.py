@@ -17,9 +17,22 @@ from codecria.data.rows.rows import Counts
 
 from .recipes import Recipe, Share
 
-# The share of the matrix-product peak that training reached where it was measured
-# (docs/training.md); a plan needs some figure, and a run reports its own.
+# The share of the matrix-product peak by which a run is guessed to be long enough to compile; a
+# plan's time is measured (`Rate`).
 TYPICAL_MFU = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast a run is.
+
+    Attributes:
+        tokens_per_s: tokens trained on per second.
+        source: how that is known, for people.
+    """
+
+    tokens_per_s: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +128,7 @@ def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
 
 
 def memory_bytes(
-    config: ModelConfig, context: int, micro_rows: int, dtype: str, *, recompute: bool = False
+    config: ModelConfig, context: int, micro_batch_size: int, dtype: str, *, recompute: bool = False
 ) -> dict[str, int]:
     """Bytes of a training step on one device, by part.
 
@@ -129,12 +142,12 @@ def memory_bytes(
     Args:
         config: the shape.
         context: tokens of a row.
-        micro_rows: rows of one forward pass.
+        micro_batch_size: rows of one forward pass.
         dtype: compute type, "float32" or "bfloat16".
-        recompute: whether a layer's activations are computed anew in backward.
+        recompute: whether a layer's activations are recomputed in backward.
     """
     size = 4 if dtype == "float32" else 2
-    tokens = context * micro_rows
+    tokens = context * micro_batch_size
     keys = 2 * config.n_kv_heads * config.head_dim
     layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
     weights = 4 * config.parameters
@@ -158,8 +171,9 @@ class Plan:
         memory: bytes on one device, by part.
         flops: of the whole run.
         peak_flops: of the device, FLOP/s; 0 if unknown.
+        rate: how fast this machine trains it; None if unknown.
         infill: what of the data is infilled, in a stage that does.
-        recompute: whether activations are computed anew in backward.
+        recompute: whether activations are recomputed in backward.
         reach: how far back the data lets tokens look, in a stage that masks documents.
     """
 
@@ -169,14 +183,17 @@ class Plan:
     memory: Mapping[str, int]
     flops: float
     peak_flops: float
+    rate: Rate | None = None
     infill: InfillPlan | None = None
     recompute: bool = False
     reach: Reach | None = None
 
     @property
     def seconds(self) -> float | None:
-        """Expected time at `TYPICAL_MFU` of the peak; None if the peak is unknown."""
-        return training_seconds(self.flops, self.peak_flops)
+        """Expected time of the whole run; None if the speed is unknown."""
+        if self.rate is None:
+            return None
+        return self.recipe.steps * self.recipe.batch_tokens / self.rate.tokens_per_s
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -211,6 +228,7 @@ class Plan:
             "flops": self.flops,
             "peak_flops": self.peak_flops or None,
             "seconds": self.seconds,
+            "rate": None if self.rate is None else asdict(self.rate),
         }
 
 
@@ -224,9 +242,10 @@ def make_plan(
     model: ModelConfig,
     sources: Sequence[SourcePlan],
     *,
-    micro_rows: int,
+    micro_batch_size: int,
     dtype: str,
     peak_flops: float,
+    rate: Rate | None = None,
     infill: InfillPlan | None = None,
     recompute: bool = False,
     reach: Reach | None = None,
@@ -236,20 +255,22 @@ def make_plan(
     Args:
         recipe, model: what is trained, and how.
         sources: from `plan_sources`, or from the data at hand.
-        micro_rows: rows of one forward pass.
+        micro_batch_size: rows of one forward pass.
         dtype: compute type.
         peak_flops: of the device's matrix products, FLOP/s; 0 if unknown.
+        rate: how fast this machine trains it, if known.
         infill: what of the data is infilled, in a stage that does.
-        recompute: whether activations are computed anew in backward.
+        recompute: whether activations are recomputed in backward.
         reach: how far back the data lets tokens look, in a stage that masks documents.
     """
     return Plan(
         recipe=recipe,
         model=model,
         sources=sources,
-        memory=memory_bytes(model, recipe.context, micro_rows, dtype, recompute=recompute),
+        memory=memory_bytes(model, recipe.context, micro_batch_size, dtype, recompute=recompute),
         flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
         peak_flops=peak_flops,
+        rate=rate,
         infill=infill,
         recompute=recompute,
         reach=reach,

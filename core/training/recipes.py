@@ -48,7 +48,10 @@ class Recipe:
         context: tokens of one row.
         batch_tokens: tokens of one optimiser step, a multiple of the context.
         peak_lr: learning rate at the end of the warm-up.
-        final_lr_ratio: last learning rate over the peak.
+        schedule: how the rate falls after the warm-up: "cosine" over all steps, or "wsd"
+            (warm-up, stable, decay): constant, then linear over the last part.
+        decay_share: of the steps, the last part, in which the rate of "wsd" falls.
+        min_lr_ratio: last learning rate over the peak.
         warmup_steps: steps of linear warm-up.
         betas, eps, weight_decay: of AdamW.
         clip_norm: the gradient's norm is scaled down to this.
@@ -63,7 +66,7 @@ class Recipe:
         keep_objective: documents are infilled as they were in the checkpoint's own stage, whatever
             infill_rate and the rest say, unless they are given for the run.
         learn: the tokens of dialogs with loss: "answers" and what ends them, or "all".
-        rehearse: share of the rows that are drawn from the rehearsal data, where there is some.
+        replay: share of the rows that are drawn from the replayed data, where there is some.
         infill_rate: probability that an eligible document is infilled; 0 for a stage without.
         infill_spm_share, infill_scope, infill_eos: see `InfillFormat`.
         new_row_noise: embedding rows of new tokens are the mean of the others plus normal noise of
@@ -83,7 +86,9 @@ class Recipe:
     context: int
     batch_tokens: int
     peak_lr: float
-    final_lr_ratio: float = 1 / 30  # Code Llama, section 2.6
+    schedule: Literal["cosine", "wsd"] = "cosine"  # Code Llama, section 2.6
+    decay_share: float = 0.1  # ours; a tenth is customary
+    min_lr_ratio: float = 1 / 30  # Code Llama, section 2.6
     warmup_steps: int = 1_000  # Code Llama, section 2.6
     betas: tuple[float, float] = (0.9, 0.95)  # Code Llama, section 2.6
     eps: float = 1e-5  # Llama 2, section 2.2; Code Llama does not say
@@ -97,7 +102,7 @@ class Recipe:
     follows: tuple[str, ...] = ("scratch", "pretrain")
     keep_objective: bool = False
     learn: Learn = "answers"  # Llama 2, section 3.1; Code Llama does not say
-    rehearse: float = 0.0
+    replay: float = 0.0
     infill_rate: float = 0.0
     infill_spm_share: float = 0.5  # Code Llama, section 2.3
     infill_scope: Scope = "document"  # Code Llama, section 2.3
@@ -115,6 +120,17 @@ class Recipe:
     def rows(self) -> int:
         """Rows of one optimiser step."""
         return self.batch_tokens // self.context
+
+    @property
+    def decay_start(self) -> int:
+        """Steps before the rate falls in the "wsd" schedule."""
+        return max(self.warmup_steps, self.steps - math.ceil(self.decay_share * self.steps))
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """What the stage changes of a model's rotary positions, by field of `ModelConfig`."""
+        values = {"rope_theta": self.rope_theta, "rope_scale": self.rope_scale}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def infill(self) -> InfillFormat | None:
@@ -138,7 +154,8 @@ class Recipe:
                 f"batch_tokens {self.batch_tokens} is not a multiple of context {self.context}",
             ),
             (self.peak_lr > 0, f"peak_lr {self.peak_lr} must be positive"),
-            (0 <= self.final_lr_ratio <= 1, f"final_lr_ratio {self.final_lr_ratio} not in [0, 1]"),
+            (0 <= self.min_lr_ratio <= 1, f"min_lr_ratio {self.min_lr_ratio} not in [0, 1]"),
+            (0 < self.decay_share <= 1, f"decay_share {self.decay_share} not in (0, 1]"),
             (self.warmup_steps >= 0, f"warmup_steps {self.warmup_steps} is negative"),
             (
                 all(0 <= beta < 1 for beta in self.betas),
@@ -164,9 +181,14 @@ class Recipe:
                 self.rope_scale is None or self.rope_scale > 0,
                 f"rope_scale {self.rope_scale} must be positive",
             ),
-            (0 <= self.rehearse < 1, f"rehearse {self.rehearse} not in [0, 1)"),
+            (0 <= self.replay < 1, f"replay {self.replay} not in [0, 1)"),
             (self.new_row_noise >= 0, f"new_row_noise {self.new_row_noise} is negative"),
             (0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1"),
+        ]
+        numbers = (self.peak_lr, self.eps, self.weight_decay, self.clip_norm, self.new_row_noise)
+        rules += [
+            (math.isfinite(number), f"{number} is not a finite number")
+            for number in (*numbers, self.rope_theta or 1.0, self.rope_scale or 1.0)
         ]
         return [message for holds, message in rules if not holds]
 
@@ -210,7 +232,7 @@ PYTHON = replace(
     peak_lr=1e-4,
     follows=("pretrain",),
     mixture=PYTHON_MIXTURE,
-    stand_ins=("batch_tokens", "warmup_steps", "final_lr_ratio"),
+    stand_ins=("batch_tokens", "warmup_steps", "min_lr_ratio"),
 )
 # Takes the place of code pretraining, on Llama 2; in a chain of our own, it follows a short
 # pretraining that plays Llama 2.
@@ -238,7 +260,7 @@ LCFT = replace(
     follows=("fim",),
     infill_rate=FIM.infill_rate,
     keep_objective=True,  # the paper does not say; without it infilling is unlearned
-    stand_ins=("warmup_steps", "final_lr_ratio"),
+    stand_ins=("warmup_steps", "min_lr_ratio"),
 )
 LCFT_PYTHON = replace(
     LCFT,
@@ -273,13 +295,13 @@ INSTRUCT = replace(
     follows=("lcft",),
     infill_rate=FIM.infill_rate,
     keep_objective=True,
-    rehearse=0.08,  # section 2.5: 6 % code and 2 % natural language
+    replay=0.08,  # section 2.5: 6 % code and 2 % natural language
     mixture=(
         Share(name="dialogs", share=0.92, unique_tokens=0),
         Share(name="code", share=0.06, unique_tokens=425e9 / 2.03),
         Share(name="natural language", share=0.02, unique_tokens=35e9 / 0.01),
     ),
-    stand_ins=("peak_lr", "warmup_steps", "final_lr_ratio"),
+    stand_ins=("peak_lr", "warmup_steps", "min_lr_ratio"),
 )
 
 _PAPER_PEAK_LR = {"7b": 3e-4, "13b": 3e-4, "34b": 1.5e-4, "70b": 1.5e-4}  # section 2.6
@@ -453,6 +475,24 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UsageError("; ".join(problems), hint=f"in the recipe {recipe.name} {recipe.size}")
     return changed
+
+
+def requested(
+    name: str, size: str, changes: Mapping[str, Any], *, tokens: int | None, steps: int | None
+) -> Recipe:
+    """A recipe with fields replaced, for so many tokens or steps where either is given.
+
+    Raises:
+        UsageError: there is none, or the changes do not go together.
+    """
+    recipe = recipe_for(name, size)
+    changes = dict(changes)
+    if tokens is not None:
+        changes["tokens"] = tokens
+    if steps is not None:
+        # The batch may be among the changes: ask for it before turning steps into tokens.
+        changes["tokens"] = steps * override(recipe, changes).batch_tokens
+    return override(recipe, changes)
 
 
 def _split(value: Any) -> Any:

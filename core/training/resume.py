@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from codecria.core.checkpoints.formats.layout import hugging_face_name
+from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 from codecria.data.files import (
@@ -39,6 +40,26 @@ def step_folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
+def newest_step(run: Path) -> int:
+    """The run's newest saved step, 0 where there is none."""
+    folders = step_folders(run)
+    return int(folders[-1].name.removeprefix("step-")) if folders else 0
+
+
+def drop_after(run: Path, step: int) -> None:
+    """Remove the steps saved after `step`, unless there is no earlier one to resume from."""
+    border = f"step-{step:08d}"
+    later = [folder for folder in step_folders(run) if folder.name > border]
+    if len(later) < len(step_folders(run)):
+        for folder in later:
+            shutil.rmtree(folder)
+
+
+def size_bytes(model: ModelConfig) -> int:
+    """Bytes of one saved step: float32 weights and two moments, and the tokenizer."""
+    return int(12.2 * model.parameters) + (8 << 20)
+
+
 def save(
     run: Path,
     model: Transformer,
@@ -47,6 +68,7 @@ def save(
     state: Mapping[str, Any],
     tokenizer: Path | None,
     keep: int,
+    spare: int | None = None,
 ) -> Path:
     """Save a step, then remove all but the newest `keep`.
 
@@ -56,13 +78,14 @@ def save(
         state: JSON values, "step" among them: how many steps are done.
         tokenizer: the tokenizer.model to put beside the weights.
         keep: at least 1.
+        spare: a step that is kept beside them.
 
     Raises:
         UserError: it cannot be written; the older steps are untouched.
     """
     folder = run / "checkpoints" / f"step-{state['step']:08d}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    require_free_space(folder.parent, int(12.2 * model.config.parameters) + (8 << 20))
+    require_free_space(folder.parent, size_bytes(model.config))
     with atomic_folder(folder) as temporary:
         write_checkpoint(
             temporary,
@@ -81,7 +104,8 @@ def save(
         save_file(moments, temporary / MOMENTS_NAME, metadata={"format": "pt"})
         atomic_write_json(temporary / STATE_NAME, dict(state))
     for old in step_folders(run)[:-keep]:
-        shutil.rmtree(old)
+        if old.name != f"step-{spare or 0:08d}":
+            shutil.rmtree(old)
     return folder
 
 

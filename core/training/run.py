@@ -1,8 +1,9 @@
 """A run, resolved: what is trained on what, for how long, and where the results go.
 
-A run is fixed when it first starts and recorded in its folder. Starting it again continues it; a
-changed recipe or changed data is refused, because the result would be neither the old run nor the
-new one.
+A run is fixed when it first starts and recorded in its folder. Rerunning the same command resumes
+it; a changed recipe or changed data is refused, because the result would be neither the old run nor
+the new one. Two changes can be asked for: more steps (`--extend`), or another run in its place
+(`--force`).
 
     RUN/run.json                      this page: recipe, model, data and their digests, environment
     RUN/metrics.jsonl                 one line a logged step, one a validation
@@ -15,14 +16,19 @@ new one.
 
 from __future__ import annotations
 
+import math
 import platform
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from codecria.core.checkpoints.checkpoint import CONFIG_NAME
+from codecria.core.checkpoints.formats.meta import PARAMS_NAME
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, read_json
+from codecria.data.rows.shards import MANIFEST_NAME, SETS_NAME
 
 from .recipes import Recipe
 
@@ -30,18 +36,22 @@ RUN_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
 FORMAT = 1
 
+PROSE = ("summary", "source", "follows", "mixture", "stand_ins")  # of a recipe: for people
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
     """One shard set of the mixture.
 
     Attributes:
-        path: its folder, as given.
+        path: its folder or file, as given; its name in metrics.
+        folder: the shard set, as an absolute path, to find it from any working directory.
         weight: its share of the rows, all shares summing to one.
         digest: of its content.
     """
 
     path: str
+    folder: str
     weight: float
     digest: str
 
@@ -56,12 +66,13 @@ class RunConfig:
         sources: the data.
         tokenizer_digest: of the model's tokenizer; with infilling, extended.
         init: digest of the checkpoint it starts from, "" from fresh weights.
-        micro_rows: rows of one forward pass; the batch is gone through in such parts.
+        micro_batch_size: rows of one forward pass; a batch is split into such parts.
         dtype: what matrix products are computed in; weights are float32 always.
         compiled: whether torch.compile is used.
         attention: the attention backend.
-        recompute: whether activations are computed anew in backward; the result is the same.
+        recompute: whether activations are recomputed in backward; the result is the same.
         ancestors: what the checkpoint it starts from was made by, newest first, for the lineage.
+        extended: the steps at which the run was given more steps.
         log_every, eval_every, save_every: in steps.
         eval_rows: validation rows of each source.
         keep: how many checkpoints are kept.
@@ -72,12 +83,13 @@ class RunConfig:
     sources: tuple[SourceSpec, ...]
     tokenizer_digest: str
     init: str
-    micro_rows: int
+    micro_batch_size: int
     dtype: str
     compiled: bool
     attention: str
     recompute: bool
     ancestors: tuple[dict[str, Any], ...]
+    extended: tuple[int, ...]
     log_every: int
     eval_every: int
     save_every: int
@@ -87,7 +99,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The flat facts that decide the weights: changing one makes it another run."""
         recipe = asdict(self.recipe)
-        for prose in ("summary", "source", "follows", "mixture", "stand_ins"):
+        for prose in PROSE:
             del recipe[prose]
         flat = {f"recipe.{key}": value for key, value in recipe.items()}
         flat |= {f"model.{key}": value for key, value in asdict(self.model).items()}
@@ -95,7 +107,7 @@ class RunConfig:
             flat[f"data.{n}.digest"] = source.digest
             flat[f"data.{n}.weight"] = source.weight
         flat["positions"] = "in the document" if self.recipe.document_mask else "in the row"
-        for name in ("tokenizer_digest", "init", "micro_rows", "dtype", "compiled", "attention"):
+        for name in ("tokenizer_digest", "init", "dtype", "compiled", "attention"):
             flat[name] = getattr(self, name)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
 
@@ -148,7 +160,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     return value
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ, as "key: old -> new" lines."""
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
@@ -157,23 +169,52 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_same_run(folder: Path, run: RunConfig) -> list[str]:
-    """Check that the folder's run is this run.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What training in a folder does to what is there.
 
-    Returns:
-        differences of the environment, which may change the last bits: worth a warning.
+    Attributes:
+        action: "start" in a folder without a run, "resume" it, "extend" it, or "replace" it.
+        warnings: what the user must know: the environment differs, or the schedule changes.
+        rewind: with "extend", the last step whose checkpoint serves.
+    """
+
+    action: Literal["start", "resume", "extend", "replace"]
+    warnings: tuple[str, ...] = ()
+    rewind: int = 0
+
+
+def standing(folder: Path, run: RunConfig, *, extend: bool, force: bool) -> Standing:
+    """Compare a run with what its folder holds.
+
+    Args:
+        folder: the run folder.
+        run: what is asked for.
+        extend: the run there may get more steps.
+        force: the run there is replaced.
 
     Raises:
-        UserError: data, model or recipe changed.
+        UserError: the folder holds another run, or something that is no run.
     """
+    _check_place(folder)
     old = recorded(folder)
     if old is None:
-        return []
-    # Runs that do not record it counted positions in the document, whatever attention crossed.
-    before = {"positions": "in the document"} | old["identity"]
-    changed = differences(before, run.identity())
-    masked = old["identity"]["recipe.document_mask"]
-    if masked == run.recipe.document_mask and before["positions"] != run.identity()["positions"]:
+        if extend:
+            raise UserError(
+                f"{folder} holds no run to extend", hint="leave --extend away to start one"
+            )
+        return Standing("start")
+    if force:
+        return Standing("replace")
+    before, now = _identity_recorded(old), run.identity()
+    warnings = _warnings(old, run)
+    steps = _steps_of(before), run.recipe.steps
+    if extend and steps[0] != steps[1]:
+        before["recipe.tokens"] = now["recipe.tokens"]
+    changed = differences(before, now)
+    if before["positions"] != now["positions"] and not any(
+        line.startswith("recipe.document_mask:") for line in changed
+    ):
         raise UserError(
             f"{folder} was begun by an earlier version, which restarted rotary positions at each"
             " document although attention crosses documents; positions now count along the row",
@@ -182,6 +223,94 @@ def check_same_run(folder: Path, run: RunConfig) -> list[str]:
     if changed:
         raise UserError(
             f"{folder} holds another run: " + "; ".join(changed),
-            hint="give the same options to continue it, or choose another --out",
+            hint="give the same options to resume it, choose another --out, or replace the run"
+            " with --force"
+            + ("; --extend gives it more steps" if _only_longer(changed, *steps) else ""),
         )
-    return differences(old["environment"], environment())
+    if not extend or steps[0] == steps[1]:
+        return Standing("resume", warnings)
+    if steps[1] < steps[0]:
+        raise UserError(
+            f"{folder} has {steps[0]:,} steps: --extend to {steps[1]:,} would make it shorter",
+            hint="give more steps, or choose another --out",
+        )
+    return _extension(run, steps[0], warnings)
+
+
+def _extension(run: RunConfig, steps: int, warnings: tuple[str, ...]) -> Standing:
+    """How a run of so many steps gets those of `run`."""
+    recipe = run.recipe
+    if recipe.schedule == "wsd":
+        # Up to where its decay began, the shorter run is the longer one, bit for bit.
+        shorter = replace(recipe, tokens=steps * recipe.batch_tokens)
+        return Standing("extend", warnings, rewind=shorter.decay_start)
+    note = (
+        f"the cosine is planned again over {recipe.steps:,} steps: what was trained at the rates of"
+        f" {steps:,} steps stays, so the result is not that of a run of {recipe.steps:,} steps"
+        " (--set schedule=wsd is exact)"
+    )
+    return Standing("extend", (*warnings, note), rewind=steps)
+
+
+def _check_place(folder: Path) -> None:
+    """Check that nothing else lives in the folder.
+
+    Raises:
+        UserError: it holds shards or a checkpoint, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file", hint="choose another --out")
+    others = {
+        MANIFEST_NAME: "shards",
+        SETS_NAME: "shard sets",
+        CONFIG_NAME: "a checkpoint",
+        PARAMS_NAME: "a checkpoint",
+    }
+    for name, what in others.items():
+        if (folder / name).is_file():
+            raise UserError(
+                f"{folder} holds {what}: a run there would mix both", hint="choose another --out"
+            )
+
+
+# Fields of a recipe whose names have changed since runs that may still be resumed.
+_RENAMED = {
+    "recipe.final_lr_ratio": "recipe.min_lr_ratio",
+    "recipe.rehearse": "recipe.replay",
+}
+
+
+def _identity_recorded(page: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a recorded run, under today's names.
+
+    A field that was not there yet has today's default: what it chooses was fixed before. Runs that
+    do not record how positions count restarted them at each document.
+    """
+    found = {_RENAMED.get(key, key): value for key, value in page["identity"].items()}
+    found.pop("micro_rows", None)  # how a batch is split is no part of what is trained
+    for prefix, kind in (("recipe", Recipe), ("model", ModelConfig)):
+        for field in fields(kind):
+            if field.default is not MISSING and field.name not in PROSE:
+                found.setdefault(f"{prefix}.{field.name}", field.default)
+    return {"positions": "in the document"} | found
+
+
+def _warnings(page: Mapping[str, Any], run: RunConfig) -> tuple[str, ...]:
+    """What may change the last bits of a resumed run."""
+    known = page["run"]
+    parts = {"micro_batch_size": known.get("micro_batch_size", known.get("micro_rows"))}
+    found = differences(
+        page["environment"] | parts, environment() | {"micro_batch_size": run.micro_batch_size}
+    )
+    return tuple(f"resuming with {line}: the last bits may differ" for line in found)
+
+
+def _steps_of(identity: Mapping[str, Any]) -> int:
+    steps: int = math.ceil(identity["recipe.tokens"] / identity["recipe.batch_tokens"])
+    return steps
+
+
+def _only_longer(changed: list[str], before: int, now: int) -> bool:
+    """Whether the length is all that differs, with what follows from it."""
+    follows = ("recipe.tokens:", "recipe.warmup_steps:")
+    return now > before and all(line.startswith(follows) for line in changed)

@@ -30,7 +30,7 @@ from codecria.core.model.attention import Backend
 from codecria.core.model.batch import batch_loss, loss_by_kind, mean_loss
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
-from codecria.data.files import atomic_write, remove_leftovers
+from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
 from codecria.data.formats.infill import Order
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.rows.mixture import Mixture
@@ -40,7 +40,7 @@ from codecria.data.rows.shards import ShardSet
 from . import resume
 from .allocator import keep_freed_memory
 from .card import model_card
-from .optim import build_optimizer, warmup_cosine
+from .optim import build_optimizer, learning_rate
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 
@@ -70,6 +70,7 @@ class Stepped:
         loss: mean over the step's targets, in nats.
         grad_norm: of the gradient before clipping.
         lr: the learning rate.
+        skipped: the loss or the gradient was not finite, and the step changed nothing.
         by_kind: (4,2) sums of losses and counts of targets, see `loss_by_kind`.
         counts: of the step's documents, where infilling is on.
     """
@@ -79,6 +80,7 @@ class Stepped:
     lr: float
     by_kind: Tensor
     counts: Counts | None
+    skipped: bool = False
 
 
 def make_deterministic() -> None:
@@ -171,7 +173,7 @@ class Trainer:
                 done = step + 1
                 if self._due(done, self.run.log_every):
                     self._log(meter.read(done, self.mixture))
-                if self._due(done, self.run.save_every) or self.stop_requested:
+                if self._saves(done) or self.stop_requested:
                     # Save before evaluating: a failing evaluation must not cost the step.
                     self._save(done)
                     meter.pause()
@@ -195,23 +197,23 @@ class Trainer:
         """
         total = torch.zeros((), device=self.device)
         by_kind = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
-        for part in batch.split(self.run.micro_rows):
+        for part in batch.split(self.run.micro_batch_size):
             loss, each = self._loss(part, count=batch.n_targets, forward=self.forward)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             if self.infilling is not None or self.dialogs:
                 by_kind += loss_by_kind(each, part)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        rate = warmup_cosine(step, self.recipe)
+        lr = learning_rate(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()
             self._not_finite(step, total.item(), norm.item())
-            return Stepped(total, norm.item(), rate, by_kind, batch.counts)
+            return Stepped(total, norm.item(), lr, by_kind, batch.counts, skipped=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Stepped(total, norm.item(), rate, by_kind, batch.counts)
+        return Stepped(total, norm.item(), lr, by_kind, batch.counts)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -243,7 +245,7 @@ class Trainer:
                 split,
                 context=self.recipe.context,
                 rows=self.run.eval_rows,
-                batch_rows=self.run.micro_rows,
+                batch_rows=self.run.micro_batch_size,
                 document_mask=self.recipe.document_mask,
                 infilling=infilling,
                 learn=self.recipe.learn,
@@ -277,6 +279,14 @@ class Trainer:
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.recipe.steps
 
+    def _saves(self, done: int) -> bool:
+        """Whether a step is saved: one that is due, and the last before a decay, to extend from."""
+        return self._due(done, self.run.save_every) or done == self._before_decay
+
+    @property
+    def _before_decay(self) -> int | None:
+        return self.recipe.decay_start if self.recipe.schedule == "wsd" else None
+
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         what = f"step {step + 1}: loss {loss}, gradient norm {norm}"
         if self.recipe.on_nonfinite == "stop":
@@ -303,6 +313,7 @@ class Trainer:
             state=self._lineage(done),
             tokenizer=self.tokenizer,
             keep=self.run.keep,
+            spare=self._before_decay,
         )
 
     def _publish(self) -> None:
@@ -336,6 +347,7 @@ class Trainer:
             "tokenizer": self.run.tokenizer_digest,
             "parent": self.run.init,
             "objective": {name: getattr(self.recipe, name) for name in OBJECTIVE},
+            "extended": list(self.run.extended),
             "ancestors": list(self.run.ancestors),
         }
 
@@ -347,15 +359,15 @@ class Trainer:
         """
         path = self.folder / METRICS_NAME
         kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []
-        atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        atomic_write(path, "".join(json_line(record) for record in kept).encode())
         validated = any(r["step"] == done and "validation_loss" in r for r in kept)
         if done and self._due(done, self.run.eval_every) and not validated:
             self._log({"step": done} | self.evaluate())
 
     def _log(self, record: dict[str, Any]) -> None:
         with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        self.report(record)
+            file.write(json_line(record))
+        self.report(finite(record))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -384,6 +396,7 @@ class Meter:
         self.device = device
         self.recipe = run.recipe
         self.losses: list[float] = []
+        self.steps = 0
         self.by_kind = torch.zeros(KINDS, 2, dtype=torch.float64)
         self.counts = Counts()
         self.grad_norm = self.lr = 0.0
@@ -395,11 +408,14 @@ class Meter:
         now = time.perf_counter()
         self.busy_s += now - self.since
         self.since = now
+        self.steps += 1
+        if result.counts is not None:
+            self.counts += result.counts
+        if result.skipped:
+            return
         self.grad_norm, self.lr = result.grad_norm, result.lr
         self.losses.append(result.loss.item())
         self.by_kind += result.by_kind.cpu()
-        if result.counts is not None:
-            self.counts += result.counts
 
     def pause(self) -> None:
         """Leave out the time since the last step: it went into saving or evaluating."""
@@ -407,7 +423,7 @@ class Meter:
 
     def read(self, done: int, mixture: Mixture) -> dict[str, Any]:
         """The record of the steps since the last call."""
-        speed = tokens_per_second(len(self.losses) * self.recipe.batch_tokens, self.busy_s)
+        speed = tokens_per_second(self.steps * self.recipe.batch_tokens, self.busy_s)
         recipe = self.recipe
         ledger = mixture.ledger(
             done * recipe.rows, context=recipe.context, seed=recipe.seed, infill=recipe.infill
@@ -415,23 +431,23 @@ class Meter:
         record = {
             "step": done,
             "tokens": done * self.recipe.batch_tokens,
-            "loss": sum(self.losses) / len(self.losses),
-            "lr": self.lr,
-            "grad_norm": self.grad_norm,
             "tokens_per_s": round(speed, 1),
             "mfu": mfu(speed, self.flops, self.peak_flops),
             "memory_gb": round(peak_memory_bytes(self.device) / 1e9, 3),
             "shares": {entry.name: round(entry.achieved, 6) for entry in ledger},
             "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
         }
+        if self.losses:  # all steps may have been skipped
+            mean = sum(self.losses) / len(self.losses)
+            record |= {"loss": mean, "lr": self.lr, "grad_norm": self.grad_norm}
         if recipe.infill is not None:
             record |= infilling_record(self.by_kind, self.counts)
         if any(source.shards.dialogs for source in mixture.sources):
             record |= {
                 "dialog_loss": mean_loss(self.by_kind, slice(DIALOG, None)),
-                "rehearsal_loss": mean_loss(self.by_kind, slice(0, DIALOG)),
+                "replay_loss": mean_loss(self.by_kind, slice(0, DIALOG)),
             }
-        self.losses, self.busy_s = [], 0.0
+        self.losses, self.steps, self.busy_s = [], 0, 0.0
         self.by_kind, self.counts = torch.zeros_like(self.by_kind), Counts()
         return record
 

@@ -229,7 +229,7 @@ class Mixture:
     def of_dialogs(
         cls,
         dialogs: Sequence[tuple[str, float | None, Path]],
-        rehearsal: Sequence[str],
+        replay: Sequence[str],
         *,
         share: float,
     ) -> Mixture:
@@ -237,22 +237,22 @@ class Mixture:
 
         Args:
             dialogs: (name, weight, shard set) of each file; without weights, by their tokens.
-            rehearsal: shard folders, "DIR" or "DIR=SHARE" of all rows.
-            share: of all rows, for rehearsal folders that tell none.
+            replay: shard folders, "DIR" or "DIR=SHARE" of all rows.
+            share: of all rows, for replayed folders without a share of their own.
 
         Raises:
-            UsageError: see `parse`; or the rehearsal leaves nothing to the dialogs.
+            UsageError: see `parse`; or replay leaves nothing to the dialogs.
             UserError: a folder is no shard set.
         """
-        rehearsed: tuple[Source, ...] = ()
-        if rehearsal:
-            rehearsed = cls.parse(rehearsal).sources
-            told = [weight for _, weight in map(split_weight, rehearsal) if weight is not None]
+        replayed: tuple[Source, ...] = ()
+        if replay:
+            replayed = cls.parse(replay).sources
+            told = [weight for _, weight in map(split_weight, replay) if weight is not None]
             share = math.fsum(told) if told else share
             if not 0 < share < 1:
                 raise UsageError(
-                    f"the rehearsal's share of the rows is {share:g}, not between 0 and 1",
-                    hint="for example --rehearse code=0.06 --rehearse text=0.02",
+                    f"the share of replayed rows is {share:g}, not between 0 and 1",
+                    hint="for example --replay code=0.06 --replay text=0.02",
                 )
         unweighted = [name for name, weight, _ in dialogs if weight is None]
         if unweighted and len(unweighted) < len(dialogs):
@@ -265,12 +265,12 @@ class Mixture:
             float(shards.n_tokens) if weight is None else weight
             for shards, (_, weight, _) in zip(opened, dialogs, strict=True)
         ]
-        total, left = math.fsum(weights), 1 - share if rehearsed else 1.0
+        total, left = math.fsum(weights), 1 - share if replayed else 1.0
         asked = [
             Source(name=name, shards=shards, weight=left * weight / total)
             for (name, _, _), shards, weight in zip(dialogs, opened, weights, strict=True)
         ]
-        return cls((*asked, *(replace(s, weight=share * s.weight) for s in rehearsed)))
+        return cls((*asked, *(replace(s, weight=share * s.weight) for s in replayed)))
 
     def under(self, tokenizer: Tokenizer) -> Mixture:
         """The mixture as training with this tokenizer sees it, with the same shares.

@@ -12,7 +12,9 @@ import torch
 
 from codecria.cli import app as cli
 from codecria.core.inspect import describe, document_text
-from codecria.core.training.stage import StageRequest, resolve, run_stage
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import run_stage
 from codecria.data.errors import UserError
 from codecria.data.rows.shards import ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -45,7 +47,7 @@ def run_folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=2,
         changes={"context": "32", "batch_tokens": "64"},
         dtype="float32",
-        compiled="off",
+        compile="off",
         log_every=1,
         eval_rows=1,
     )

@@ -12,15 +12,12 @@ import torch
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.training.card import stages_of, training_seconds_of
 from codecria.core.training.examples import examples
+from codecria.core.training.planner import plan_paper, planned_model, reach_of
 from codecria.core.training.recipes import recipe_for
-from codecria.core.training.stage import (
-    StageRequest,
-    paper_plan,
-    planned_model,
-    resolve,
-    run_stage,
-    share_beyond,
-)
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.sources import share_beyond
+from codecria.core.training.stage import run_stage
 from codecria.core.training.trainer import Trainer, read_metrics
 from codecria.data.errors import UsageError, UserError
 from codecria.data.rows.shards import ShardSet
@@ -41,7 +38,7 @@ def request(**options: Any) -> StageRequest:
         "eval_every": 3,
         "eval_rows": 4,
         "log_every": 1,
-        "compiled": "off",
+        "compile": "off",
         "device": "cpu",
         "dtype": "float32",
     }
@@ -151,11 +148,11 @@ def test_the_reach_of_masked_rows_is_told(base: Path, shards: Path, tmp_path: Pa
     assert share_beyond(opened, 64, 128) == pytest.approx(by_hand)
     masked = CHANGES | {"context": 128, "document_mask": "true"}
     asked = request(recipe="lcft", data=[str(shards)], init=base, changes=masked)
-    reach = resolve(asked, out=tmp_path / "long").reach()
+    reach = reach_of(resolve(asked, out=tmp_path / "long"))
     assert reach is not None
     assert (reach.beyond, reach.share) == (64, pytest.approx(by_hand))
     unmasked = request(recipe="lcft", data=[str(shards)], init=base)
-    assert resolve(unmasked, out=tmp_path / "long").reach() is None
+    assert reach_of(resolve(unmasked, out=tmp_path / "long")) is None
 
 
 def test_recomputed_activations_give_the_same_weights(shards: Path, tmp_path: Path) -> None:
@@ -172,7 +169,7 @@ def test_recomputed_activations_give_the_same_weights(shards: Path, tmp_path: Pa
     assert all(torch.equal(found["on"][name], found["off"][name]) for name in found["on"])
 
 
-def test_instruction_tuning_learns_answers_and_rehearses(
+def test_instruction_tuning_learns_answers_and_replays_code(
     infill: Path, shards: Path, chats: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "chat"
@@ -181,7 +178,7 @@ def test_instruction_tuning_learns_answers_and_rehearses(
             recipe="instruct",
             init=infill,
             dialogs=[str(chats)],
-            rehearse=[f"{shards}=0.25"],
+            replay=[f"{shards}=0.25"],
             steps=12,
             any_init=True,
         ),
@@ -191,7 +188,7 @@ def test_instruction_tuning_learns_answers_and_rehearses(
     assert logged[-1]["dialog_loss"] < logged[0]["dialog_loss"] - 0.5
     # Exact over blocks of 1,024 rows; this run has 48.
     assert logged[-1]["shares"][str(shards)] == pytest.approx(0.25, abs=0.1)
-    assert any(record["rehearsal_loss"] for record in logged)
+    assert any(record["replay_loss"] for record in logged)
     assert any(record["infill"]["infilled"] for record in logged), "the objective is kept"
     validations = [record for record in records if "validation_loss" in record]
     assert set(validations[-1]["validation"]) == {str(chats), str(shards)}
@@ -205,7 +202,7 @@ def test_a_tuning_stopped_by_a_signal_goes_on_to_the_same_weights(
     infill: Path, shards: Path, chats: Path, tmp_path: Path
 ) -> None:
     asked = request(
-        recipe="instruct", init=infill, dialogs=[str(chats)], rehearse=[str(shards)], any_init=True
+        recipe="instruct", init=infill, dialogs=[str(chats)], replay=[str(shards)], any_init=True
     )
     train(asked, tmp_path / "whole")
     train(asked, tmp_path / "cut", stop_after=2)
@@ -231,7 +228,7 @@ def test_epochs_are_of_the_dialogs(infill: Path, shards: Path, chats: Path, tmp_
         recipe="instruct",
         init=infill,
         dialogs=[str(chats)],
-        rehearse=[f"{shards}=0.5"],
+        replay=[f"{shards}=0.5"],
         steps=None,
         epochs=4,
         any_init=True,
@@ -239,8 +236,10 @@ def test_epochs_are_of_the_dialogs(infill: Path, shards: Path, chats: Path, tmp_
     records = train(asked, tmp_path / "chat")
     epochs = [record["epochs"] for record in records if "epochs" in record][-1]
     assert 3.5 < epochs[str(chats)] < 5.5
-    with pytest.raises(UsageError, match="--steps and --epochs both say how long"):
-        resolve(request(recipe="instruct", init=infill, dialogs=["x"], epochs=1), out=None)
+    with pytest.raises(UsageError, match="--steps and --epochs both set the length"):
+        resolve(
+            request(recipe="instruct", init=infill, dialogs=["x"], epochs=1), out=None, plan=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ def test_epochs_are_of_the_dialogs(infill: Path, shards: Path, chats: Path, tmp_
 )
 def test_what_tuning_needs_is_asked_for(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve(request(recipe="instruct", **options), out=None)
+        resolve(request(recipe="instruct", **options), out=None, plan=True)
 
 
 def test_dialogs_that_fit_no_row_are_refused_or_counted(infill: Path, tmp_path: Path) -> None:
@@ -261,38 +260,38 @@ def test_dialogs_that_fit_no_row_are_refused_or_counted(infill: Path, tmp_path: 
     file.write_text("".join(json.dumps(long | {"instruction": f"{n}"}) + "\n" for n in range(3)))
     asked = request(recipe="instruct", init=infill, dialogs=[str(file)], any_init=True)
     with pytest.raises(UserError, match="no dialog fits a context of 64 tokens"):
-        resolve(asked, out=None)
+        resolve(asked, out=None, plan=True)
     with file.open("a") as more:
         more.write('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n')
         more.write('{"instruction": "e", "output": "f"}\n')
-    assert resolve(asked, out=None).too_long >= 2
+    assert resolve(asked, out=None, plan=True).too_long >= 2
 
 
-def test_rehearsal_that_leaves_nothing_to_the_dialogs_is_refused(
+def test_replay_that_leaves_nothing_to_the_dialogs_is_refused(
     infill: Path, shards: Path, chats: Path
 ) -> None:
     asked = request(
         recipe="instruct",
         init=infill,
         dialogs=[str(chats)],
-        rehearse=[f"{shards}=1"],
+        replay=[f"{shards}=1"],
         any_init=True,
     )
     with pytest.raises(UsageError, match="not between 0 and 1"):
-        resolve(asked, out=None)
+        resolve(asked, out=None, plan=True)
     weighted = request(
         recipe="instruct",
         init=infill,
         dialogs=[f"{chats}=2"],
-        rehearse=[f"{shards}=0.2"],
+        replay=[f"{shards}=0.2"],
         any_init=True,
     )
-    assert [s.weight for s in resolve(weighted, out=None).mixture.sources] == [0.8, 0.2]
+    assert [s.weight for s in resolve(weighted, out=None, plan=True).mixture.sources] == [0.8, 0.2]
 
 
 def test_examples_of_dialogs_show_the_mask(infill: Path, chats: Path) -> None:
     asked = request(recipe="instruct", init=infill, dialogs=[str(chats)], any_init=True)
-    shown = list(examples(resolve(asked, out=None), 2))
+    shown = list(examples(resolve(asked, out=None, plan=True), 2))
     assert [example.order for example in shown] == ["dialog", "dialog"]
     for example in shown:
         assert example.marked.startswith("[BOS][INST] Add ")
@@ -342,16 +341,16 @@ def test_plans_of_the_family_have_the_papers_parameters_and_rotary_bases(
 
 
 def test_a_plan_needs_no_data() -> None:
-    plan = paper_plan(request(recipe="lcft", size="7b", steps=None, changes={}))
+    plan = plan_paper(request(recipe="lcft", size="7b", steps=None, changes={}))
     assert plan.model.rope_theta == 1e6
     assert plan.recompute, "no machine of ours holds the activations of 7b at 16,384 tokens"
     asked = request(recipe="lcft", size="7b", steps=None, changes={}, recompute="off")
-    kept = paper_plan(asked).memory["activations"]
+    kept = plan_paper(asked).memory["activations"]
     assert plan.memory["activations"] < kept / 10
-    instruct = paper_plan(request(recipe="instruct", size="34b", steps=None, changes={}))
+    instruct = plan_paper(request(recipe="instruct", size="34b", steps=None, changes={}))
     assert next((s.name, s.share) for s in instruct.sources) == ("dialogs", 0.92)
     with pytest.raises(UsageError, match="needs --size, or --dialogs and a checkpoint"):
-        paper_plan(request(recipe="instruct"))
+        plan_paper(request(recipe="instruct"))
 
 
 def test_a_finished_run_publishes_its_card(
@@ -362,7 +361,7 @@ def test_a_finished_run_publishes_its_card(
         recipe="instruct",
         init=infill,
         dialogs=[str(chats)],
-        rehearse=[str(shards)],
+        replay=[str(shards)],
         steps=2,
         any_init=True,
     )

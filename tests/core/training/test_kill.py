@@ -21,7 +21,9 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from codecria.core.training import resume, stage, trainer
-from codecria.core.training.stage import StageRequest, resolve, run_stage
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import run_stage
 
 shards, out, compiled, where, when, init, recipe, dialogs = sys.argv[1:]
 when = int(when)
@@ -49,7 +51,7 @@ stage.MODELS["1m"] = tiny
 stage.machine.matmul_flops = lambda *_: 1e11
 request = StageRequest(
     recipe=recipe, data=[] if dialogs else [shards], steps=9, any_init=True,
-    dialogs=[dialogs] if dialogs else [], rehearse=[shards] if dialogs else [],
+    dialogs=[dialogs] if dialogs else [], replay=[shards] if dialogs else [],
     size=None if init else "1m", init=Path(init) if init else None, device="cpu", dtype="float32",
     changes={"context": 32, "batch_tokens": 128, "peak_lr": 5e-3},
     save_every=2, eval_every=100, eval_rows=2, log_every=1, compiled=compiled,
@@ -78,7 +80,7 @@ def run(
         where, when: the moment of death, as the child reads it.
         init: the checkpoint to start from, instead of fresh weights.
         recipe: the stage.
-        dialogs: what to tune on; the shards are rehearsed then.
+        dialogs: what to tune on; the shards are replayed then.
     """
     arguments = [str(shards), str(out), compiled, where, str(when), str(init or "")]
     arguments += [recipe, str(dialogs or "")]
@@ -110,13 +112,13 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
 ) -> None:
     # Kills: a resumed sum in another order, a half-written folder taken for a checkpoint.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compiled="off") == 0
+    assert run(shards, whole, compile="off") == 0
     at = random.Random(torch.initial_seed()).randrange(1, 5)
     deaths = [("step", at), ("moments", 1), ("rename", 1), ("publish", 0)]
     for where, when in deaths:
-        code = run(shards, killed, compiled="off", where=where, when=when)
+        code = run(shards, killed, compile="off", where=where, when=when)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compiled="off") == 0
+    assert run(shards, killed, compile="off") == 0
     assert_same_end(whole, killed)
 
 
@@ -133,13 +135,13 @@ def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
         dialogs = tmp_path / "chats.jsonl"
         records = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(60)]
         dialogs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert run(shards, base, compiled="off") == 0
+    assert run(shards, base, compile="off") == 0
     options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
-    assert run(shards, whole, compiled="off", **options) == 0
+    assert run(shards, whole, compile="off", **options) == 0
     for where, when in [("step", 1), ("step", 5), ("moments", 1), ("publish", 0)]:
-        code = run(shards, killed, compiled="off", where=where, when=when, **options)
+        code = run(shards, killed, compile="off", where=where, when=when, **options)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compiled="off", **options) == 0
+    assert run(shards, killed, compile="off", **options) == 0
     assert_same_end(whole, killed)
 
 
@@ -149,7 +151,7 @@ def test_a_compiled_run_killed_in_the_middle_ends_like_an_unbroken_one(
     shards: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compiled="on") == 0
-    assert run(shards, killed, compiled="on", where="step", when=5) == -signal.SIGKILL
-    assert run(shards, killed, compiled="on") == 0
+    assert run(shards, whole, compile="on") == 0
+    assert run(shards, killed, compile="on", where="step", when=5) == -signal.SIGKILL
+    assert run(shards, killed, compile="on") == 0
     assert_same_end(whole, killed)

@@ -14,7 +14,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from codecria.core.training.recipes import Recipe
-from codecria.core.training.stage import Stage, StageRequest, resolve, run_stage
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import Stage, run_stage
 from codecria.core.training.trainer import read_metrics
 from codecria.data.rows.loader import RunRows
 from codecria.data.rows.rows import IGNORE, Row
@@ -138,7 +140,7 @@ def test_three_steps_on_short_documents_agree_with_transformers_and_torch(
         recipe=recipe,
         data=[] if instructs else [str(short)],
         dialogs=[str(chats)] if instructs else [],
-        rehearse=[f"{short}=0.3"] if instructs else [],
+        replay=[f"{short}=0.3"] if instructs else [],
         init=init,
         steps=STEPS,
         changes={
@@ -151,7 +153,7 @@ def test_three_steps_on_short_documents_agree_with_transformers_and_torch(
         log_every=1,
         device="cpu",
         dtype="float32",
-        compiled="off",
+        compile="off",
     )
     stage = resolve(asked, out=out)
     assert stage.run.recipe.document_mask is document_mask

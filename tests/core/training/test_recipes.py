@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
-from codecria.core.training.optim import warmup_cosine
+from codecria.core.training.optim import learning_rate
 from codecria.core.training.plan import make_plan, memory_bytes, plan_sources, training_seconds
 from codecria.core.training.recipes import (
     CODE_MIXTURE,
@@ -93,7 +93,7 @@ def test_instruction_tuning_has_the_papers_numbers() -> None:
         assert recipe.batch_tokens == 524_288
         assert recipe.tokens == 5 * 10**9
         assert recipe.steps == 9_537
-        assert recipe.rehearse == pytest.approx(0.06 + 0.02)
+        assert recipe.replay == pytest.approx(0.06 + 0.02)
         assert recipe.document_mask
         assert recipe.learn == "answers"
     follows = [recipe_for("instruct", size).follows for size in ("7b", "34b", "70b")]
@@ -138,12 +138,12 @@ def test_mixtures_are_whole(mixture: tuple) -> None:  # type: ignore[type-arg]
 
 def test_the_learning_rate_warms_up_peaks_and_ends_at_a_thirtieth() -> None:
     recipe = recipe_for("pretrain", "7b")
-    rates = [warmup_cosine(step, recipe) for step in range(0, recipe.steps, 5)]
-    assert warmup_cosine(0, recipe) == pytest.approx(3e-4 / 1000)
-    assert warmup_cosine(999, recipe) == warmup_cosine(1000, recipe) == 3e-4 == max(rates)
-    assert warmup_cosine(recipe.steps - 1, recipe) == pytest.approx(1e-5)
+    rates = [learning_rate(step, recipe) for step in range(0, recipe.steps, 5)]
+    assert learning_rate(0, recipe) == pytest.approx(3e-4 / 1000)
+    assert learning_rate(999, recipe) == learning_rate(1000, recipe) == 3e-4 == max(rates)
+    assert learning_rate(recipe.steps - 1, recipe) == pytest.approx(1e-5)
     middle = (1000 + recipe.steps - 1) // 2
-    assert warmup_cosine(middle, recipe) == pytest.approx((3e-4 + 1e-5) / 2, rel=1e-3)
+    assert learning_rate(middle, recipe) == pytest.approx((3e-4 + 1e-5) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -151,7 +151,7 @@ def test_the_shortest_runs_have_a_finite_schedule(steps: int) -> None:
     base = recipe_for("pretrain", "15m")
     recipe = override(base, {"tokens": steps * base.batch_tokens})
     assert recipe.steps == steps
-    assert all(0 < warmup_cosine(s, recipe) <= recipe.peak_lr for s in range(steps))
+    assert all(0 < learning_rate(s, recipe) <= recipe.peak_lr for s in range(steps))
 
 
 def test_overrides_are_parsed_checked_and_collected() -> None:
@@ -225,7 +225,7 @@ def test_flops_and_time_of_a_worked_example() -> None:
         recipe_for("pretrain", "7b"),
         config,
         [],
-        micro_rows=1,
+        micro_batch_size=1,
         dtype="bfloat16",
         peak_flops=0.0,
     )

@@ -14,8 +14,11 @@ from codecria.core.inference.generator import Generator
 from codecria.core.model.batch import loss_by_kind
 from codecria.core.training import stage as stages
 from codecria.core.training.examples import examples
+from codecria.core.training.planner import plan_stage
 from codecria.core.training.recipes import recipe_for
-from codecria.core.training.stage import StageRequest, resolve, run_stage
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import run_stage
 from codecria.core.training.trainer import Trainer, infilling_record, read_metrics
 from codecria.core.training.vocabulary import grown
 from codecria.data.errors import UserError
@@ -42,7 +45,7 @@ def request(shards: Path, **options: Any) -> StageRequest:
         "eval_every": 3,
         "eval_rows": 4,
         "log_every": 1,
-        "compiled": "off",
+        "compile": "off",
         "device": "cpu",
         "dtype": "float32",
     }
@@ -134,8 +137,8 @@ def test_shards_of_either_tokenizer_give_the_same_rows(
     again = tmp_path / "again"
     documents = [extended.encode(text[:3000], bos=True, eos=True) for text in corpus]
     shard_writer(again, documents, extended)
-    one = resolve(request(shards, init=base), out=None)
-    other = resolve(request(again, init=base), out=None)
+    one = resolve(request(shards, init=base), out=None, plan=True)
+    other = resolve(request(again, init=base), out=None, plan=True)
     split, prepared = one.mixture.sources[0].shards, other.mixture.sources[0].shards
     assert split.n_tokens == prepared.n_tokens
     assert (split.tokens(0, split.n_tokens) == prepared.tokens(0, split.n_tokens)).all()
@@ -176,7 +179,7 @@ def test_the_familys_order_is_kept_unless_told_otherwise(
     with pytest.raises(UserError, match="starts from a checkpoint of pretrain, not from fresh"):
         resolve(request(shards, size="1m"), out=out)
     resolve(request(shards, size="1m", any_init=True), out=out)
-    resolve(request(shards, size="1m"), out=None)  # a plan may be made of anything
+    resolve(request(shards, size="1m"), out=None, plan=True)  # a plan may be made of anything
     train(request(shards, init=base, steps=1), tmp_path / "infill")
     twice = request(shards, init=tmp_path / "infill")
     with pytest.raises(UserError, match="a checkpoint of fim") as caught:
@@ -205,7 +208,7 @@ def test_the_plan_tells_what_will_be_infilled(base: Path, shards: Path) -> None:
     scopes = {}
     for scope in ("document", "context"):
         changes = CHANGES | {"infill_scope": scope, "context": 256}
-        plan = resolve(request(shards, init=base, changes=changes), out=None).plan()
+        plan = plan_stage(resolve(request(shards, init=base, changes=changes), out=None, plan=True))
         scopes[scope] = plan.as_json()["infill"]
     held = ShardSet.open(shards).n_tokens
     assert {told["tokens"] for told in scopes.values()} == {held}
@@ -218,7 +221,7 @@ def test_the_plan_tells_what_will_be_infilled(base: Path, shards: Path) -> None:
 @pytest.mark.parametrize("scope", ["document", "context"])
 def test_what_the_plan_expects_is_what_the_rows_hold(scope: str, base: Path, shards: Path) -> None:
     changes = CHANGES | {"infill_scope": scope, "context": 512, "batch_tokens": 512}
-    stage = resolve(request(shards, init=base, changes=changes), out=None)
+    stage = resolve(request(shards, init=base, changes=changes), out=None, plan=True)
     from codecria.data.rows.loader import source_rows
 
     rows = source_rows(
@@ -232,7 +235,7 @@ def test_what_the_plan_expects_is_what_the_rows_hold(scope: str, base: Path, sha
         counts = rows.row(k).counts
         assert counts is not None
         total += counts
-    expected = stage.plan().infill
+    expected = plan_stage(stage).infill
     assert expected is not None
     [(share, told)] = expected.sources
     assert share == 1.0
@@ -242,7 +245,7 @@ def test_what_the_plan_expects_is_what_the_rows_hold(scope: str, base: Path, sha
 
 
 def test_examples_are_the_runs_own_and_say_what_they_are(base: Path, shards: Path) -> None:
-    stage = resolve(request(shards, init=base), out=None)
+    stage = resolve(request(shards, init=base), out=None, plan=True)
     tokenizer = stage.vocabulary.tokenizer
     assert tokenizer is not None
     infiller = Infiller(tokenizer)
@@ -256,9 +259,9 @@ def test_examples_are_the_runs_own_and_say_what_they_are(base: Path, shards: Pat
             assert f"[{name}]" in bare
             bare = bare.replace(f"[{name}]", "", 1)
         assert sorted(bare) == sorted(text)
-    again = list(examples(resolve(request(shards, init=base), out=None), 8))
+    again = list(examples(resolve(request(shards, init=base), out=None, plan=True), 8))
     assert again == shown
-    plain = resolve(request(shards, recipe="pretrain", init=base), out=None)
+    plain = resolve(request(shards, recipe="pretrain", init=base), out=None, plan=True)
     [first] = examples(plain, 1)
     assert first.order == "plain"
 
