@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from codecria.data.errors import UsageError
 from codecria.data.quantities import parse_count
 
 # Help groups (rich_help_panel); one name for one idea across verbs.
@@ -172,7 +173,14 @@ def count_option(help: str, *names: str, panel: str | None = None) -> Any:
         names: of the option, if not the parameter's.
         panel: the help group.
     """
-    return typer.Option(*names, parser=parse_count, metavar="N", help=help, rich_help_panel=panel)
+
+    def parse(text: Any) -> int:
+        try:
+            return parse_count(str(text))  # a configuration file may hold a number
+        except UsageError as error:
+            raise ValueError(f"{error.message}: {error.hint}") from error
+
+    return typer.Option(*names, parser=parse, metavar="N", help=help, rich_help_panel=panel)
 
 
 def complete_sizes(incomplete: str) -> list[str]:
@@ -216,7 +224,6 @@ def pairs_of(changes: list[str]) -> dict[str, str]:
     Raises:
         UsageError: one is not FIELD=VALUE.
     """
-    from codecria.data.errors import UsageError
 
     pairs = [change.partition("=") for change in changes]
     for name, equals, _ in pairs:

@@ -20,7 +20,9 @@ CHILD = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from codecria.core.training import resume, stage, trainer
+from codecria.core import machine
+from codecria.core.model.config import MODELS
+from codecria.core.training import resume, trainer
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import run_stage
@@ -46,15 +48,15 @@ elif where == "step":
     step = trainer.Trainer.step
     trainer.Trainer.step = lambda self, n, batch: die() if n == when else step(self, n, batch)
 
-tiny = replace(stage.MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
-stage.MODELS["1m"] = tiny
-stage.machine.matmul_flops = lambda *_: 1e11
+tiny = replace(MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
+MODELS["1m"] = tiny
+machine.matmul_flops = lambda *_: 1e11
 request = StageRequest(
     recipe=recipe, data=[] if dialogs else [shards], steps=9, any_init=True,
     dialogs=[dialogs] if dialogs else [], replay=[shards] if dialogs else [],
     size=None if init else "1m", init=Path(init) if init else None, device="cpu", dtype="float32",
     changes={"context": 32, "batch_tokens": 128, "peak_lr": 5e-3},
-    save_every=2, eval_every=100, eval_rows=2, log_every=1, compiled=compiled,
+    save_every=2, eval_every=100, eval_rows=2, log_every=1, compile=compiled,
 )
 stage = resolve(request, out=Path(out))
 run_stage(stage, Path(out), report=lambda _: None, warn=sys.exit, started=lambda _: None)
@@ -112,13 +114,13 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
 ) -> None:
     # Kills: a resumed sum in another order, a half-written folder taken for a checkpoint.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compile="off") == 0
+    assert run(shards, whole, compiled="off") == 0
     at = random.Random(torch.initial_seed()).randrange(1, 5)
     deaths = [("step", at), ("moments", 1), ("rename", 1), ("publish", 0)]
     for where, when in deaths:
-        code = run(shards, killed, compile="off", where=where, when=when)
+        code = run(shards, killed, compiled="off", where=where, when=when)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compile="off") == 0
+    assert run(shards, killed, compiled="off") == 0
     assert_same_end(whole, killed)
 
 
@@ -135,13 +137,13 @@ def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
         dialogs = tmp_path / "chats.jsonl"
         records = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(60)]
         dialogs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert run(shards, base, compile="off") == 0
+    assert run(shards, base, compiled="off") == 0
     options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
-    assert run(shards, whole, compile="off", **options) == 0
+    assert run(shards, whole, compiled="off", **options) == 0
     for where, when in [("step", 1), ("step", 5), ("moments", 1), ("publish", 0)]:
-        code = run(shards, killed, compile="off", where=where, when=when, **options)
+        code = run(shards, killed, compiled="off", where=where, when=when, **options)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compile="off", **options) == 0
+    assert run(shards, killed, compiled="off", **options) == 0
     assert_same_end(whole, killed)
 
 
@@ -151,7 +153,7 @@ def test_a_compiled_run_killed_in_the_middle_ends_like_an_unbroken_one(
     shards: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compile="on") == 0
-    assert run(shards, killed, compile="on", where="step", when=5) == -signal.SIGKILL
-    assert run(shards, killed, compile="on") == 0
+    assert run(shards, whole, compiled="on") == 0
+    assert run(shards, killed, compiled="on", where="step", when=5) == -signal.SIGKILL
+    assert run(shards, killed, compiled="on") == 0
     assert_same_end(whole, killed)
