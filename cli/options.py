@@ -224,7 +224,6 @@ def pairs_of(changes: list[str]) -> dict[str, str]:
     Raises:
         UsageError: one is not FIELD=VALUE.
     """
-
     pairs = [change.partition("=") for change in changes]
     for name, equals, _ in pairs:
         if not name or not equals:
