@@ -23,7 +23,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from codecria.core.checkpoints.checkpoint import CONFIG_NAME
+from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
