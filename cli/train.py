@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-from codecria.core.training.request import INSTRUCT, StageRequest
 from codecria.data.errors import ExitStatus, Interrupted, UsageError
 
 from . import render
@@ -37,6 +36,7 @@ from .signals import StopSignal, saving_on_signal
 
 if TYPE_CHECKING:
     from codecria.core.training.plan import Plan
+    from codecria.core.training.request import StageRequest
     from codecria.core.training.run import Standing
     from codecria.core.training.stage import Stage
     from codecria.core.training.trainer import Outcome, Trainer
@@ -240,6 +240,8 @@ _COMMON = [
 
 def _options_of(name: str, others: tuple[str, ...]) -> list[inspect.Parameter]:
     """The options of a verb: the run folder, then the fields of `StageRequest` that it has."""
+    from codecria.core.training.request import INSTRUCT, StageRequest  # light, as help needs it
+
     hints = get_type_hints(StageRequest)
     left_out = {"data"} if name == INSTRUCT else ON_DIALOGS
     out = typer.Option(
@@ -274,6 +276,8 @@ def _options_of(name: str, others: tuple[str, ...]) -> list[inspect.Parameter]:
 def _request(given: dict[str, Any], threads: int | None) -> StageRequest:
     """The request that the options make, with PyTorch's threads set."""
     import torch
+
+    from codecria.core.training.request import StageRequest
 
     if threads is not None:
         torch.set_num_threads(threads)
