@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from codecria.data.files import atomic_writer
 
-from . import shingles
+from . import licence_comments, shingles
 
 Bytes = npt.NDArray[np.uint8]
 Unsigned = npt.NDArray[np.uint64]
@@ -116,9 +116,14 @@ class Sketch:
     shingles: npt.NDArray[np.uint32]
 
 
+def _shingles(texts: pa.Array, near: Near) -> shingles.Shingles:
+    """The n-grams of a column of texts, the licence comments at their heads left out."""
+    return shingles.shingles(shingles.words(licence_comments.without(texts)), near.shingle)
+
+
 def sketch(texts: pa.Array, near: Near) -> Sketch:
     """The signatures of a column of texts; of each text alone, whatever its neighbours."""
-    found = shingles.shingles(shingles.words(texts), near.shingle)
+    found = _shingles(texts, near)
     documents, entries = len(texts), near.permutations
     counts = np.diff(found.offsets)
     bins = ((found.hashes >> np.uint64(32)) * np.uint64(entries)) >> np.uint64(32)
@@ -463,7 +468,7 @@ def verify(pairs: Unsigned, grams: dict[int, Unsigned], threshold: float) -> Ite
 
 def gram_sets(texts: pa.Array, near: Near) -> list[Unsigned]:
     """Each text's set of n-grams, sorted."""
-    found = shingles.shingles(shingles.words(texts), near.shingle)
+    found = _shingles(texts, near)
     return [
         np.unique(found.hashes[start:stop]) for start, stop in itertools.pairwise(found.offsets)
     ]

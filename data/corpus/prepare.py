@@ -64,7 +64,7 @@ REPORT_NAME = "report.json"
 PROBLEMS_NAME = "benchmarks.index"  # hashes of what was kept out, for what is appended
 IDENTITY_NAME = "identity.json"  # in the work folder: what an unfinished run is making
 BASE = "base"  # in the work folder: what was there before an append began
-PIPELINE_VERSION = 2  # raise it when a pass's output changes for the same input
+PIPELINE_VERSION = 3  # raise it when a pass's output changes for the same input
 # Small inputs are cut finer, so that every core has work: 64 partitions from 64 MiB to 4 GiB.
 PARTITION_BYTES = (1 << 20, 64 << 20)
 PARTITIONS = 64
