@@ -1,4 +1,4 @@
-"""`codecria recipes`: what each stage will do, and whether a file of overrides is sound."""
+"""`codecria recipes`: the numbers of every training stage, and checks of override files."""
 
 from __future__ import annotations
 
@@ -9,26 +9,38 @@ import typer
 
 from . import render
 from .commands import QuickGroup
+from .options import AsJson, complete_recipes, complete_sizes
 
-HELP = "List, show and check the numbers of every training stage."
+HELP = """Show the numbers of every training stage, or check a file that overrides them.
+
+Examples:
+  codecria recipes list
+  codecria recipes show lcft 7b
+  codecria recipes validate my.toml --name fim --size 15m
+"""
+
+SHOW_HELP = """Show every field of a recipe, and which figures the paper does not give.
+
+Example: codecria recipes show pretrain 7b
+"""
+
+VALIDATE_HELP = """Check a TOML file of recipe fields against a recipe.
+
+Example: codecria recipes validate my.toml --name pretrain --size 7b
+"""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb and its three parts to the command line."""
+    """Add the group and its three verbs to the command line."""
     group = typer.Typer(help=HELP, no_args_is_help=True, cls=QuickGroup)
-    group.command("list", help="List every recipe with its main numbers.")(list_recipes)
-    group.command("show", help="Show one recipe whole. Example: codecria recipes show pretrain 7b")(
-        show
-    )
-    group.command("validate", help="Check a TOML file of recipe fields against a recipe.")(validate)
+    group.command("list", help="List all recipes with their main figures.")(list_recipes)
+    group.command("show", help=SHOW_HELP)(show)
+    group.command("validate", help=VALIDATE_HELP)(validate)
     app.add_typer(group, name="recipes")
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-
-
 def list_recipes(as_json: AsJson = False) -> None:
-    """A row a recipe."""
+    """Print one row for each recipe."""
     from codecria.core.training.recipes import RECIPES
 
     if as_json:
@@ -55,38 +67,46 @@ def list_recipes(as_json: AsJson = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Stage, such as pretrain.")],
-    size: Annotated[str, typer.Argument(help="Model size, such as 7b.")],
+    name: Annotated[
+        str, typer.Argument(help="Recipe, such as pretrain.", autocompletion=complete_recipes)
+    ],
+    size: Annotated[
+        str, typer.Argument(help="Model size, such as 7b.", autocompletion=complete_sizes)
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Every field of one recipe."""
+    """Print every field of one recipe."""
     from codecria.core.training.recipes import recipe_for
 
-    told = _as_json(recipe_for(name, size))
+    fields = _as_json(recipe_for(name, size))
     if as_json:
-        render.emit_json(told)
+        render.emit_json(fields)
         return
-    marks = dict.fromkeys(told["stand_ins"], "  (not in the paper: stands in)")
+    marks = dict.fromkeys(fields["stand_ins"], "  (not in the paper: a stand-in)")
     if "tokens" in marks:
         marks["steps"] = marks["tokens"]
     if "batch_tokens" in marks:
         marks["rows"] = marks["batch_tokens"]
     rows = [
         (key, f"{value}{marks.get(key, '')}")
-        for key, value in told.items()
+        for key, value in fields.items()
         if key not in ("mixture", "stand_ins")
     ]
-    rows += [(f"mixture: {m['name']}", f"{m['share']:.0%}") for m in told["mixture"]]
+    rows += [(f"mixture: {m['name']}", f"{m['share']:.0%}") for m in fields["mixture"]]
     render.table(f"{name} {size}", ["field", "value"], rows, to_stdout=True)
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(help="TOML: recipe fields at the top level.")],
-    name: Annotated[str, typer.Option(help="Stage the fields are for.")] = "pretrain",
-    size: Annotated[str, typer.Option(help="Model size the fields are for.")] = "7b",
+    file: Annotated[Path, typer.Argument(help="TOML file with recipe fields at its top level.")],
+    name: Annotated[
+        str, typer.Option(help="Recipe to check against.", autocompletion=complete_recipes)
+    ] = "pretrain",
+    size: Annotated[
+        str, typer.Option(help="Model size to check against.", autocompletion=complete_sizes)
+    ] = "7b",
     as_json: AsJson = False,
 ) -> None:
-    """The recipe with the file's fields, or what is wrong with them."""
+    """Apply the file's fields to the recipe; report what is wrong with them."""
     import tomllib
 
     from codecria.core.training.recipes import override, recipe_for
@@ -98,11 +118,11 @@ def validate(
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
-    told = _as_json(override(recipe_for(name, size), changes))
+    fields = _as_json(override(recipe_for(name, size), changes))
     if as_json:
-        render.emit_json(told)
+        render.emit_json(fields)
     else:
-        render.note(f"{file} is sound for {name} {size}: {told['steps']:,} steps")
+        render.note(f"{file} is valid for {name} {size}: {fields['steps']:,} steps")
 
 
 def _as_json(recipe: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while work is under way: it ends in order, with the signal's exit status."""
+"""SIGINT and SIGTERM: work ends in order, with the signal's exit status."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import render
 
 @dataclass(slots=True)
 class StopSignal:
-    """Whether a signal came, and what to do when it does.
+    """Whether a signal was received, and what to do at the first one.
 
     Attributes:
         on_stop: called at the first signal.
-        received: the first signal's number, 0 before.
+        received: the number of the first signal; 0 if there was none.
     """
 
     on_stop: Callable[[], None] | None = None
@@ -33,9 +33,9 @@ class StopSignal:
 
 @contextlib.contextmanager
 def saving_on_signal() -> Iterator[StopSignal]:
-    """Within the block the first SIGINT or SIGTERM calls `on_stop`; the next acts as usual.
+    """Call `on_stop` at the first SIGINT or SIGTERM within the block; a second one acts as usual.
 
-    A signal that comes before `on_stop` is set acts as usual too: there is nothing to save yet.
+    A signal before `on_stop` is set acts as usual too: there is nothing to save yet.
     """
     state = StopSignal()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -50,7 +50,7 @@ def saving_on_signal() -> Iterator[StopSignal]:
             signal.raise_signal(number)
             return
         state.received = number
-        render.note("stopping after this step to save; once more stops at once")
+        render.note("saving after this step, then stopping; a second signal stops at once")
         state.on_stop()
 
     for number in before:
@@ -61,18 +61,18 @@ def saving_on_signal() -> Iterator[StopSignal]:
         restore()
 
 
-GOES_ON = "stopped: the same command goes on from here"
+RESUMABLE = "stopped; rerun the same command to resume"
 
 
 @contextlib.contextmanager
-def ending_in_order(message: str = GOES_ON) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM end the work where it is; what is done stays done.
+def ending_in_order(message: str = RESUMABLE) -> Iterator[None]:
+    """End the work at SIGINT or SIGTERM within the block; what is done stays done.
 
     Args:
-        message: for the user, of what was kept.
+        message: for the user, about what was kept.
 
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal was received.
     """
     statuses = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
 
