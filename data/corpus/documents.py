@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import codecs
 import json
-import lzma
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codecria.data.compressed import read_blocks
 from codecria.data.errors import UserError
+from codecria.data.files import read_regular
 
 from . import languages, licence_texts, licences, units
 from .reasons import Reason
 from .units import TEXT_COLUMNS, InputFile, Unit
 
 PARQUET_ROWS = 256  # rows decoded at once
+POINTER_BYTES = 1024  # the longest pointer of Git LFS
+_POINTER = re.compile(
+    rb"\s*version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/v\d+\s"
+    rb"(?:.*\n)*?oid sha256:[0-9a-f]{64}\s"
+)
 
 # The columns met in code data sets: The Stack, starcoderdata, Dolma, and the plain forms.
 LANGUAGE_COLUMNS = ("lang", "language", "programming_language", "ext", "extension")
@@ -86,7 +93,9 @@ def read(unit: Unit) -> Iterator[Document | Rejected]:
         return
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
         raise UserError(f"{file.path} changed while it was being read", hint="run it again")
-    if file.kind == "jsonl":
+    if file.bytes <= POINTER_BYTES and is_pointer(read_regular(file.path, POINTER_BYTES) or b""):
+        yield _rejected(file, whole, Reason.LFS_POINTER, file.bytes)
+    elif file.kind == "jsonl":
         yield from _read_lines(unit)
     elif file.kind == "parquet":
         yield from _read_parquet(unit)
@@ -105,6 +114,11 @@ def _rejected(
     return Rejected(
         id=identity, source=file.source, reason=reason, input_bytes=input_bytes, detail=detail
     )
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file holds what Git LFS puts in place of a large file that was not fetched."""
+    return len(data) <= POINTER_BYTES and _POINTER.match(data) is not None
 
 
 def decode(data: bytes) -> str | Reason:
@@ -172,15 +186,10 @@ def _read_notebook(file: InputFile, data: bytes) -> Document | Rejected:
 
 def _blocks(unit: Unit) -> Iterator[bytes]:
     """The unit's bytes, decompressed, and as UTF-8 where the file begins with a UTF-16 mark."""
+    if unit.file.compression is not None:
+        yield from read_blocks(unit.file.path, unit.file.compression)
+        return
     with unit.file.path.open("rb") as raw:
-        if unit.file.compression is not None:
-            try:
-                with _decompressed(raw, unit.file.compression) as stream:
-                    while block := stream.read(units.BLOCK_BYTES):
-                        yield block
-            except (EOFError, lzma.LZMAError) as error:
-                raise OSError(str(error)) from error
-            return
         raw.seek(unit.start)
         left = unit.stop - unit.start
         decoder = None
@@ -191,12 +200,6 @@ def _blocks(unit: Unit) -> Iterator[bytes]:
                 decoder = codecs.getincrementaldecoder("utf-16")("replace")
             first = False
             yield block if decoder is None else decoder.decode(block).encode()
-
-
-def _decompressed(raw: IO[bytes], compression: str) -> Any:
-    if compression == "xz":
-        return lzma.open(raw)  # Arrow has no reader for it
-    return pa.CompressedInputStream(raw, compression)
 
 
 def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[bytes | None, int]]:
@@ -266,22 +269,34 @@ def _read_line(file: InputFile, identity: str, line: bytes) -> Document | Reject
 
 
 def _read_parquet(unit: Unit) -> Iterator[Document | Rejected]:
+    """The rows of a unit's row groups; a damaged group loses what follows in it, and no other."""
     file = unit.file
     number = unit.first - 1
     try:
         with file.path.open("rb") as stream, pq.ParquetFile(stream) as parquet:
             columns = [name for name in RECORD_COLUMNS if name in parquet.schema_arrow.names]
-            groups = list(range(unit.start, unit.stop))
-            for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=groups, columns=columns):
-                for record, size in _rows(batch):
-                    number += 1
-                    identity = f"{file.source}/{file.relative}:{number}"
-                    if record is None:
-                        yield _rejected(file, identity, Reason.UNDECODABLE, size)
-                    else:
-                        yield _record(file, identity, record, size)
+            for group in range(unit.start, unit.stop):
+                last = number + parquet.metadata.row_group(group).num_rows
+                try:
+                    for record, size in _group_rows(parquet, group, columns):
+                        number += 1
+                        identity = f"{file.source}/{file.relative}:{number}"
+                        if record is None:
+                            yield _rejected(file, identity, Reason.UNDECODABLE, size)
+                        else:
+                            yield _record(file, identity, record, size)
+                except (OSError, pa.ArrowException) as error:
+                    yield _rest_lost(file, number + 1, error)
+                number = last
     except (OSError, pa.ArrowException) as error:
         yield _rest_lost(file, number + 1, error)
+
+
+def _group_rows(
+    parquet: pq.ParquetFile, group: int, columns: list[str]
+) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=columns):
+        yield from _rows(batch)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, int]]:
@@ -330,6 +345,8 @@ def _record(
         return _rejected(file, identity, Reason.BAD_RECORD, size, problem)
     if "\0" in text:
         return _rejected(file, identity, Reason.BINARY, size)
+    if len(text) <= POINTER_BYTES and is_pointer(text.encode("utf-8", "replace")):
+        return _rejected(file, identity, Reason.LFS_POINTER, size)
     if not text.isascii():
         try:
             text.encode()

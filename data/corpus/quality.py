@@ -11,19 +11,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .generated import is_generated
 from .languages import LanguageClass, language_class
 from .reasons import Reason, Verdict
 
 _ASCII_ALPHANUMERIC = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-# The phrases generators leave in a file's first lines; "do not edit" alone is met in hand-written
-# files too, so it counts only beside a word for making.
-_GENERATED = re.compile(
-    r"auto-?\s?generated|automatically[ -]generated|generated automatically|@generated\b"
-    r"|machine[ -]generated|generated (?:code|file|by|from)\b[^\n]*\bdo not (?:edit|modify)"
-    r"|do not (?:edit|modify)[^\n]*\bgenerated",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +44,8 @@ class Quality:
         programming, markup, data, prose: by class of language (`languages.json`).
         min_characters: shorter documents, white space at the ends not counted, are dropped.
         max_bytes: larger documents (UTF-8) are dropped.
-        generated_lines: how many first lines are searched for a generator's mark; 0 turns it off.
+        generated_lines: how many lines at the front, and after the comments that open a file, are
+            searched for a generator's notice (`generated.py`); 0 turns it off.
     """
 
     programming: Limits = Limits()
@@ -84,7 +78,7 @@ def judge(text: str, language: str, quality: Quality = DEFAULT) -> Verdict | Non
     if verdict := _length(text, quality):
         return verdict
     if is_generated(text, lines=quality.generated_lines):
-        return Verdict(Reason.GENERATED, f"says so in its first {quality.generated_lines} lines")
+        return Verdict(Reason.GENERATED, "says so at its head")
     longest, mean = line_lengths(text)
     if limits.longest_line is not None and longest > limits.longest_line:
         detail = f"a line of {longest:,} characters, at most {limits.longest_line:,}"
@@ -111,18 +105,6 @@ def _length(text: str, quality: Quality) -> Verdict | None:
     if len(text) * 4 > quality.max_bytes and (size := len(text.encode())) > quality.max_bytes:
         return Verdict(Reason.TOO_LARGE, f"{size:,} bytes, at most {quality.max_bytes:,}")
     return None
-
-
-def is_generated(text: str, *, lines: int) -> bool:
-    """Whether one of the first lines says that a program wrote the file."""
-    end = 0
-    for _ in range(lines):
-        following = text.find("\n", end)
-        if following < 0:
-            end = len(text)
-            break
-        end = following + 1
-    return _GENERATED.search(text, 0, min(end, 10_000)) is not None
 
 
 def line_lengths(text: str) -> tuple[int, float]:

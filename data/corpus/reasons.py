@@ -29,6 +29,7 @@ class Reason(StrEnum):
     BESIDE_RECORDS = "beside-records"
     TOO_LARGE = "too-large"
     # by their content
+    LFS_POINTER = "lfs-pointer"
     BINARY = "binary"
     UNDECODABLE = "undecodable"
     BAD_RECORD = "bad-record"

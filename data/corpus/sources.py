@@ -15,13 +15,7 @@ from codecria.data.errors import UsageError, UserError
 
 from . import languages
 from .licence_files import licence_around
-from .names import (
-    GENERATED_ENDINGS,
-    GENERATED_NAMES,
-    MINIFIED_ENDINGS,
-    Kind,
-    record_kind,
-)
+from .names import MINIFIED_ENDINGS, Kind, is_generated_name, record_kind
 from .reasons import Reason
 from .units import MAX_RECORD_BYTES, InputFile
 from .walk import Entry, Skip, display, walk
@@ -190,7 +184,7 @@ def _judge_name(
         reason = Reason.BESIDE_RECORDS
     elif name.lower().endswith(MINIFIED_ENDINGS):
         reason = Reason.MINIFIED
-    elif name in GENERATED_NAMES or name.lower().endswith(tuple(GENERATED_ENDINGS)):
+    elif is_generated_name(name):
         reason = Reason.GENERATED
     elif kind == "text" and language is None and "." in name:
         reason = Reason.LANGUAGE_UNKNOWN

@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codecria.data.compressed import Compression
 from codecria.data.errors import UserError
 
-from .names import Compression, Kind
+from .names import Kind
 
 BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20  # a longer line is counted and skipped without being held
@@ -41,7 +42,7 @@ class InputFile:
     bytes: int
     mtime_ns: int
     kind: Kind
-    compression: Compression = None
+    compression: Compression | None = None
     language: str | None = None
     licence: str | None = None
 

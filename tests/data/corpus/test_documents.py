@@ -7,6 +7,8 @@ import gzip
 import json
 import lzma
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -583,3 +585,88 @@ def test_a_source_that_the_work_tree_around_it_ignores_is_read_all_the_same(tmp_
     good, bad = look(Source(name="src", path=tmp_path / "versions/3.11/lib"))
     assert (sorted(good), bad) == (["json/a.py"], {})
     assert good["json/a.py"].metadata.licence is None
+
+
+def test_zeros_in_an_archive_cost_nothing_and_damage_costs_only_its_member(tmp_path: Path) -> None:
+    one, two = (
+        "".join(json.dumps({"text": os.urandom(9).hex()}) + "\n" for _ in range(2000)).encode()
+        for _ in range(2)
+    )
+    for ending, compress in COMPRESS.items():
+        path = tmp_path / f"rows.jsonl.{ending}"
+        padded = compress(one) + b"\0" * 700 + compress(two) + b"\0" * 5000
+        path.write_bytes(padded)
+        assert [type(item) for item in read_units(path, 1)] == [Document] * 4000, ending
+        broken = bytearray(compress(one))
+        broken[len(broken) // 3] ^= 0xFF
+        path.write_bytes(compress(two) + bytes(broken) + compress(two))
+        found = read_units(path, 1)
+        texts = [item.text for item in found if isinstance(item, Document)]
+        whole = [json.loads(line)["text"] for line in two.splitlines()]
+        assert texts[:2000] == whole, ending
+        assert texts[-2000:] == whole, ending
+        *_, last = found
+        assert isinstance(last, Rejected)
+        assert last.reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst", "lz4"])
+def test_of_a_truncated_archive_every_line_that_can_be_decoded_is_given(
+    tmp_path: Path, suffix: str
+) -> None:
+    lines = [json.dumps({"text": os.urandom(40).hex()}) for _ in range(20_000)]
+    data = "".join(line + "\n" for line in lines).encode()
+    path = tmp_path / f"t.jsonl.{suffix}"
+    if suffix in COMPRESS:
+        path.write_bytes(COMPRESS[suffix](data))
+    else:
+        with pa.CompressedOutputStream(str(path), {"zst": "zstd", "lz4": "lz4"}[suffix]) as stream:
+            stream.write(data)
+    path.write_bytes(path.read_bytes()[:-3000])
+    tool = {"gz": "gzip", "bz2": "bzip2", "xz": "xz", "zst": "zstd", "lz4": "lz4"}[suffix]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is the oracle")
+    decoded = subprocess.run([tool, "-dc", path], capture_output=True, check=False).stdout
+    *_, last = found = read_units(path, 1 << 20)
+    assert isinstance(last, Rejected)
+    texts = [item.text for item in found if isinstance(item, Document)]
+    assert texts == [json.loads(line)["text"] for line in lines[: len(texts)]]
+    assert len(texts) >= decoded.count(b"\n")
+
+
+def test_a_damaged_row_group_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"text": [f"{i} {os.urandom(50).hex()}" for i in range(3000)]})
+    pq.write_table(table, path, row_group_size=1000, compression="zstd", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[start : start + 200] = os.urandom(200)
+    path.write_bytes(data)
+    for unit_bytes in (1, 1 << 30):
+        found = read_units(path, unit_bytes)
+        numbers = [int(item.text.split()[0]) for item in found if isinstance(item, Document)]
+        assert numbers == [*range(1000), *range(2000, 3000)]
+        [lost] = [item for item in found if isinstance(item, Rejected)]
+        assert (lost.id, lost.reason) == ("s/rows.parquet:1001", Reason.TRUNCATED)
+
+
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+def test_what_git_lfs_did_not_fetch_is_no_document(tmp_path: Path) -> None:
+    files = {"a.py": POINTER, "b.ipynb": POINTER, "c.py": "# " + POINTER, "d.csv": POINTER}
+    source = plant(tmp_path / "code", {**files})
+    good, bad = look(source)
+    assert sorted(good) == ["c.py"]
+    assert bad == dict.fromkeys(["a.py", "b.ipynb", "d.csv"], Reason.LFS_POINTER)
+    for name in ("rows.jsonl", "rows.jsonl.gz", "rows.parquet"):
+        (tmp_path / name).write_text(POINTER)
+        [item] = read_units(tmp_path / name, 1 << 20)
+        assert isinstance(item, Rejected)
+        assert item.reason is Reason.LFS_POINTER
+    [item] = read_units(lines_file(tmp_path / "r.jsonl", [{"text": POINTER}]), 1 << 20)
+    assert isinstance(item, Rejected)
+    assert item.reason is Reason.LFS_POINTER
