@@ -96,15 +96,30 @@ def finite(value: Any) -> Any:
     return value
 
 
+def escaped(text: str) -> bytes:
+    r"""JSON text as UTF-8, with escapes for lone surrogates, which UTF-8 cannot hold.
+
+    A model's answer may hold one. No answer ends a run, and reading gives the same text again.
+
+    >>> escaped('["\ud800", "\u00e9"]')
+    b'["\\ud800", "\xc3\xa9"]'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def json_line(value: Any) -> str:
-    """The value as one line of JSON, with its line end; see `finite`."""
-    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+    """The value as one line of JSON, with its line end; see `finite` and `escaped`."""
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+    return escaped(text).decode()
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON with sorted keys, whole or not at all; see `finite`."""
+    """Write `value` as readable JSON with sorted keys, whole or not at all.
+
+    See `finite` and `escaped` for what JSON and UTF-8 cannot hold.
+    """
     text = json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    atomic_write(path, (text + "\n").encode())
+    atomic_write(path, escaped(text + "\n"))
 
 
 @contextlib.contextmanager
@@ -247,7 +262,7 @@ def digest_bytes(*parts: bytes) -> str:
 def digest_json(value: Any) -> str:
     """The hex digest of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return digest_bytes(text.encode())
+    return digest_bytes(escaped(text))
 
 
 def digest_file(path: Path) -> str:

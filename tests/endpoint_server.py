@@ -10,6 +10,7 @@ import json
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ from typing import Any
 
 # How a request can go wrong: tried in this order, as often as `faults` says.
 DROP, ERROR, GARBAGE, BUSY, TORN, EMPTY = "drop", "500", "garbage", "429", "torn", "empty"
+# Bytes that come one by one, for ever: of a body, or of the headers.
+DRIP, SLOW_HEADERS = "drip", "slow headers"
 
 
 def say(body: dict[str, Any]) -> str:
@@ -106,6 +109,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(b'{"choices": [')
                 self.close_connection = True
+            elif fault in (DRIP, SLOW_HEADERS):
+                self.drip(b"x" if fault == SLOW_HEADERS else b" ", headers=fault == DRIP)
             elif fault == EMPTY:
                 self.send(200, b'{"choices": []}')
             elif server.status is not None:
@@ -113,6 +118,19 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send(status, content, **headers)
             else:
                 self.send(200, json.dumps(self.answer(body)).encode())
+
+        def drip(self, byte: bytes, *, headers: bool) -> None:
+            if headers:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000000")
+                self.end_headers()
+            else:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(byte)
+                    time.sleep(0.02)
 
         def answer(self, body: dict[str, Any]) -> dict[str, Any]:
             text = server.say(body)

@@ -50,7 +50,7 @@ def asked_questions(
     found: list[Question] = []
     for number, (ask, count) in enumerate(zip(asks, counts, strict=True)):
         line = get(ask.ids()[0])
-        if line is None or line["finish_reason"] in ("unfit", "refused"):
+        if line is None or line["finish_reason"] in ("prompt_too_long", "refused"):
             continue  # nothing was said; the report tells how many did not come
         items = questions_in(line["text"], cut=line["finish_reason"] == "length")
         for place, (text, problem) in enumerate(items):
@@ -222,6 +222,6 @@ def _silence(line: Line | None) -> str:
     if line is None:
         return UNANSWERED
     return {
-        "unfit": "the prompt did not fit the context",
+        "prompt_too_long": "the prompt did not fit the context",
         "refused": "refused by the endpoint",
     }.get(line["finish_reason"], "")

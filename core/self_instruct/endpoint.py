@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint as the model that answers: vLLM, SGLang, llama.cpp, ollama, ...
 
-What passes (no connection, a time-out, 429, 5xx, a response that is no JSON) is tried again after a
-pause that doubles; what does not (another 4xx) is a refusal of that one request. Where the endpoint
-itself is wrong (no such model, no such key) the run stops. The key is read from the environment,
+Transient errors (no connection, a time-out, 429, 5xx, a response that is no JSON) are retried after
+a pause that doubles; another 4xx is a refusal of that one request. Where the endpoint itself is
+wrong (no such model, no such key) the run stops. The key is read from the environment,
 goes to the endpoint's own address and nowhere else, and stands in no message.
 """
 
@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import queue
+import socket
 import threading
 import time
 import urllib.error
@@ -21,14 +22,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from codecria.data.errors import UsageError, UserError
 
 from .models import Ask, Reply, Wanted, body_of, reply_of
 from .prompts import Form
 
-PASSING = frozenset({408, 409, 425, 429})  # besides all from 500 on
+RETRYABLE = frozenset({408, 409, 425, 429})  # besides all from 500 on
 WRONG_ENDPOINT = frozenset({401, 402, 403, 404, 405})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 MOST_BYTES = 16 << 20  # of a response
@@ -46,7 +47,7 @@ class Access:
         key: for its Authorization header; empty for none.
         concurrency: requests at a time.
         retries: of a request, after its first try.
-        timeout_s: of one try.
+        timeout_s: of one try, from connecting to the last byte of the response.
     """
 
     url: str
@@ -86,7 +87,7 @@ def key_from(variable: str) -> str:
     return os.environ.get(variable, "").strip()
 
 
-class _Passing(Exception):
+class _Retryable(Exception):
     """A try failed, and another may not."""
 
     def __init__(self, told: str, pause_s: float | None = None) -> None:
@@ -104,6 +105,75 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Follow nothing."""
         return
+
+
+class _Deadline:
+    """Ends the connections of one try when its time is over.
+
+    urllib's own timeout bounds each read alone, so a server that sends a byte now and then would
+    hold a request forever. (httpx bounds reads likewise; a bound of the whole needs asyncio there.)
+
+    Args:
+        seconds: from entering.
+
+    Attributes:
+        is_over: whether it ended them.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self._seconds = seconds
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._timer.cancel()
+        for copy in self._sockets:
+            copy.close()
+
+    def connect(self, *arguments: Any, **named: Any) -> socket.socket:
+        """As `socket.create_connection`, watched."""
+        made = socket.create_connection(*arguments, **named)
+        # A copy of the descriptor: TLS takes the socket over, and closes it in its own time.
+        self._sockets.append(made.dup())
+        if self.is_over:
+            self._end()
+        return made
+
+    def _end(self) -> None:
+        self.is_over = True
+        for copy in self._sockets:
+            with contextlib.suppress(OSError):
+                copy.shutdown(socket.SHUT_RDWR)
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        """Opens addresses by watched connections, and follows no redirect."""
+        deadline = self
+
+        class Plain(http.client.HTTPConnection):
+            def __init__(self, *arguments: Any, **named: Any) -> None:
+                super().__init__(*arguments, **named)
+                self._create_connection = deadline.connect
+
+        class Encrypted(http.client.HTTPSConnection):
+            def __init__(self, *arguments: Any, **named: Any) -> None:
+                super().__init__(*arguments, **named)
+                self._create_connection = deadline.connect
+
+        class PlainHandler(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, request)
+
+        class EncryptedHandler(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Encrypted, request)
+
+        return urllib.request.build_opener(_NoRedirects, PlainHandler, EncryptedHandler)
 
 
 class Endpoint:
@@ -133,7 +203,6 @@ class Endpoint:
         self._name = name
         self._note = note
         self._sleep = sleep
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
         """The replies that are not known yet, as they come; see `models.Model`.
@@ -196,7 +265,7 @@ class Endpoint:
                 result = self._ask(ask, sample, key, stop)
             except UserError as error:
                 result = error
-            except _Passing as error:
+            except _Retryable as error:
                 result = str(error)
             finally:
                 results.put(result)
@@ -205,7 +274,7 @@ class Endpoint:
         """One reply, tried again as often as is allowed.
 
         Raises:
-            _Passing: the last try failed too.
+            _Retryable: the last try failed too.
             UserError: the endpoint itself is wrong.
         """
         path, body = body_of(ask, sample, self._name)
@@ -216,9 +285,9 @@ class Endpoint:
                 return reply_of(key, response, seconds=time.perf_counter() - started)
             except _Refused as error:
                 return Reply(id=key, text="", finish_reason="refused", detail=str(error))
-            except (_Passing, ValueError) as error:
+            except (_Retryable, ValueError) as error:
                 if attempt == self.access.retries or stop.is_set():
-                    raise _Passing(str(error)) from error
+                    raise _Retryable(str(error)) from error
                 pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
                 told = getattr(error, "pause_s", None)
                 self._sleep(pause if told is None else min(told, LONGEST_PAUSE_S))
@@ -228,7 +297,7 @@ class Endpoint:
         """The response to one try.
 
         Raises:
-            _Passing: it failed, and may not another time.
+            _Retryable: it failed, and may not another time.
             _Refused: this request will not be answered.
             UserError: no request will.
             ValueError: the response is no JSON.
@@ -238,15 +307,21 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self.access.key}"
         url = self.access.url.rstrip("/") + path
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        try:
-            with self._opener.open(request, timeout=self.access.timeout_s) as response:
-                content = _read(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._http_error(error) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise _Passing(self._clean(f"{type(error).__name__}: {reason}")) from None
+        timeout_s = self.access.timeout_s
+        with _Deadline(timeout_s) as deadline:
+            try:
+                with deadline.opener().open(request, timeout=timeout_s) as response:
+                    content = _read(response)
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise self._http_error(error) from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                if not deadline.is_over:
+                    told = f"{type(error).__name__}: {reason}"
+                    raise _Retryable(self._clean(told)) from None
+            if deadline.is_over:  # what arrived until then may look like a whole response
+                raise _Retryable(f"no whole response within {timeout_s:g} s")
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
@@ -258,8 +333,8 @@ class Endpoint:
         with contextlib.suppress(OSError, http.client.HTTPException):
             said = " ".join(error.read(MOST_BYTES).decode("utf-8", "replace").split())[:SHOWN]
         told = self._clean(f"HTTP {error.code}{': ' + said if said else ''}")
-        if error.code in PASSING or error.code >= 500:
-            return _Passing(told, _retry_after(error.headers.get("Retry-After")))
+        if error.code in RETRYABLE or error.code >= 500:
+            return _Retryable(told, _retry_after(error.headers.get("Retry-After")))
         if error.code in WRONG_ENDPOINT or 300 <= error.code < 400:
             return UserError(
                 f"{self.access.url} does not take requests for {self._name}: {told}",
@@ -275,7 +350,7 @@ class Endpoint:
 def _read(response: Any) -> bytes:
     content: bytes = response.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise _Passing(f"the response is longer than {MOST_BYTES >> 20} MB")
+        raise _Retryable(f"the response is longer than {MOST_BYTES >> 20} MB")
     return content
 
 

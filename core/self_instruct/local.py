@@ -81,7 +81,7 @@ class LocalModel:
             generator = self._load()
             prompt = self._prompt(ask)
             if len(prompt) >= generator.model.config.max_context:
-                yield [_unfit(ids[n], prompt) for n in numbers if ids[n] not in known]
+                yield [_too_long(ids[n], prompt) for n in numbers if ids[n] not in known]
                 continue
             started = time.perf_counter()
             events = complete(
@@ -103,7 +103,7 @@ class LocalModel:
         prompts = [self._prompt(ask) for ask in batch]
         fitting = [n for n, prompt in enumerate(prompts) if len(prompt) < context]
         replies = {
-            n: _unfit(ask.ids()[0], prompts[n])
+            n: _too_long(ask.ids()[0], prompts[n])
             for n, ask in enumerate(batch)
             if len(prompts[n]) >= context
         }
@@ -151,8 +151,8 @@ def _limits(ask: Ask, first: int, samples: int) -> Limits:
     return Limits(max_tokens=ask.max_tokens, stops=ask.stops, samples=samples, first=first)
 
 
-def _unfit(key: str, prompt: Sequence[int]) -> Reply:
-    return Reply(id=key, text="", finish_reason="unfit", prompt_tokens=len(prompt), tokens=0)
+def _too_long(key: str, prompt: Sequence[int]) -> Reply:
+    return Reply(id=key, text="", finish_reason="prompt_too_long", prompt_tokens=len(prompt))
 
 
 def _reply(key: str, completion: Completion, seconds: float) -> Reply:

@@ -98,8 +98,8 @@ class Reply:
     Attributes:
         id: see `Ask.ids`.
         text: what the model said, without what ended it.
-        finish_reason: "stop", "length" where it was cut, "unfit" where the prompt left no room, or
-            "refused" where the endpoint will not answer it.
+        finish_reason: "stop", "length" where it was cut, "prompt_too_long" where it left no room,
+            or "refused" where the endpoint will not answer it.
         prompt_tokens, tokens: of the prompt and of the answer, where known.
         seconds: that it took, its share where answers were drawn side by side.
         detail: why it was refused.

@@ -300,6 +300,9 @@ def _replies(run: _Run, stage: str, asks: Sequence[Ask]) -> Iterator[Journal]:
         missing = sum(key not in replies for key in ids)
         if missing:
             _tell_missing(run, stage, missing, len(ids))
+        _check_refused(
+            run, stage, [line for key in ids if (line := replies.get(key))], replies.path
+        )
         cost = run.costs.setdefault(stage, Cost())
         for key in ids:
             line = replies.get(key)
@@ -337,6 +340,25 @@ def _tell_missing(run: _Run, stage: str, missing: int, total: int) -> None:
     else:
         hint = "--emit-requests FILE writes them; --skip-failed goes on without"
     raise UserError(told, hint=hint)
+
+
+def _check_refused(
+    run: _Run, stage: str, lines: Sequence[Mapping[str, Any]], replies: Path
+) -> None:
+    """End the run where an endpoint refused all requests of a stage: nothing can come of it.
+
+    Raises:
+        UserError: it did.
+    """
+    if not lines or any(line["finish_reason"] != "refused" for line in lines):
+        return
+    model = run.models[stage]
+    where = model.access.url if isinstance(model, Endpoint) else "the endpoint"
+    raise UserError(
+        f"{where} refused all {len(lines)} requests for {stage}: {lines[0].get('detail', '')}",
+        hint=f"check what it allows, such as --set {stage}_tokens; then remove {replies} and run"
+        " the same command again",
+    )
 
 
 def _end_of(run: _Run, stage: str) -> None:

@@ -28,7 +28,7 @@ from .references import Reference
 from .results import Results, finish, meta_path, read_json_or_nothing, results
 from .samples import SampleFile, read_samples
 from .sampling import BATCH, generate
-from .scoring import KS, score, summarise, unfit
+from .scoring import KS, score, summarise, too_long
 from .tasks import Asker, Split, Task
 
 MEMORY_BYTES = 1 << 30  # of one program
@@ -391,8 +391,8 @@ def _lines(
         if bench is None:
             yield from (sample.as_json() for sample in batch)
             continue
-        fitting = [sample for sample in batch if sample.finish_reason != "unfit"]
-        yield from (unfit(sample) for sample in batch if sample.finish_reason == "unfit")
+        fitting = [sample for sample in batch if sample.finish_reason != "prompt_too_long"]
+        yield from (too_long(sample) for sample in batch if sample not in fitting)
         yield from score(fitting, by_id, bench.sandbox, bench.limits_s)
 
 

@@ -38,7 +38,7 @@ class Sample:
         said: what the model said, where more than the completion.
         extracted: what of a chat answer was chosen.
         tokens: of it, where known.
-        finish_reason: "stop", "length", or "unfit" where the prompt left no room.
+        finish_reason: "stop", "length", or "prompt_too_long" where it left no room.
     """
 
     task_id: str
@@ -49,6 +49,15 @@ class Sample:
     extracted: str | None = None
     tokens: int | None = None
     finish_reason: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it can be a file's content: a lone surrogate in it cannot."""
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def source(self, problem: Problem) -> str:
         """The program, without the tests."""
@@ -141,10 +150,6 @@ def _parse(line: bytes, known: Mapping[str, Problem]) -> Sample | str:
     for field in ("solution", "completion"):
         value = record.get(field)
         if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return f"{field} holds a lone surrogate"
             return Sample(task_id=task_id, number=0, text=value, whole=field == "solution")
         if value is not None:
             return f"{field} is no text"

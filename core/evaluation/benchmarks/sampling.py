@@ -66,7 +66,13 @@ def _batch(
     if len(asked.ids) >= context:
         # The model cannot be asked, so it has not solved the task; others go on.
         return [
-            Sample(task_id=problem.task_id, number=n, text="", tokens=0, finish_reason="unfit")
+            Sample(
+                task_id=problem.task_id,
+                number=n,
+                text="",
+                tokens=0,
+                finish_reason="prompt_too_long",
+            )
             for n in numbers
         ]
     sampling = Sampling(

@@ -13,6 +13,7 @@ from .results import Key, Line
 from .samples import Sample
 
 KS = (1, 10, 100)  # of pass@k, where there are as many samples
+NO_TEXT = "failed: the program holds a lone surrogate, which is no text"
 # A pass in one process of a task whose own reference fails in two: it does not count as passed.
 UNCONFIRMED = "unconfirmed: passed in one process; the reference fails in two"
 
@@ -31,6 +32,10 @@ def score(
         sandbox: open.
         limits_s: how long each task's programs may take, by id.
     """
+    for sample in samples:
+        if not sample.is_text:
+            yield sample.as_json() | {"passed": False, "result": NO_TEXT}
+    samples = [sample for sample in samples if sample.is_text]
     jobs = []
     for sample in samples:
         problem = problems[sample.task_id]
@@ -48,7 +53,7 @@ def score(
         yield samples[number].as_json() | judged
 
 
-def unfit(sample: Sample) -> Line:
+def too_long(sample: Sample) -> Line:
     """The line of a sample whose prompt did not fit the context: failed, and nothing ran."""
     return sample.as_json() | {"passed": False, "result": "failed: the prompt did not fit"}
 
@@ -122,7 +127,8 @@ def _word(line: Line) -> str:
     """How a sample ended, in a word."""
     verdict = line.get("verdict")
     if not isinstance(verdict, dict):
-        return "passed" if line["passed"] else "unfit"
+        too_long = line.get("finish_reason") == "prompt_too_long"
+        return "passed" if line["passed"] else "prompt_too_long" if too_long else "failed"
     if verdict["outcome"] == "passed" and not line["passed"]:
         return "unconfirmed"
     return str(verdict["outcome"])

@@ -397,7 +397,7 @@ def test_a_prompt_that_does_not_fit_is_a_sample_that_says_so(generator: Generato
     greedy = protocol("humaneval", "completion")
     asker = Asker(greedy, (), generator.tokenizer, generator.ends)
     [[sample]] = list(generate(generator, asker, [long], greedy))
-    assert (sample.text, sample.finish_reason) == ("", "unfit")
+    assert (sample.text, sample.finish_reason) == ("", "prompt_too_long")
 
 
 ANSWERS = {

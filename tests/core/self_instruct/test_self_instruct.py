@@ -18,7 +18,7 @@ import pytest
 
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.verdict import Limits
-from codecria.core.self_instruct import items, pipeline, prompts
+from codecria.core.self_instruct import items, pipeline, prompts, record
 from codecria.core.self_instruct.batch import BatchModel
 from codecria.core.self_instruct.endpoint import Access, Endpoint
 from codecria.core.self_instruct.execute import choose, execute, probe, probes, verdict_id
@@ -792,3 +792,38 @@ def test_one_process_writes_to_a_journal(tmp_path: Path) -> None:
         assert len(one) == 0
         one.add([{"id": "b"}])
     assert lines(tmp_path / "j.jsonl") == [{"id": "b"}]
+
+
+# --- what no file can hold ------------------------------------------------------------------------
+
+SURROGATES = {
+    "in a question": lambda text: text.replace("1. Write", "1. Write \ud800"),
+    "in the tests": lambda text: text.replace(
+        "# Test case 1:", "assert add_1('\udfff') == '\ud83d'"
+    ),
+    "in a program": lambda text: text.replace("# the same", "# the \udcff same"),
+    "around everything": lambda text: f"\udc80{text}\ud800",
+}
+
+
+@pytest.mark.parametrize("change", SURROGATES.values(), ids=SURROGATES)
+def test_a_lone_surrogate_in_an_answer_never_ends_a_run(
+    tmp_path: Path, remote: Callable[..., Endpoint], endpoint: Any, change: Callable[[str], str]
+) -> None:
+    say = endpoint.say
+    endpoint.say = lambda body: change(say(body))
+    first = run(request(tmp_path / "o", remote()))
+    assert first["funnel"]["kept"] > 0
+    assert run(request(tmp_path / "o", remote())) == first
+    assert record.report_of(tmp_path / "o") == read_json(tmp_path / "o" / "report.json")
+
+
+def test_an_endpoint_that_refuses_every_request_ends_the_run_with_an_error(
+    tmp_path: Path, remote: Callable[..., Endpoint], endpoint: Any
+) -> None:
+    endpoint.status = (400, {}, b"max_tokens is too large")
+    with pytest.raises(UserError, match="refused all 3 requests for questions: HTTP 400: max_tok"):
+        run(request(tmp_path / "o", remote()))
+    endpoint.status = None
+    (tmp_path / "o" / "replies" / "questions.jsonl").unlink()
+    assert run(request(tmp_path / "o", remote()))["funnel"]["kept"] > 0
