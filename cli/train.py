@@ -421,8 +421,9 @@ def _render_plan(plan: Plan) -> None:
 def _time_here(plan: Plan) -> str:
     assert plan.rate is not None, "a time comes from a rate"
     assert plan.seconds is not None, "a time comes from a rate"
-    speed = f"{plan.rate.tokens_per_s:,.3g} tokens/s, {plan.rate.source}"
-    return f"{render.duration(plan.seconds)} ({speed})"
+    rate = plan.rate.tokens_per_s
+    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{render.duration(plan.seconds)} ({speed} tokens/s, {plan.rate.source})"
 
 
 def _infill_facts(told: dict[str, Any]) -> list[tuple[str, str]]:

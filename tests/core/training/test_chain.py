@@ -340,6 +340,29 @@ def test_plans_of_the_family_have_the_papers_parameters_and_rotary_bases(
     assert model.max_context == trained
 
 
+def test_dialogs_that_hold_an_evaluation_problem_are_left_out(infill: Path, tmp_path: Path) -> None:
+    problem = {
+        "task_id": "Demo/1",
+        "prompt": "def running_sum(values):\n    total, sums = 0, []\n    for value in values:\n",
+        "canonical_solution": "        total += value\n        sums.append(total)\n"
+        "    return sums\n",
+        "test": "assert running_sum([1, 2]) == [1, 3]",
+        "entry_point": "running_sum",
+    }
+    benchmark = tmp_path / "problems.jsonl"
+    benchmark.write_text(json.dumps(problem) + "\n")
+    chats = tmp_path / "chats.jsonl"
+    leak = {"instruction": "Sum up.", "output": problem["prompt"] + problem["canonical_solution"]}
+    records = [leak, *({"instruction": f"Add {n}.", "output": f"x + {n}"} for n in range(20))]
+    chats.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = {"recipe": "instruct", "init": infill, "dialogs": [str(chats)], "any_init": True}
+    plain = resolve(request(**options), out=tmp_path / "run")
+    clean = resolve(request(**options, decontaminate=[benchmark]), out=tmp_path / "run")
+    assert [report.contaminated_dialogs for report in plain.dialogs] == [0]
+    assert [report.contaminated_dialogs for report in clean.dialogs] == [1]
+    assert clean.run.sources[0].digest != plain.run.sources[0].digest
+
+
 def test_a_plan_needs_no_data() -> None:
     plan = plan_paper(request(recipe="lcft", size="7b", steps=None, changes={}))
     assert plan.model.rope_theta == 1e6

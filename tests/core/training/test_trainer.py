@@ -11,12 +11,14 @@ import torch
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.training import stage as stages
+from codecria.core.training.optim import learning_rate
 from codecria.core.training.planner import plan_stage
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import Stage, run_stage
 from codecria.core.training.trainer import Outcome, Trainer, mfu, read_metrics, tokens_per_second
 from codecria.data.errors import UsageError, UserError
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 CHANGES = {"context": 32, "batch_tokens": 128, "peak_lr": 5e-3}
@@ -327,3 +329,192 @@ def test_a_run_that_restarted_positions_where_attention_does_not_is_refused_with
     with pytest.raises(UserError, match="restarted rotary positions at each document") as caught:
         train(asked, out)
     assert "another --out" in caught.value.hint
+
+
+# --- extended, replaced, and refused runs ---------------------------------------------------------
+
+
+def test_a_run_with_a_stable_phase_is_extended_to_the_very_weights_of_a_longer_one(
+    shards: Path, tmp_path: Path
+) -> None:
+    # Kills: going on from decayed weights, a warm-up that follows the new length, kept moments.
+    changes = CHANGES | {"schedule": "wsd", "decay_share": "0.25", "warmup_steps": 2}
+    short = request(shards, steps=8, changes=changes, keep=1, save_every=8)
+    longer = request(shards, steps=16, changes=changes, keep=1, save_every=8)
+    train(longer, tmp_path / "whole")
+    train(short, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000008"], "the step before the decay is kept"
+    with pytest.raises(UserError, match=r"holds another run: recipe\.tokens") as caught:
+        train(longer, tmp_path / "run")
+    assert "--extend gives it more steps" in caught.value.hint
+    extended = request(shards, steps=16, changes=changes, keep=1, save_every=8, extend=True)
+    outcome, _ = train(extended, tmp_path / "run")
+    assert outcome == Outcome(16, finished=True, trained=10)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert Checkpoint.open(tmp_path / "run").lineage()["extended"] == [6]
+    whole, run = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
+    assert [r["loss"] for r in run if "loss" in r] == [r["loss"] for r in whole if "loss" in r]
+    # The same command again, with and without --extend, finds nothing to do.
+    assert train(extended, tmp_path / "run")[0].trained == 0
+    assert train(longer, tmp_path / "run")[0].trained == 0
+
+
+def test_extending_a_cosine_goes_on_from_the_last_step_and_says_what_that_means(
+    shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(request(shards, steps=4), out)
+    longer = request(shards, steps=8, extend=True)
+    warned: list[str] = []
+    records: list[dict[str, Any]] = []
+    run_stage(resolve(longer, out=out), out, report=records.append, warn=warned.append, started=id)
+    assert any("cosine is planned again over 8 steps" in line for line in warned)
+    rates = [r["lr"] for r in records if "lr" in r]
+    recipe = resolve(request(shards, steps=8), out=None, plan=True).run.recipe
+    assert rates == [pytest.approx(learning_rate(step, recipe)) for step in range(4, 8)]
+    with pytest.raises(UserError, match="would make it shorter"):
+        train(request(shards, steps=2, extend=True), out)
+    with pytest.raises(UserError, match=r"holds another run: recipe\.seed") as caught:
+        train(request(shards, steps=16, extend=True, changes=CHANGES | {"seed": 3}), out)
+    assert "--force" in caught.value.hint
+    with pytest.raises(UserError, match="holds no run to extend"):
+        train(request(shards, extend=True), tmp_path / "nothing")
+
+
+def test_a_run_is_replaced_where_that_is_asked_for(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(request(shards, changes=CHANGES | {"seed": 5}), out)
+    (out / "notes.txt").write_text("mine")
+    outcome, _ = train(request(shards, force=True), out)
+    assert outcome == Outcome(8, finished=True, trained=8)
+    train(request(shards), tmp_path / "fresh")
+    assert_same_weights(out, tmp_path / "fresh")
+    assert (out / "notes.txt").read_text() == "mine"
+    assert train(request(shards), out)[0].trained == 0
+    inner = request(shards, size=None, init=out, force=True)
+    with pytest.raises(UserError, match=r"would remove .*model, which the run starts from"):
+        train(inner, out)
+    assert Checkpoint.open(out).lineage()["step"] == 8, "the run is still there"
+
+
+def test_another_split_of_the_batch_resumes_with_a_warning(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(request(shards), out, stop_after=4)
+    warned: list[str] = []
+    asked = request(shards, micro_batch_size=1)
+    outcome = run_stage(
+        resolve(asked, out=out), out, report=lambda _: None, warn=warned.append, started=id
+    )
+    assert outcome.finished
+    assert warned == ["resuming with micro_batch_size: 4 -> 1: the last bits may differ"]
+
+
+def test_data_folders_in_another_order_or_under_another_name_are_the_same_data(
+    shards: Path, corpus: list[str], tokenizer: Tokenizer, shard_writer: Any, tmp_path: Path
+) -> None:
+    # Kills: rows dealt by the order of the command line after a resume.
+    other = tmp_path / "other"
+    ids = [tokenizer.encode(text[:500], bos=True, eos=True) for text in corpus[:20]]
+    shard_writer(other, ids, tokenizer)
+    both = [f"{shards}=0.7", f"{other}=0.3"]
+    train(request(shards, data=both), tmp_path / "whole")
+    train(request(shards, data=both), tmp_path / "cut", stop_after=4)
+    renamed = tmp_path / "renamed"
+    other.rename(renamed)
+    train(request(shards, data=[f"{renamed}=0.3", f"{shards}=0.7"]), tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    with pytest.raises(UserError, match=r"data\.\d\.weight"):
+        train(request(shards, data=[f"{renamed}=0.4", f"{shards}=0.6"]), tmp_path / "cut")
+
+
+def test_counts_below_one_and_options_that_exclude_each_other_are_refused_together(
+    shards: Path,
+) -> None:
+    asked = request(
+        shards, steps=-5, log_every=0, keep=0, save_every=-1, eval_rows=-1, extend=True, force=True
+    )
+    with pytest.raises(UsageError) as caught:
+        resolve(asked, out=None)
+    for part in ("--steps -5", "--log-every 0", "--keep 0", "--save-every -1", "--eval-rows -1"):
+        assert part in caught.value.message
+    assert "--extend keeps a run and --force replaces it" in caught.value.message
+    assert "tokens" not in caught.value.message
+
+
+@pytest.mark.parametrize("skipped_at", [0, 3])
+def test_a_skipped_step_stays_out_of_the_means_and_the_records_are_json(
+    skipped_at: int, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "Trainer", Poisoned)
+    monkeypatch.setattr(Poisoned, "bad_step", skipped_at)
+    asked = request(shards, changes=CHANGES | {"on_nonfinite": "skip"}, log_every=2)
+    _, reported = train(asked, tmp_path / "run")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert records == reported
+    assert json.dumps(reported, allow_nan=False)
+    logged = [r for r in records if "tokens_per_s" in r]
+    assert len(logged) == 4
+    assert all(np.isfinite(r["loss"]) for r in logged)
+    every = request(shards, changes=CHANGES | {"on_nonfinite": "skip"}, log_every=1)
+    _, alone = train(every, tmp_path / "alone")
+    assert all("loss" not in r for r in alone if r["step"] == skipped_at + 1)
+
+
+def test_a_run_is_not_mixed_into_a_folder_of_something_else(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds shards: a run there would mix both"):
+        train(request(shards), shards)
+    train(request(shards, steps=1), tmp_path / "run")
+    with pytest.raises(UserError, match="holds a checkpoint"):
+        train(request(shards), tmp_path / "run" / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        resolve(request(shards), out=tmp_path / "file").standing(tmp_path / "file")
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10 << 20))
+    with pytest.raises(UserError, match="GB free"):
+        train(request(shards), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_plan_reads_no_weights_of_its_checkpoint_and_writes_nothing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(request(shards, steps=1), tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+
+    def read(self: Checkpoint) -> str:
+        raise AssertionError("the weights are read")
+
+    monkeypatch.setattr(Checkpoint, "digest", read)
+    asked = request(shards, size=None, init=tmp_path / "run")
+    stage = resolve(asked, out=tmp_path / "next", plan=True)
+    assert stage.standing(tmp_path / "next").action == "start"
+    assert plan_stage(stage, tmp_path / "next").seconds
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_of_an_existing_run_is_what_the_run_would_do(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(request(shards), out, stop_after=4)
+    stage = resolve(request(shards), out=out, plan=True)
+    assert stage.standing(out).action == "resume"
+    rate = plan_stage(stage, out).rate
+    assert rate is not None
+    assert rate.source == "measured in this run"
+    assert plan_stage(stage).rate != rate
+    other = resolve(request(shards, changes=CHANGES | {"seed": 9}), out=out, plan=True)
+    with pytest.raises(UserError, match=r"holds another run: recipe\.seed"):
+        other.standing(out)
