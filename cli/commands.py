@@ -7,11 +7,14 @@ their defaults without pydantic. Environment names follow the options as they ar
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from . import options
 
 ENV_PREFIX = "CODECRIA"
 GENERAL = "Options"  # the panel of options that belong to no other
@@ -184,26 +187,46 @@ def _leave_absent(parameter: Any) -> None:
     parameter.quick = True
 
 
+# The order of panels in help; a panel that is not here comes after these.
+PANELS = (
+    "Arguments",
+    options.INPUT,
+    options.TRAINING,
+    options.INFILLING,
+    options.CHAT,
+    options.SAMPLING,
+    options.SCORING,
+    options.SANDBOX,
+    options.ENDPOINT,
+    options.OUTPUT,
+    options.SCHEDULE,
+    options.MACHINE,
+)
+
+
 def _write_panels(parameters: list[Any], ctx: Any, formatter: Any) -> None:
-    """Write the help of parameters, a section a panel, in the order they are declared."""
-    panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}
-    general: list[tuple[str, str]] = []
+    """Write the help of parameters, one section for each panel, the general options last."""
+    panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in parameters:
         record = parameter.get_help_record(ctx)
         if record is None:
             continue
-        panel = getattr(parameter, "rich_help_panel", None)
-        if parameter.param_type_name == "argument":
-            panels["Arguments"].append(record)
-        elif panel is None or panel == GENERAL:
-            general.append(record)
-        else:
-            panels.setdefault(panel, []).append(record)
-    panels[GENERAL] = general
-    for panel, records in panels.items():
-        if records:
-            with formatter.section(panel):
-                formatter.write_dl(records)
+        argument = parameter.param_type_name == "argument"
+        panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None)
+        panels.setdefault(panel or GENERAL, []).append(_plain(record))
+    names = [*PANELS, *(name for name in panels if name not in (*PANELS, GENERAL)), GENERAL]
+    for name in names:
+        if name in panels:
+            with formatter.section(name):
+                formatter.write_dl(panels[name])
+
+
+def _plain(record: tuple[str, str]) -> tuple[str, str]:
+    """A help record without Typer's notation of ranges."""
+    names, text = record
+    text = re.sub(r"(\[|; )x>=([\d.]+)\]", r"\1at least \2]", text)
+    text = re.sub(r"(\[|; )([\d.]+)<=x<=([\d.]+)\]", r"\1\2 to \3]", text)
+    return names.replace(" range>", ">"), text
 
 
 def _quiet_option() -> Any:
