@@ -16,7 +16,7 @@ from .output import stripped
 from .prompt import warn_of_tags
 
 if TYPE_CHECKING:
-    from codecria.core.inference.engine import Limits
+    from codecria.core.inference.decoding import Limits
     from codecria.core.inference.generator import Generator
     from codecria.core.inference.sampling import Sampling
     from codecria.data.formats.chat import Message

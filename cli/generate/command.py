@@ -238,7 +238,7 @@ def generate(
     import torch
 
     from codecria.core.checkpoints.checkpoint import Checkpoint
-    from codecria.core.inference.engine import Limits
+    from codecria.core.inference.decoding import Limits
     from codecria.core.inference.generator import Generator, tokenizer_of
     from codecria.core.inference.sampling import Sampling
     from codecria.data.formats.window import Room
@@ -288,6 +288,7 @@ def generate(
         limits,
         ends=built.ends,
         opening=built.opening,
+        specials=parse_specials,
     )
     if asked.gap is not None and (in_place or diff):
         completion = output.middle_of(events)

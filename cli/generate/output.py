@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from codecria.data.errors import UserError
 
 if TYPE_CHECKING:
-    from codecria.core.inference.engine import Completion
+    from codecria.core.inference.decoding import Completion
     from codecria.data.formats.cursor import Gap
 
     Events = Iterator[tuple[int, str | Completion]]

@@ -13,16 +13,18 @@ from codecria.core.model.config import ModelConfig
 
 
 class KeyValueCache:
-    """Keys and values of a batch of sequences, each with its own length.
+    """Keys and values of sequences that stand in rows, each with its own length.
 
-    Sequences of unequal length stand side by side from position 0 on; what lies past a sequence's
-    length is never seen by a query and is overwritten as it grows.
+    Sequences of unequal length start side by side at position 0; what lies past a sequence's length
+    is never seen by a query and is overwritten as it grows. Rows beyond the sequences, and
+    positions beyond the longest, are room for more.
 
     Args:
         config: gives L, K and D.
-        batch: B.
+        batch: rows, B.
         positions: S, the longest any sequence may get.
-        dtype, device: of the tensors; 2 L B K S D elements are allocated.
+        dtype: of the tensors; the model's own type or another.
+        device: of the tensors; 2 L B K S D elements are allocated.
     """
 
     def __init__(
@@ -46,23 +48,42 @@ class KeyValueCache:
         """S, the longest any sequence may get."""
         return self.keys.shape[3]
 
-    def repeated(self, times: int) -> KeyValueCache:
-        """A cache of `times` sequences that all continue this one's single sequence.
+    def rows(self, start: int, stop: int) -> KeyValueCache:
+        """Some of the rows as a cache of their own, whose tensors are parts of this one's."""
+        part = object.__new__(KeyValueCache)
+        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        part.lengths = self.lengths[start:stop]
+        return part
 
-        The samples of one prompt share its prefill this way.
-        """
-        assert len(self.lengths) == 1, f"{len(self.lengths)} sequences, one is repeated"
-        copy = object.__new__(KeyValueCache)
-        copy.keys = self.keys.expand(-1, times, -1, -1, -1).contiguous()
-        copy.values = self.values.expand(-1, times, -1, -1, -1).contiguous()
-        copy.lengths = self.lengths * times
-        return copy
+    def copy_rows(self, start: int, sources: list[int]) -> None:
+        """Make the rows from `start` on continue the sequences of the rows `sources`."""
+        stop, lengths = start + len(sources), [self.lengths[row] for row in sources]
+        if sources != list(range(start, stop)):
+            longest = max(lengths)
+            for tensor in (self.keys, self.values):
+                tensor[:, start:stop, :, :longest] = tensor[:, sources, :, :longest]
+        self.lengths[start:stop] = lengths
 
-    def select(self, rows: list[int]) -> None:
-        """Keep only these sequences, in this order (others have ended)."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
-        self.lengths = [self.lengths[row] for row in rows]
+    def keep(self, kept: list[int]) -> None:
+        """Move these rows to the front, in this order, and empty all others."""
+        used = sum(length > 0 for length in self.lengths)  # they stand at the front
+        longest = max(self.lengths, default=0)
+        self.copy_rows(0, kept)
+        self.lengths[len(kept) :] = [0] * (len(self.lengths) - len(kept))
+        for tensor in (self.keys, self.values):
+            tensor[:, len(kept) : used, :, :longest] = 0  # so that no NaN is left behind
+
+    def resized(self, batch: int, positions: int) -> KeyValueCache:
+        """A cache of other measures with this one's sequences, which must fit."""
+        larger = object.__new__(KeyValueCache)
+        layers, rows, heads, length, width = self.keys.shape
+        shape = (layers, batch, heads, positions, width)
+        larger.keys, larger.values = (self.keys.new_zeros(shape) for _ in range(2))
+        rows, length = min(rows, batch), min(length, positions)
+        larger.keys[:, :rows, :, :length] = self.keys[:, :rows, :, :length]
+        larger.values[:, :rows, :, :length] = self.values[:, :rows, :, :length]
+        larger.lengths = [*self.lengths[:rows], *[0] * (batch - rows)]
+        return larger
 
 
 class ChunkAttention:
@@ -82,7 +103,8 @@ class ChunkAttention:
         keys, values = self.cache.keys[layer], self.cache.values[layer]  # (B,K,S,D)
         keys[:, :, self.start : stop] = k.transpose(1, 2)
         values[:, :, self.start : stop] = v.transpose(1, 2)
-        return attend_with_past(q, keys[:, :, :stop], values[:, :, :stop], self.start)
+        seen_k, seen_v = (x[:, :, :stop].to(q.dtype) for x in (keys, values))
+        return attend_with_past(q, seen_k, seen_v, self.start)
 
 
 class TokenAttention:
@@ -100,7 +122,7 @@ class TokenAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B,1,H,D), (B,1,K,D), (B,1,K,D) -> (B,1,H,D)."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]  # (B,K,S,D)
-        keys[self.rows, :, self.places] = k[:, 0]
-        values[self.rows, :, self.places] = v[:, 0]
-        end = self.longest
-        return attend_one(q, keys[:, :, :end], values[:, :, :end], self.lengths)
+        keys[self.rows, :, self.places] = k[:, 0].to(keys.dtype)
+        values[self.rows, :, self.places] = v[:, 0].to(values.dtype)
+        seen_k, seen_v = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
+        return attend_one(q, seen_k, seen_v, self.lengths)

@@ -1,7 +1,16 @@
-"""Completion: one prefill, then token by token, streamed as text that never splits a character.
+"""The decoding engine: sequences of any length side by side, added and cancelled at any time.
 
-`prefill` and `decode_step` are functions of a model and a cache alone; the loop around them knows
-about sampling, stop strings and text. A faster engine replaces those two and nothing else.
+    engine = Engine(model, tokenizer.stream)
+    number = engine.add(prompt, sampling=..., limits=..., ends=...)
+    for number, event in engine.run():      # or engine.step(), again and again
+        ...
+
+Each step appends one token to every sequence. A sequence that ends makes room for waiting ones;
+those with the same prompt share its prefill. A sequence has limits, stop strings and random numbers
+of its own: of what is generated beside it, only the last bits of its scores depend.
+
+`prefill` and `decode_step` are functions of a model and a cache alone. A faster engine replaces
+those two and nothing else.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -9,90 +18,25 @@ Shapes: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 
 from .cache import ChunkAttention, KeyValueCache, TokenAttention
+from .decoding import Completion, Decoding, Limits, TextStream
 from .healing import Opening
 from .sampling import Sampling, draw
 
 PREFILL_CHUNK = 2_048  # tokens; bounds the activations of a long prompt
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much is generated, and where it ends early.
-
-    Attributes:
-        max_tokens: longest completion, in tokens.
-        stops: strings that end a completion and are not part of it.
-        samples: how many completions of the prompt.
-        first: number of the first of them; those before are made elsewhere.
-        context: longest sequence allowed, prompt and completion; None takes what the model was
-            trained on.
-    """
-
-    max_tokens: int
-    stops: tuple[str, ...] = ()
-    samples: int = 1
-    first: int = 0
-    context: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            UsageError: a limit or stop string makes no sense.
-        """
-        if self.max_tokens < 1 or self.samples < 1:
-            raise UsageError(
-                f"max-tokens {self.max_tokens} and samples {self.samples} must be at least 1"
-            )
-        if "" in self.stops:
-            raise UsageError("a stop string is empty", hint="leave --stop away instead")
-        if self.context is not None and self.context < 2:
-            raise UsageError(f"a context of {self.context} tokens has no room to generate")
-
-
-class TextStream(Protocol):
-    """What the generator needs of a tokenizer's streaming decoder."""
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes."""
-        ...
-
-    def finish(self) -> str:
-        """The text still held back."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One finished completion.
-
-    Attributes:
-        text: what follows the prompt, without the stop string or the end token.
-        ids: the generated ids, the end token excluded.
-        prompt_tokens: length of the prompt in tokens, BOS included.
-        finish_reason: "stop" at an end token or a stop string, "length" at the limit.
-        prefill_s: seconds until the first token.
-        decode_s: seconds from the first token to the last.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    prompt_tokens: int
-    finish_reason: FinishReason
-    prefill_s: float
-    decode_s: float
+PREFILL_TOKENS = 16_384  # of prompts that are read side by side, padding included
+BATCH = 16  # sequences decoded side by side: bounds the key-value cache
+Event = tuple[int, str | Completion]
 
 
 @torch.inference_mode()
@@ -147,91 +91,253 @@ def decode_step(model: Transformer, cache: KeyValueCache, tokens: Sequence[int])
     return model.logits(hidden[:, 0])
 
 
-def stop_at(text: str, stops: Sequence[str], searched: int) -> int | None:
-    """Where the earliest stop string begins in `text`, looking only where it can be new.
+class Engine:
+    """Sequences that are decoded side by side.
 
     Args:
-        text: all text so far.
-        stops: the stop strings, none of them empty.
-        searched: length of the text that an earlier call has searched.
+        model: in evaluation.
+        new_stream: makes a streaming decoder, one a sequence.
+        batch: most sequences at a time; others wait.
+        banned: ids that are never drawn, unless they end a sequence.
+        cache_dtype: type of the key-value cache; None takes the model's.
     """
-    starts = []
-    for stop in stops:
-        found = text.find(stop, max(0, searched - len(stop) + 1))
-        if found >= 0:
-            starts.append(found)
-    return min(starts, default=None)
+
+    def __init__(
+        self,
+        model: Transformer,
+        new_stream: Callable[[], TextStream],
+        *,
+        batch: int = BATCH,
+        banned: Collection[int] = (),
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        assert batch >= 1, f"a batch of {batch}"
+        self._model = model
+        self._new_stream = new_stream
+        self._batch = batch
+        self._banned = frozenset(banned)
+        self._masks: dict[frozenset[int], Tensor | None] = {}  # (V,) by the ends that differ
+        self._cache_dtype = cache_dtype or model.tok_embeddings.dtype
+        self._cache: KeyValueCache | None = None
+        self._numbers = count()
+        self._waiting: deque[Decoding] = deque()
+        self._live: list[Decoding] = []  # in the order of the cache's rows
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence has not ended yet."""
+        return bool(self._live or self._waiting)
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling,
+        limits: Limits,
+        ends: frozenset[int],
+        sample: int = 0,
+        opening: Opening | None = None,
+    ) -> int:
+        """Add a sequence, which begins with the next step that has room for it.
+
+        Args:
+            prompt: token ids, BOS included.
+            sampling: how its tokens are drawn.
+            limits: how long it may be, and its stop strings.
+            ends: ids that end it and are not part of it.
+            sample: number of the sample of this prompt, a part of its seed.
+            opening: text it must begin with, and that is not shown (`healing.py`).
+
+        Returns:
+            the number that its events carry.
+
+        Raises:
+            UserError: the prompt is empty, holds an id outside the vocabulary, or fills the
+                context.
+        """
+        decoding = Decoding(
+            number=next(self._numbers),
+            prompt=tuple(prompt),
+            sampling=sampling,
+            generator=sampling.generator(sample),
+            stream=self._new_stream(),
+            limit=_limit(self._model, prompt, limits),
+            stops=limits.stops,
+            ends=ends,
+            banned=self._mask(ends),
+            opening=opening,
+        )
+        self._waiting.append(decoding)
+        return decoding.number
+
+    @torch.inference_mode()
+    def cancel(self, number: int) -> None:
+        """Drop a sequence; one that has ended already is none."""
+        self._waiting = deque(d for d in self._waiting if d.number != number)
+        self._keep([row for row, decoding in enumerate(self._live) if decoding.number != number])
+
+    def run(self) -> Iterator[Event]:
+        """Step until every sequence has ended, yielding the events of `step`."""
+        while self.busy:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Append one token to every sequence.
+
+        Returns:
+            (number, text) as text becomes certain, and (number, Completion) where one has ended.
+
+        Raises:
+            UserError: the model's scores are not finite.
+        """
+        found = []
+        if self._live:
+            cache = self._rows(0, len(self._live))
+            found.append(decode_step(self._model, cache, [d.ids[-1] for d in self._live]))
+            self._store(0, cache)
+        if self._waiting and len(self._live) < self._batch:
+            found.append(self._admit())
+        if not found:
+            return []
+        live = self._live
+        scores = _allowed(torch.cat(found) if len(found) > 1 else found[0], live)
+        tokens = draw(scores, [d.sampling for d in live], [d.generator for d in live])
+        events: list[Event] = []
+        for decoding, token in zip(live, tokens, strict=True):
+            text = decoding.take(token)
+            if text:
+                events.append((decoding.number, text))
+            if decoding.finish_reason is not None:
+                events.append((decoding.number, decoding.completion(time.perf_counter())))
+        self._keep([row for row, decoding in enumerate(live) if decoding.finish_reason is None])
+        return events
+
+    def _admit(self) -> Tensor:
+        """Read the prompts of sequences that wait, as many as there is room for.
+
+        Returns:
+            (B,V) scores of their first tokens; they follow the live ones.
+        """
+        room = self._batch - len(self._live)
+        fresh = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        fresh.sort(key=lambda d: len(d.prompt))  # neighbours need little padding
+        start, stop = len(self._live), len(self._live) + len(fresh)
+        self._reserve(stop, max(len(d.prompt) + d.limit for d in fresh))
+        prompts = list(dict.fromkeys(d.prompt for d in fresh))  # each is read once
+        scores, seconds = list[Tensor](), dict[tuple[int, ...], float]()
+        first = 0
+        for group in _groups(prompts):
+            began = time.perf_counter()
+            cache = self._rows(start + first, start + first + len(group))
+            scores.append(prefill(self._model, cache, group))
+            self._store(start + first, cache)
+            first += len(group)
+            spent = time.perf_counter() - began
+            seconds |= dict.fromkeys(group, spent)
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        sources = [places[d.prompt] for d in fresh]
+        assert self._cache is not None, "reserved above"
+        self._cache.copy_rows(start, [start + place for place in sources])
+        now = time.perf_counter()
+        for decoding in fresh:
+            decoding.prefill_s, decoding.first_at = seconds[decoding.prompt], now
+        self._live += fresh
+        found = torch.cat(scores) if len(scores) > 1 else scores[0]
+        return found if len(prompts) == len(fresh) else found[sources]
+
+    def _mask(self, ends: frozenset[int]) -> Tensor | None:
+        """(V,) which ids a sequence with these ends never draws; None when it may draw all."""
+        if not self._banned:
+            return None
+        excepted = ends & self._banned
+        if excepted not in self._masks:
+            mask = torch.zeros(self._model.config.vocab_size, dtype=torch.bool)
+            mask[sorted(self._banned - excepted)] = True
+            self._masks[excepted] = mask.to(self._model.tok_embeddings.device)
+        return self._masks[excepted]
+
+    def _reserve(self, rows: int, positions: int) -> None:
+        """Make room in the cache for so many rows and positions."""
+        cache = self._cache
+        if cache is None or (
+            not self._live and (rows > len(cache.lengths) or positions > cache.positions)
+        ):
+            device = self._model.tok_embeddings.device
+            self._cache = None  # its memory goes before the next one's comes
+            self._cache = KeyValueCache(
+                self._model.config,
+                batch=rows,
+                positions=positions,
+                dtype=self._cache_dtype,
+                device=device,
+            )
+        elif rows > len(cache.lengths) or positions > cache.positions:
+            more = min(self._batch, max(rows, 2 * len(cache.lengths)))
+            rows = len(cache.lengths) if rows <= len(cache.lengths) else more
+            self._cache = cache.resized(rows, max(positions, cache.positions))
+
+    def _rows(self, start: int, stop: int) -> KeyValueCache:
+        assert self._cache is not None, "there is no cache"
+        return self._cache.rows(start, stop)
+
+    def _store(self, start: int, part: KeyValueCache) -> None:
+        """Note the lengths of some rows, whose tensors are the cache's own."""
+        assert self._cache is not None, "there is no cache"
+        self._cache.lengths[start : start + len(part.lengths)] = part.lengths
+
+    def _keep(self, rows: list[int]) -> None:
+        if len(rows) < len(self._live):
+            assert self._cache is not None, "there is no cache"
+            self._cache.keep(rows)
+            self._live = [self._live[row] for row in rows]
 
 
-def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` might yet turn out to begin a stop string."""
-    longest = 0
-    for stop in stops:
-        for size in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:size]):
-                longest = size
-                break
-    return longest
+def _groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts that are read side by side: of similar lengths, as shorter ones are padded.
+
+    Args:
+        prompts: from short to long.
+    """
+    group: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        padded = len(prompt) * (len(group) + 1)
+        if group and (len(prompt) > 1.25 * len(group[0]) + 16 or padded > PREFILL_TOKENS):
+            yield group
+            group = []
+        group.append(prompt)
+    if group:
+        yield group
 
 
-@dataclass(slots=True)
-class _Sample:
-    """One completion while it is being generated."""
+def _allowed(scores: Tensor, live: Sequence[Decoding]) -> Tensor:
+    """The scores, -inf for what must not be drawn: banned ids, and what contradicts an opening.
 
-    number: int
-    generator: torch.Generator
-    stream: TextStream
-    prompt_tokens: int
-    limit: int  # tokens
-    text: str = ""
-    shown: int = 0
-    ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    left: bytes = b""  # of the opening, that is still to come
-    hidden: int = 0  # characters of it that have not come yet
-
-    def take(self, token: int, ends: frozenset[int], stops: Sequence[str]) -> str:
-        """Add a drawn token and return the text that is now certain to be shown."""
-        if token in ends:
-            return self._end("stop")
-        self.ids.append(token)
-        searched = len(self.text)
-        self.text += self._beyond_opening(self.stream.push(token))
-        cut = stop_at(self.text, stops, searched)
-        if cut is not None:
-            self.text = self.text[:cut]
-            self.finish_reason = "stop"
-            return self._show(len(self.text))
-        if len(self.ids) >= self.limit:
-            return self._end("length")
-        return self._show(len(self.text) - held_back(self.text, stops))
-
-    def _beyond_opening(self, text: str) -> str:
-        known = min(self.hidden, len(text))
-        self.hidden -= known
-        return text[known:]
-
-    def _end(self, reason: FinishReason) -> str:
-        self.text += self._beyond_opening(self.stream.finish())
-        self.finish_reason = reason
-        return self._show(len(self.text))
-
-    def _show(self, upto: int) -> str:
-        fresh = self.text[self.shown : upto]
-        self.shown = max(self.shown, upto)
-        return fresh
-
-
-def _held_to(opening: Opening, live: Sequence[_Sample], scores: Tensor) -> Tensor:
-    """The scores, without tokens that contradict what is left of each sample's opening."""
-    if not any(sample.left for sample in live):
-        return scores
-    scores = scores.clone()
-    for row, sample in enumerate(live):
-        if sample.left:
-            allowed = opening.allowed(sample.left).to(scores.device)
-            scores[row, : len(allowed)].masked_fill_(~allowed, -torch.inf)
-            scores[row, len(allowed) :] = -torch.inf  # rows of the model that no piece has
+    Raises:
+        UserError: they are not finite.
+    """
+    if not bool(scores.isfinite().all()):
+        raise UserError(
+            "the model's scores are not finite (NaN or infinity)",
+            hint="weights may be damaged (`codecria inspect --verify`), or values overflow: try"
+            " --dtype float32",
+        )
+    masks = [decoding.banned for decoding in live]
+    if all(mask is masks[0] for mask in masks):
+        if masks[0] is not None:
+            scores = scores.masked_fill(masks[0], -torch.inf)
+    else:
+        scores = scores.masked_fill(torch.stack([m for m in masks if m is not None]), -torch.inf)
+    for row, decoding in enumerate(live):
+        if decoding.opening is not None and decoding.left:
+            allowed = torch.zeros(scores.shape[1], dtype=torch.bool)
+            fitting = decoding.opening.allowed(decoding.left)
+            allowed[: len(fitting)] = fitting  # the model may have rows that no piece has
+            held = scores[row].masked_fill(~allowed.to(scores.device), -torch.inf)
+            if bool(held.isinf().all()):  # no token can go on with it: give the opening up
+                decoding.left, decoding.hidden = b"", 0
+                continue
+            scores = scores.index_put((torch.tensor(row),), held)
     return scores
 
 
@@ -244,7 +350,9 @@ def complete(
     limits: Limits,
     ends: frozenset[int],
     opening: Opening | None = None,
-) -> Iterator[tuple[int, str | Completion]]:
+    banned: Collection[int] = (),
+    batch: int | None = None,
+) -> Iterator[Event]:
     """Generate completions of one prompt; the samples share its prefill.
 
     Args:
@@ -255,104 +363,25 @@ def complete(
         limits: how many, how long, and where they end.
         ends: ids that end a completion and are not part of it.
         opening: text the completion must begin with, and that is not shown (`healing.py`).
+        banned: ids that are never drawn, unless they are among the ends.
+        batch: samples at a time; None takes all at once.
 
     Yields:
         (sample number, text) as text becomes certain, then (sample number, Completion) once each.
 
     Raises:
-        UserError: the prompt is empty, holds an id outside the vocabulary, or fills the context.
+        UserError: the prompt is empty, holds an id outside the vocabulary, or fills the context;
+            or the model's scores are not finite.
     """
-    limit = _limit(model, prompt, limits)
-    started = time.perf_counter()
-    cache = _cache(model, batch=1, positions=len(prompt) + limit)
-    scores = prefill(model, cache, [prompt])
-    first_at = time.perf_counter()
-    left = opening.text if opening is not None else b""
-    live = [
-        _Sample(
-            n,
-            sampling.generator(n),
-            new_stream(),
-            len(prompt),
-            limit,
-            left=left,
-            hidden=len(left.decode()),
-        )
-        for n in range(limits.first, limits.first + limits.samples)
-    ]
-    if limits.samples > 1:
-        cache = cache.repeated(limits.samples)
-        scores = scores.expand(limits.samples, -1)
-    yield from _decode(
-        model,
-        cache,
-        scores,
-        live,
-        sampling=sampling,
-        stops=limits.stops,
-        ends=ends,
-        opening=opening,
-        prefill_s=first_at - started,
-    )
-
-
-def complete_each(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    new_stream: Callable[[], TextStream],
-    sampling: Sampling,
-    seeds: Sequence[int],
-    limits: Limits,
-    ends: frozenset[int],
-) -> Iterator[tuple[int, Completion]]:
-    """Generate a completion of each of several prompts, side by side.
-
-    Args:
-        model: in evaluation.
-        prompts: token ids, BOS included; of any lengths.
-        new_stream: makes a streaming decoder, one a prompt.
-        sampling: how tokens are drawn; its seed is not used.
-        seeds: one a prompt.
-        limits: how long, and where they end; the sample drawn is its `first`.
-        ends: ids that end a completion and are not part of it.
-
-    Yields:
-        (place of the prompt, its completion) as they end.
-
-    Raises:
-        UserError: a prompt is empty, holds an id outside the vocabulary, or fills the context.
-    """
-    room = [_limit(model, prompt, limits) for prompt in prompts]
-    started = time.perf_counter()
-    positions = max(len(p) + limit for p, limit in zip(prompts, room, strict=True))
-    cache = _cache(model, batch=len(prompts), positions=positions)
-    scores = prefill(model, cache, prompts)
-    first_at = time.perf_counter()
-    live = [
-        _Sample(
-            place,
-            replace(sampling, seed=seed).generator(limits.first),
-            new_stream(),
-            len(prompt),
-            limit,
-        )
-        for place, (prompt, seed, limit) in enumerate(zip(prompts, seeds, room, strict=True))
-    ]
-    events = _decode(
-        model,
-        cache,
-        scores,
-        live,
-        sampling=sampling,
-        stops=limits.stops,
-        ends=ends,
-        opening=None,
-        prefill_s=first_at - started,
-    )
-    for place, event in events:
-        if not isinstance(event, str):
-            yield place, event
+    engine = Engine(model, new_stream, batch=batch or limits.samples, banned=banned)
+    samples = {
+        engine.add(
+            prompt, sampling=sampling, limits=limits, ends=ends, sample=sample, opening=opening
+        ): sample
+        for sample in range(limits.first, limits.first + limits.samples)
+    }
+    for number, event in engine.run():
+        yield samples[number], event
 
 
 def _limit(model: Transformer, prompt: Sequence[int], limits: Limits) -> int:
@@ -376,67 +405,3 @@ def _limit(model: Transformer, prompt: Sequence[int], limits: Limits) -> int:
             hint="shorten it, or widen the context with --context",
         )
     return min(limits.max_tokens, room)
-
-
-def _cache(model: Transformer, *, batch: int, positions: int) -> KeyValueCache:
-    weight = model.tok_embeddings
-    return KeyValueCache(
-        model.config, batch=batch, positions=positions, dtype=weight.dtype, device=weight.device
-    )
-
-
-def _decode(
-    model: Transformer,
-    cache: KeyValueCache,
-    scores: Tensor,
-    live: list[_Sample],
-    *,
-    sampling: Sampling,
-    stops: Sequence[str],
-    ends: frozenset[int],
-    opening: Opening | None,
-    prefill_s: float,
-) -> Iterator[tuple[int, str | Completion]]:
-    """Token by token for as long as a sample lives; (number, event) as `complete` yields them.
-
-    Args:
-        model, sampling, stops, ends, opening: see `complete`.
-        cache: (B,...) of the samples' prompts.
-        scores: (B,V) of each one's first token.
-        live: the samples, one a row.
-        prefill_s: what their prompts took.
-    """
-    first_at = time.perf_counter()
-    while live:
-        if opening is not None:
-            scores = _held_to(opening, live, scores)
-        tokens = [
-            draw(row, sampling, sample.generator) for sample, row in zip(live, scores, strict=True)
-        ]
-        if opening is not None:
-            for sample, token in zip(live, tokens, strict=True):
-                sample.left = opening.after(sample.left, token)
-        for sample, token in zip(live, tokens, strict=True):
-            text = sample.take(token, ends, stops)
-            if text:
-                yield sample.number, text
-            if sample.finish_reason is not None:
-                yield (
-                    sample.number,
-                    Completion(
-                        text=sample.text,
-                        ids=tuple(sample.ids),
-                        prompt_tokens=sample.prompt_tokens,
-                        finish_reason=sample.finish_reason,
-                        prefill_s=prefill_s,
-                        decode_s=time.perf_counter() - first_at,
-                    ),
-                )
-        going = [row for row, sample in enumerate(live) if sample.finish_reason is None]
-        if len(going) < len(live):
-            live = [live[row] for row in going]
-            tokens = [tokens[row] for row in going]
-            if live:
-                cache.select(going)
-        if live:
-            scores = decode_step(model, cache, tokens)

@@ -14,7 +14,8 @@ from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from .engine import Completion, Limits, complete
+from .decoding import Completion, Limits
+from .engine import BATCH, Engine, complete
 from .healing import Opening
 from .sampling import Sampling
 
@@ -59,6 +60,26 @@ class Generator:
         )
         return cls(model.eval(), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
 
+    def banned(self, *, specials: bool = False) -> frozenset[int]:
+        """Ids that are never drawn unless they end a completion, because they are no text.
+
+        Control, unknown and unused pieces, sentinels, and rows of the model that no piece has (a
+        vocabulary that is padded to a multiple).
+
+        Args:
+            specials: whether special pieces may be drawn, and rows without a piece alone may not.
+        """
+        rows = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        return frozenset(rows) | (frozenset() if specials else self.tokenizer.special_ids)
+
+    def engine(self, *, batch: int = BATCH) -> Engine:
+        """An engine for many prompts.
+
+        Args:
+            batch: sequences decoded side by side.
+        """
+        return Engine(self.model, self.tokenizer.stream, batch=batch, banned=self.banned())
+
     def complete(
         self,
         ids: list[int],
@@ -67,13 +88,15 @@ class Generator:
         *,
         ends: Collection[int] = (),
         opening: Opening | None = None,
+        specials: bool = False,
     ) -> Iterator[tuple[int, str | Completion]]:
-        """Completions of a prompt as they are produced, see `core.generate.complete`.
+        """Completions of a prompt as they are produced, see `engine.complete`.
 
         Args:
             ids: the prompt.
             sampling, limits, opening: see there.
             ends: ids that end it, besides the checkpoint's own.
+            specials: whether completions may hold special pieces.
         """
         return complete(
             self.model,
@@ -83,6 +106,8 @@ class Generator:
             limits=limits,
             ends=self.ends | frozenset(ends),
             opening=opening,
+            banned=self.banned(specials=specials),
+            batch=BATCH,
         )
 
 

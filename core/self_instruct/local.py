@@ -7,21 +7,21 @@ missing is drawn whole again, so that a run that was stopped ends with the same 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.inference.engine import Completion, Limits, complete, complete_each
+from codecria.core.inference.decoding import Completion, Limits
+from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats import chat
 
 from .models import Ask, Reply, Wanted
 from .prompts import Form, as_text
-
-BATCH = 16  # answers drawn side by side: bounds the key-value cache
 
 
 class LocalModel:
@@ -61,69 +61,40 @@ class LocalModel:
 
     def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
         """The replies that are not known yet, see `models.Model`."""
-        if asks and asks[0].samples > 1:
-            for ask in asks:
-                yield from self._samples(ask, known)
-            return
-        for first in range(0, len(asks), self._batch):
-            batch = asks[first : first + self._batch]
-            if all(ask.ids()[0] in known for ask in batch):
-                continue
-            yield [reply for reply in self._each(batch) if reply.id not in known]
+        # Samples of one ask make batches of their own, single answers to several asks share one.
+        several = bool(asks) and asks[0].samples > 1
+        for group in [[ask] for ask in asks] if several else [asks]:
+            wanted = [(ask, key, n) for ask in group for n, key in enumerate(ask.ids())]
+            for first in range(0, len(wanted), self._batch):
+                part = wanted[first : first + self._batch]
+                missing = [key not in known for _, key, _ in part]
+                if any(missing):
+                    yield list(itertools.compress(self._replies(part), missing))
 
-    def _samples(self, ask: Ask, known: Wanted) -> Iterator[list[Reply]]:
-        """Samples of one answer, which share their prompt's prefill."""
-        ids = ask.ids()
-        for first in range(0, ask.samples, self._batch):
-            numbers = range(first, min(first + self._batch, ask.samples))
-            if all(ids[n] in known for n in numbers):
-                continue
-            generator = self._load()
-            prompt = self._prompt(ask)
-            if len(prompt) >= generator.model.config.max_context:
-                yield [_too_long(ids[n], prompt) for n in numbers if ids[n] not in known]
-                continue
-            started = time.perf_counter()
-            events = complete(
-                generator.model,
-                prompt,
-                new_stream=generator.tokenizer.stream,
-                sampling=_sampling(ask),
-                limits=_limits(ask, first, len(numbers)),
-                ends=self._ends(),
-            )
-            done = {n: event for n, event in events if not isinstance(event, str)}
-            share = (time.perf_counter() - started) / len(numbers)
-            yield [_reply(ids[n], done[n], share) for n in numbers if ids[n] not in known]
-
-    def _each(self, batch: Sequence[Ask]) -> list[Reply]:
-        """One answer to each of several asks."""
+    def _replies(self, part: Sequence[tuple[Ask, str, int]]) -> list[Reply]:
+        """One reply to each (ask, its id, number of the sample), decoded side by side."""
         generator = self._load()
         context = generator.model.config.max_context
-        prompts = [self._prompt(ask) for ask in batch]
-        fitting = [n for n, prompt in enumerate(prompts) if len(prompt) < context]
-        replies = {
-            n: _too_long(ask.ids()[0], prompts[n])
-            for n, ask in enumerate(batch)
-            if len(prompts[n]) >= context
-        }
-        if fitting:
-            ask = batch[0]
-            started = time.perf_counter()
-            events = complete_each(
-                generator.model,
-                [prompts[n] for n in fitting],
-                new_stream=generator.tokenizer.stream,
-                sampling=_sampling(ask),
-                seeds=[batch[n].seed for n in fitting],
-                limits=_limits(ask, 0, 1),
-                ends=self._ends(),
+        engine = generator.engine(batch=len(part))
+        replies: dict[int, Reply] = {}
+        places: dict[int, int] = {}
+        started = time.perf_counter()
+        for place, (ask, key, number) in enumerate(part):
+            prompt = self._prompt(ask)
+            if len(prompt) >= context:
+                replies[place] = _too_long(key, prompt)
+                continue
+            limits = Limits(max_tokens=ask.max_tokens, stops=ask.stops)
+            ends = self._ends()
+            added = engine.add(
+                prompt, sampling=_sampling(ask), limits=limits, ends=ends, sample=number
             )
-            done = dict(events)
-            share = (time.perf_counter() - started) / len(fitting)
-            for place, n in enumerate(fitting):
-                replies[n] = _reply(batch[n].ids()[0], done[place], share)
-        return [replies[n] for n in range(len(batch))]
+            places[added] = place
+        done = {places[added]: event for added, event in engine.run() if not isinstance(event, str)}
+        share = (time.perf_counter() - started) / max(len(done), 1)
+        for place, completion in done.items():
+            replies[place] = _reply(part[place][1], completion, share)
+        return [replies[place] for place in range(len(part))]
 
     def _prompt(self, ask: Ask) -> list[int]:
         tokenizer = self._load().tokenizer
@@ -147,12 +118,10 @@ def _sampling(ask: Ask) -> Sampling:
     return Sampling(temperature=ask.temperature, top_p=ask.settings.top_p, seed=ask.seed)
 
 
-def _limits(ask: Ask, first: int, samples: int) -> Limits:
-    return Limits(max_tokens=ask.max_tokens, stops=ask.stops, samples=samples, first=first)
-
-
 def _too_long(key: str, prompt: Sequence[int]) -> Reply:
-    return Reply(id=key, text="", finish_reason="prompt_too_long", prompt_tokens=len(prompt))
+    return Reply(
+        id=key, text="", finish_reason="prompt_too_long", prompt_tokens=len(prompt), tokens=0
+    )
 
 
 def _reply(key: str, completion: Completion, seconds: float) -> Reply:

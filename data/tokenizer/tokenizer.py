@@ -31,7 +31,17 @@ from sentencepiece import sentencepiece_model_pb2
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, digest_content
 
-from .fast_encode import BYTE, CONTROL, SPACE, UNKNOWN, ChunkEncoder, Ids, obstacle, to_array
+from .fast_encode import (
+    BYTE,
+    CONTROL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    ChunkEncoder,
+    Ids,
+    obstacle,
+    to_array,
+)
 
 # Generated at import from a descriptor, so type checkers do not see it.
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
@@ -47,6 +57,8 @@ _STEP_PIECE = "<step>"
 _PARTS = tuple(f"{SPACE}<{part}" for part in ("SU", "SUF", "PRE", "M", "MID", "E", "EOT"))
 _REPEATED = tuple(SPACE + "<EOT>" * times for times in range(2, 7))
 INFILL_EXTENSION = (*_PARTS, *_INFILL_PIECES, *_REPEATED)
+
+_NO_TEXT = frozenset({UNKNOWN, CONTROL, UNUSED})
 
 _FRAGMENT = 200  # characters up to which chunks that are not cached cost more than they save
 _LINE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece drops > 4192 bytes
@@ -187,6 +199,13 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[Path, str]]:
         return _reload, (self.path, self.digest)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that no text yields: control, unknown and unused pieces, and sentinels."""
+        return self._sentinels | frozenset(
+            i for i, piece in enumerate(self._model.pieces) if piece.type in _NO_TEXT
+        )
 
     @property
     def fast_path(self) -> str:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from codecria.cli.generate.chat import Session
 from codecria.cli.generate.output import stripped, write_in_place
-from codecria.core.inference.engine import Completion, Limits, complete
+from codecria.core.inference.decoding import Completion, Limits
+from codecria.core.inference.engine import complete
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.healing import heal
 from codecria.core.inference.sampling import Sampling

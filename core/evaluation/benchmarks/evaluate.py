@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
+from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.training.run import environment
@@ -27,7 +28,7 @@ from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
 from .results import Results, finish, meta_path, read_json_or_nothing, results
 from .samples import SampleFile, read_samples
-from .sampling import BATCH, generate
+from .sampling import generate
 from .scoring import KS, score, summarise, too_long
 from .tasks import Asker, Split, Task
 

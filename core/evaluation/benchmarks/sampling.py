@@ -1,4 +1,4 @@
-"""Samples of a model: the samples of a task share its prompt's prefill, a batch at a time.
+"""Samples of a model, a batch at a time; the samples of a task share its prompt's prefill.
 
 Sample n of a task is drawn from (seed, task id, n) alone, so an evaluation that was stopped goes on
 with the same samples. (Texts repeat on one build and thread count, as everywhere.)
@@ -6,9 +6,12 @@ with the same samples. (Texts repeat on one build and thread count, as everywher
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
-from codecria.core.inference.engine import Completion, Limits, complete
+from codecria.core.inference.decoding import Completion, Limits
+from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.core.seed import seed_of
@@ -17,8 +20,6 @@ from .problems import Problem
 from .protocol import Protocol
 from .samples import Sample
 from .tasks import Asked, Asker
-
-BATCH = 16  # samples decoded side by side: bounds the key-value cache
 
 
 def generate(
@@ -38,69 +39,57 @@ def generate(
         problems: asked for.
         protocol: says how many samples and how they are drawn.
         known: (task id, sample) that exist already.
-        batch: at most so many at a time. A batch with one missing is made whole, for its samples
-            to be the same.
+        batch: samples of one or several problems that are decoded side by side. A batch with one
+            missing is made whole, for its samples to be the same.
     """
-    for problem in problems:
-        asked: Asked | None = None
-        for first in range(0, protocol.samples, batch):
-            numbers = range(first, min(first + batch, protocol.samples))
-            missing = {n for n in numbers if (problem.task_id, n) not in known}
-            if not missing:
-                continue
-            asked = asked or asker.ask(problem)
-            made = _batch(generator, asker, problem, asked, protocol, numbers)
-            yield [sample for sample in made if sample.number in missing]
+    wanted = ((problem, n) for problem in problems for n in range(protocol.samples))
+    while part := list(itertools.islice(wanted, batch)):
+        missing = [(problem.task_id, n) not in known for problem, n in part]
+        if any(missing):
+            made = _batch(generator, asker, part, protocol)
+            yield list(itertools.compress(made, missing))
 
 
 def _batch(
-    generator: Generator,
-    asker: Asker,
-    problem: Problem,
-    asked: Asked,
-    protocol: Protocol,
-    numbers: range,
+    generator: Generator, asker: Asker, part: Sequence[tuple[Problem, int]], protocol: Protocol
 ) -> list[Sample]:
-    """Samples of these numbers, in order."""
+    """The samples of these problems and numbers, in order."""
     context = protocol.context or generator.model.config.max_context
-    if len(asked.ids) >= context:
-        # The model cannot be asked, so it has not solved the task; others go on.
-        return [
-            Sample(
+    limits = Limits(max_tokens=protocol.max_tokens, context=context)
+    prompts: dict[str, Asked] = {}
+    engine = generator.engine(batch=len(part))
+    places: dict[int, int] = {}
+    samples: dict[int, Sample] = {}
+    for place, (problem, number) in enumerate(part):
+        if problem.task_id not in prompts:
+            prompts[problem.task_id] = asker.ask(problem)
+        asked = prompts[problem.task_id]
+        if len(asked.ids) >= context:
+            # The model cannot be asked, so it has not solved the task; others go on.
+            samples[place] = Sample(
                 task_id=problem.task_id,
-                number=n,
+                number=number,
                 text="",
                 tokens=0,
                 finish_reason="prompt_too_long",
             )
-            for n in numbers
-        ]
-    sampling = Sampling(
-        temperature=protocol.temperature,
-        top_p=protocol.top_p,
-        seed=seed_of(protocol.seed, problem.task_id),
-    )
-    limits = Limits(
-        max_tokens=protocol.max_tokens,
-        stops=asked.stops,
-        samples=len(numbers),
-        first=numbers.start,
-        context=context,
-    )
-    events = complete(
-        generator.model,
-        asked.ids,
-        new_stream=generator.tokenizer.stream,
-        sampling=sampling,
-        limits=limits,
-        ends=asked.ends,
-    )
-    made = [
-        _sample(asker, problem, asked, number, event)
-        for number, event in events
-        if not isinstance(event, str)
-    ]
-    return sorted(made, key=lambda sample: sample.number)
+            continue
+        sampling = Sampling(
+            temperature=protocol.temperature,
+            top_p=protocol.top_p,
+            seed=seed_of(protocol.seed, problem.task_id),
+        )
+        stopping = replace(limits, stops=asked.stops)
+        added = engine.add(
+            asked.ids, sampling=sampling, limits=stopping, ends=asked.ends, sample=number
+        )
+        places[added] = place
+    for added, event in engine.run():
+        if not isinstance(event, str):
+            problem, number = part[places[added]]
+            asked = prompts[problem.task_id]
+            samples[places[added]] = _sample(asker, problem, asked, number, event)
+    return [samples[place] for place in range(len(part))]
 
 
 def _sample(

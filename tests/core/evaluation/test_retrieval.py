@@ -32,7 +32,7 @@ from codecria.core.evaluation.long_context.retrieval import (
     shortest,
     wilson,
 )
-from codecria.core.inference.engine import Limits
+from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.core.model.attention import PackedAttention

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codecria.core.inference.engine import Completion, Limits, complete, held_back, stop_at
+from codecria.core.inference.decoding import Completion, Limits, held_back, stop_at
+from codecria.core.inference.engine import complete
 from codecria.core.inference.sampling import Sampling
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig

@@ -8,7 +8,7 @@ import torch
 
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, write_checkpoint
-from codecria.core.inference.engine import Completion, Limits
+from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.data.errors import UsageError, UserError

@@ -1,0 +1,213 @@
+"""One completion while it is generated: where it ends, and the text that is certain.
+
+Text is shown as it becomes certain: never a part of a character, and never what may turn out to
+begin a stop string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from codecria.data.errors import UsageError
+
+from .healing import Opening
+from .sampling import Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is generated, and where it ends early.
+
+    Attributes:
+        max_tokens: longest completion, in tokens.
+        stops: strings that end a completion and are not part of it.
+        samples: how many completions of the prompt.
+        first: number of the first of them; those before are made elsewhere.
+        context: longest sequence allowed, prompt and completion; None takes what the model was
+            trained on.
+    """
+
+    max_tokens: int
+    stops: tuple[str, ...] = ()
+    samples: int = 1
+    first: int = 0
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UsageError: a limit or stop string makes no sense.
+        """
+        if self.max_tokens < 1 or self.samples < 1:
+            raise UsageError(
+                f"max-tokens {self.max_tokens} and samples {self.samples} must be at least 1"
+            )
+        if "" in self.stops:
+            raise UsageError("a stop string is empty", hint="leave --stop away instead")
+        if self.context is not None and self.context < 2:
+            raise UsageError(f"a context of {self.context} tokens has no room to generate")
+
+
+class TextStream(Protocol):
+    """What the generator needs of a tokenizer's streaming decoder."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+        ...
+
+    def finish(self) -> str:
+        """The text still held back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One finished completion.
+
+    Attributes:
+        text: what follows the prompt, without the stop string or the end token.
+        ids: the generated ids, the end token excluded.
+        prompt_tokens: length of the prompt in tokens, BOS included.
+        finish_reason: "stop" at an end token or a stop string, "length" at the limit.
+        prefill_s: seconds until the first token.
+        decode_s: seconds from the first token to the last.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    prefill_s: float
+    decode_s: float
+
+
+def stop_at(text: str, stops: Sequence[str], searched: int) -> int | None:
+    """Where the earliest stop string begins in `text`, looking only where it can be new.
+
+    Args:
+        text: all text so far.
+        stops: the stop strings, none of them empty.
+        searched: length of the text that an earlier call has searched.
+    """
+    starts = []
+    for stop in stops:
+        found = text.find(stop, max(0, searched - len(stop) + 1))
+        if found >= 0:
+            starts.append(found)
+    return min(starts, default=None)
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` might yet turn out to begin a stop string."""
+    longest = 0
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:size]):
+                longest = size
+                break
+    return longest
+
+
+@dataclass(slots=True, kw_only=True)
+class Decoding:
+    """A prompt and what has been generated after it.
+
+    Attributes:
+        number: names it in the engine.
+        prompt: token ids, BOS included.
+        sampling, generator: how its tokens are drawn.
+        stream: decodes them.
+        limit: longest completion, in tokens.
+        stops: strings that end it and are not part of it.
+        ends: ids that end it and are not part of it.
+        banned: (V,) ids that are not drawn, or None.
+        opening: text that it must begin with, and that is not shown.
+        ids: generated so far.
+        text: of these ids, without what is not shown.
+        shown: characters of the text that were returned.
+        finish_reason: why it ended, or None.
+        left: bytes of the opening that are still to come.
+        hidden: characters of the opening that have not come yet.
+        prefill_s: seconds that the prompt took.
+        first_at: clock when its first token could be drawn.
+    """
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    generator: torch.Generator
+    stream: TextStream
+    limit: int
+    stops: tuple[str, ...]
+    ends: frozenset[int]
+    banned: torch.Tensor | None = None
+    opening: Opening | None = None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    shown: int = 0
+    finish_reason: FinishReason | None = None
+    left: bytes = b""
+    hidden: int = 0
+    prefill_s: float = 0.0
+    first_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.opening is not None:
+            self.left = self.opening.text
+            self.hidden = len(self.left.decode())
+
+    def take(self, token: int) -> str:
+        """Add a drawn token and return the text that is now certain to be shown."""
+        if self.opening is not None and self.left:
+            self.left = self.opening.after(self.left, token)
+        if token in self.ends:
+            return self._end("stop")
+        self.ids.append(token)
+        searched = len(self.text)
+        self.text += self._beyond_opening(self.stream.push(token))
+        cut = stop_at(self.text, self.stops, searched)
+        if cut is not None:
+            self.text = self.text[:cut]
+            self.finish_reason = "stop"
+            return self._show(len(self.text))
+        if len(self.ids) >= self.limit:
+            return self._end("length")
+        return self._show(len(self.text) - held_back(self.text, self.stops))
+
+    def completion(self, now: float) -> Completion:
+        """What has come of it, once it has ended."""
+        assert self.finish_reason is not None, "it has not ended"
+        return Completion(
+            text=self.text,
+            ids=tuple(self.ids),
+            prompt_tokens=len(self.prompt),
+            finish_reason=self.finish_reason,
+            prefill_s=self.prefill_s,
+            decode_s=now - self.first_at,
+        )
+
+    def _beyond_opening(self, text: str) -> str:
+        known = min(self.hidden, len(text))
+        self.hidden -= known
+        return text[known:]
+
+    def _end(self, reason: FinishReason) -> str:
+        searched = len(self.text)
+        self.text += self._beyond_opening(self.stream.finish())
+        cut = stop_at(self.text, self.stops, searched)
+        if cut is not None:
+            self.text, reason = self.text[:cut], "stop"
+        self.finish_reason = reason
+        return self._show(len(self.text))
+
+    def _show(self, upto: int) -> str:
+        fresh = self.text[self.shown : upto]
+        self.shown = max(self.shown, upto)
+        return fresh
