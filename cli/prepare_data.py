@@ -15,7 +15,7 @@ from . import render
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
-    from codecria.data.corpus.intake import PrepareRecipe
+    from codecria.data.corpus.recipe import PrepareRecipe
     from codecria.data.corpus.sources import Source
 
 HELP = """Turn source code into shards of token ids to train on.
@@ -30,15 +30,6 @@ Example: codecria prepare-data ~/src more=rows.parquet --train-tokenizer --out s
 """
 
 MEBI = 1 << 20
-STEP_LABELS = {
-    "named": "name and size",
-    "read": "readable",
-    "licence": "licence",
-    "redacted": "secrets replaced",
-    "decontaminated": "no evaluation problem",
-    "unique": "no exact duplicate",
-    "distinct": "no near-duplicate",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -152,10 +143,11 @@ def prepare_data(
         return
     from joblib import cpu_count
 
-    from codecria.data.corpus.intake import PrepareRecipe, override
+    from codecria.data.corpus import filters
     from codecria.data.corpus.languages import parse_languages
     from codecria.data.corpus.licences import parse_wanted
     from codecria.data.corpus.prepare import Engine, prepare, recipe_of
+    from codecria.data.corpus.recipe import PrepareRecipe, override
     from codecria.data.corpus.sources import parse_sources
 
     if address is not None and runner == "processes":
@@ -175,8 +167,11 @@ def prepare_data(
         names = [name.strip() for name in languages.split(",") if name.strip()]
         allowed = parse_wanted(licenses)
         recipe = PrepareRecipe(
-            languages=parse_languages(names) if names else None,
-            licences=allowed.names if allowed is not None else None,
+            filters={
+                **filters.defaults(),
+                filters.Languages.key: parse_languages(names) if names else None,
+                filters.Licences.key: allowed.names if allowed is not None else None,
+            },
             dedup=dedup,
             group_by=group_by,
             validation_share=validation_share,
@@ -306,12 +301,14 @@ def _show_survey(sources: list[Source], recipe: PrepareRecipe, *, as_json: bool)
 
 def _show_report(report: dict[str, Any]) -> None:
     """The funnel with what each step dropped, and what was kept."""
-    rows = []
+    from codecria.data.corpus.filters import labels
+
+    rows, label_of = [], labels()
     for step, counts in report["funnel"].items():
         dropped = report["dropped"].get(step, {})
         by_count = sorted(dropped.items(), key=lambda item: -item[1]["documents"])
         why = ", ".join(f"{reason} {drops['documents']:,}" for reason, drops in by_count)
-        label = STEP_LABELS.get(step, step)
+        label = label_of.get(step, step)
         rows.append((label, f"{counts['documents']:,}", _megabytes(counts["bytes"]), "", why))
     kept = [*sorted(report["splits"].items())]
     if len(report["groups"]) > 1:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from codecria.data.files import atomic_writer
 
-from .reasons import Reason, Verdict
+from .reasons import Verdict
 
 NAME = "dropped.parquet"
 ROWS = 1 << 14  # written at once
@@ -55,7 +55,7 @@ class DropWriter:
         source: str,
         path: str,
         step: str,
-        verdict: Verdict | Reason,
+        verdict: Verdict | str,
         size: int,
         language: str | None = None,
         licence: str | None = None,
@@ -70,7 +70,7 @@ class DropWriter:
                 "language": language,
                 "licence": licence,
                 "step": step,
-                "reason": reason.value,
+                "reason": str(reason),
                 "detail": detail or None,
                 "bytes": size,
             }

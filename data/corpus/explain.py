@@ -15,33 +15,30 @@ from codecria.data.errors import UserError
 from codecria.data.files import read_json
 from codecria.data.rows import shards
 
-from . import drops
+from . import drops, filters
 from .reasons import Reason
-from .report import STEPS
 
 MOST = 5  # documents explained at once
 
-# What a user can do about each reason; what is not here cannot be helped.
-REMEDIES: dict[str, str] = {
+# What a user can do about the reasons of other steps; each filter brings its own.
+_REMEDIES: dict[str, str] = {
     Reason.VENDORED: "name the folder as a source of its own",
     Reason.HIDDEN: "name the folder as a source of its own",
     Reason.IGNORED: "take it out of .gitignore, or name it as a source of its own",
+    Reason.LINKED_OUTSIDE: "--follow-links",
     Reason.RECORDS_AMONG_CODE: "name the file as a source of its own",
     Reason.BESIDE_RECORDS: "name the file as a source of its own",
     Reason.LANGUAGE_UNKNOWN: "rename it, or give it as a record with a language",
-    Reason.LANGUAGE_UNWANTED: "add its language to --languages",
-    Reason.LICENCE_UNKNOWN: "add unknown to --licenses",
-    Reason.LICENCE_UNWANTED: "add its licence to --licenses",
-    Reason.TOO_LARGE: "--set quality.max_bytes=N",
-    Reason.TOO_SHORT: "--set quality.min_characters=N",
-    Reason.GENERATED: "--set quality.generated_lines=0, where its text says so",
-    Reason.LINE_TOO_LONG: "--set quality.CLASS.longest_line=N",
-    Reason.LINES_TOO_LONG: "--set quality.CLASS.mean_line=N",
-    Reason.FEW_ALPHANUMERIC: "--set quality.CLASS.alphanumeric_share=X",
-    Reason.BENCHMARK: "nothing: evaluation problems stay out of training data",
     Reason.EXACT_DUPLICATE: "--dedup none",
     Reason.NEAR_DUPLICATE: "--dedup exact, or --set near.threshold=X",
 }
+
+
+def remedies() -> dict[str, str]:
+    """What a user can do about each reason; what is not here cannot be helped."""
+    return _REMEDIES | {
+        reason: text for f in filters.FILTERS for reason, text in f.remedies.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +128,7 @@ def _explain_kept(
     lines = (
         f"{known['id']}: kept, document {number} of {opened.split} in {folder}",
         _known_line(known) + f", {tokens:,} tokens",
-        "passed " + ", ".join(STEPS[1:]),
+        "passed " + ", ".join(filters.steps()[1:]),
         f"redacted: {replaced}" + ("; does not survive decoding, never infilled" if lossy else ""),
         f"see it with: {show}",
     )
@@ -162,14 +159,15 @@ def _folders(batch: pa.RecordBatch, wanted: str) -> list[int]:
 def _explain_dropped(known: dict[str, Any]) -> Explanation:
     step, reason = known["step"], known["reason"]
     what = "not entered" if known["path"].endswith("/") else "dropped"
-    before = STEPS[1 : STEPS.index(step)]
+    steps = filters.steps()
+    before = steps[1 : steps.index(step)]
     lines = [f"{known['id']}: {what} at step {step}: {reason}"]
     if known["detail"]:
         lines.append(known["detail"])
     lines.append(_known_line(known))
     lines.append("passed " + (", ".join(before) or "nothing before"))
-    if reason in REMEDIES:
-        lines.append(f"to keep the like of it: {REMEDIES[reason]}")
+    if remedy := remedies().get(reason):
+        lines.append(f"to keep such documents: {remedy}")
     return Explanation(id=known["id"], kept=False, facts=known, lines=tuple(lines))
 
 

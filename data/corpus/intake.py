@@ -8,126 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, digest_bytes
 
 from . import languages
 from . import sources as inputs
-from .decontaminate import DEFAULT as DEFAULT_DECONTAMINATION
-from .decontaminate import Decontamination
 from .drops import DropWriter
-from .near import DEFAULT as DEFAULT_NEAR
-from .near import Near
-from .quality import DEFAULT as DEFAULT_QUALITY
-from .quality import Quality
+from .filters import Languages
 from .reasons import Reason
-from .redact import DEFAULT as DEFAULT_REDACTION
-from .redact import Redaction
-from .report import Tally
+from .recipe import PrepareRecipe
 from .sources import Source
-from .units import MAX_RECORD_BYTES, InputFile, Unit, split
+from .tally import Tally
+from .units import InputFile, Unit, split
 from .walk import Skip
 
-OPTIONS_OF_THEIR_OWN = ("tokenizer", "vocab_size", "benchmarks")  # not for --set
 FILE_OVERHEAD_BYTES = 1 << 10  # so that a partition also bounds the number of its files
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareRecipe:
-    """Everything besides the sources that decides what the shards hold.
-
-    Attributes:
-        languages: canonical names to keep, or None for all.
-        licences: those kept, as `licences.parse_wanted` names them, or None for any.
-        quality: the filters' thresholds, or None for no quality filter.
-        redaction: which secrets and addresses are replaced, or None for none.
-        decontamination: what counts as holding an evaluation problem.
-        benchmarks: digest of the problems to keep out, or None for none.
-        dedup: "near" (and exact), "exact" or "none".
-        near: what counts as a near-duplicate.
-        group_by: "none" makes one shard set, "source", "kind" and "language" one of each.
-        validation_share: of the documents, by hash of their text; each source with two documents
-            or more gives at least one. 0 makes no validation split.
-        seed: of the shuffle.
-        shard_bytes: of text, in a shard.
-        tokenizer: digest of the model given, or None to train one.
-        vocab_size: pieces of a tokenizer trained here.
-        sample_bytes: of text that the tokenizer is trained on, at most.
-    """
-
-    languages: tuple[str, ...] | None = None
-    licences: tuple[str, ...] | None = None
-    quality: Quality | None = DEFAULT_QUALITY
-    redaction: Redaction | None = DEFAULT_REDACTION
-    decontamination: Decontamination = DEFAULT_DECONTAMINATION
-    benchmarks: str | None = None
-    dedup: Literal["near", "exact", "none"] = "near"
-    near: Near = DEFAULT_NEAR
-    group_by: Literal["none", "source", "kind", "language"] = "none"
-    validation_share: float = 0.005
-    seed: int = 0
-    shard_bytes: int = 256 << 20
-    tokenizer: str | None = None
-    vocab_size: int | None = None
-    sample_bytes: int = 64 << 20
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing.
-
-        Raises:
-            ValueError: naming the field and its range.
-        """
-        if not 0 <= self.validation_share <= 0.5:
-            raise ValueError(f"validation_share is {self.validation_share}, not within 0 and 0.5")
-        for name in ("shard_bytes", "sample_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, not at least 1")
-
-    @property
-    def max_bytes(self) -> int:
-        """Larger files are not opened."""
-        return self.quality.max_bytes if self.quality else MAX_RECORD_BYTES
-
-
-def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
-    """The recipe with `KEY=VALUE` settings applied; keys may be dotted, values are JSON or text.
-
-    Raises:
-        UsageError: a setting has no `=`, names no field, or its value does not fit.
-    """
-    values = asdict(recipe)
-    fixed = {name: values.pop(name) for name in OPTIONS_OF_THEIR_OWN}
-    for setting in settings:
-        key, separator, written = setting.partition("=")
-        *parents, field = key.split(".")
-        place: Any = values
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not separator or not isinstance(place, dict) or field not in place:
-            raise UsageError(
-                f"--set {setting}: the recipe has no such field",
-                hint="fields: " + ", ".join(place if isinstance(place, dict) else values),
-            )
-        try:
-            place[field] = json.loads(written)
-        except ValueError:
-            place[field] = written
-    try:
-        return TypeAdapter(PrepareRecipe).validate_python(values | fixed)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "values"
-        raise UsageError(
-            f"--set {name}: {first['msg']}", hint="the fields are listed in docs/prepare-data.md"
-        ) from error
 
 
 def group_of(source: str, language: str, group_by: str) -> str:
@@ -154,12 +53,13 @@ def group_of(source: str, language: str, group_by: str) -> str:
 
 def candidates(source: Source, recipe: PrepareRecipe) -> Iterator[InputFile | Skip]:
     """`inputs.scan`, with files in unwanted languages skipped by their names."""
+    wanted = recipe.filters[Languages.key]
     for found in inputs.scan(source, max_bytes=recipe.max_bytes):
         if (
             isinstance(found, InputFile)
-            and recipe.languages is not None
+            and wanted is not None
             and found.language is not None
-            and not languages.possible_by_path(found.relative) & set(recipe.languages)
+            and not languages.possible_by_path(found.relative) & set(wanted)
         ):
             yield Skip(
                 source=found.source,
@@ -204,9 +104,9 @@ def survey(
                 entry["kinds"][kind] = entry["kinds"].get(kind, 0) + 1
             elif found.folder:
                 folders = result["skipped_folders"]
-                folders[found.reason.value] = folders.get(found.reason.value, 0) + 1
+                folders[str(found.reason)] = folders.get(str(found.reason), 0) + 1
             else:
-                skipped = result["skipped"].setdefault(found.reason.value, {"files": 0, "bytes": 0})
+                skipped = result["skipped"].setdefault(str(found.reason), {"files": 0, "bytes": 0})
                 skipped["files"] += 1
                 skipped["bytes"] += found.bytes
         entry["digest"] = state.hexdigest()

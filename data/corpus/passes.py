@@ -8,9 +8,8 @@
     tokens_partition     a partition's documents -> ids and flags, scattered to shards by hash
     write_shard          what was scattered to one shard -> the shard, sorted by the same hash
 
-`prepare.py` maps them. A new filter is one more entry in `filters`; it may also change the text
-(redaction). A step that must see all documents at once works as the join does: scatter keys, never
-text, and join buckets.
+`prepare.py` maps them. The filters are in `filters.py`. A step that must see all documents at once
+works as the join does: scatter keys, never text, and join buckets.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,12 @@ from codecria.data.files import atomic_writer, digest_file
 from codecria.data.rows import shards
 from codecria.data.tokenizer import tokenizer
 
-from . import decontaminate, dedup, documents, drops, licences, near, quality, redact
+from . import dedup, documents, drops, near
 from .documents import Document, Rejected
-from .intake import PrepareRecipe, group_of, load_plan
+from .filters import Chain, Filter
+from .intake import group_of, load_plan
 from .reasons import Reason, Verdict
-from .report import Tally
+from .tally import Tally
 from .units import Unit
 
 BATCH_CHARACTERS = 4 << 20
@@ -64,115 +64,20 @@ DOCUMENTS = pa.schema(
 
 # --------------------------------------------------------------------------------------------- read
 
-Verdicts = list[Verdict | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """A step over a batch of documents: the batch, changed or not, and why a row is dropped."""
-
-    step: str
-    apply: Callable[[pa.RecordBatch, Tally], tuple[pa.RecordBatch, Verdicts]]
-
-
-def filters(recipe: PrepareRecipe, problems: decontaminate.Index | None) -> list[Filter]:
-    """The recipe's filters in order; each sees only what the ones before it kept."""
-    wanted, limits, redaction = recipe.languages, recipe.quality, recipe.redaction
-    allowed = licences.Wanted(names=recipe.licences) if recipe.licences is not None else None
-
-    def by_language(batch: pa.RecordBatch, _: Tally) -> tuple[pa.RecordBatch, Verdicts]:
-        if wanted is None:
-            return batch, [None] * batch.num_rows
-        return batch, [
-            None if name in wanted else Verdict(Reason.LANGUAGE_UNWANTED, name)
-            for name in batch.column("language").to_pylist()
-        ]
-
-    def by_licence(batch: pa.RecordBatch, _: Tally) -> tuple[pa.RecordBatch, Verdicts]:
-        if allowed is None:
-            return batch, [None] * batch.num_rows
-        return batch, [
-            None
-            if allowed.allows(found)
-            else Verdict(Reason.LICENCE_UNKNOWN)
-            if found is None
-            else Verdict(Reason.LICENCE_UNWANTED, found)
-            for found in batch.column("licence").to_pylist()
-        ]
-
-    def by_quality(batch: pa.RecordBatch, _: Tally) -> tuple[pa.RecordBatch, Verdicts]:
-        texts, found = batch.column("text").to_pylist(), batch.column("language").to_pylist()
-        if limits is None:
-            return batch, [None if text else Verdict(Reason.EMPTY) for text in texts]
-        return batch, [
-            quality.judge(text, language, limits)
-            for text, language in zip(texts, found, strict=True)
-        ]
-
-    def redacting(batch: pa.RecordBatch, tally: Tally) -> tuple[pa.RecordBatch, Verdicts]:
-        if redaction is None:
-            return batch, [None] * batch.num_rows
-        texts = batch.column("text").to_pylist()
-        notes: list[str | None] = [None] * len(texts)
-        for i, text in enumerate(texts):
-            texts[i], findings = redact.redact(text, redaction)
-            if findings:
-                tally.redacted(findings)
-                notes[i] = ", ".join(f"{rule} {count}" for rule, count in sorted(findings.items()))
-        if any(notes):
-            batch = _with_column(batch, "text", texts)
-            batch = _with_column(batch, "redactions", notes)
-        return batch, [None] * len(texts)
-
-    def by_problems(batch: pa.RecordBatch, tally: Tally) -> tuple[pa.RecordBatch, Verdicts]:
-        if problems is None:
-            return batch, [None] * batch.num_rows
-        hits = problems.hits(batch.column("text"))
-        leaked = batch.column("text").filter(pa.array([hit is not None for hit in hits]))
-        for found in problems.problems_in(leaked):
-            for problem in found:
-                tally.leaked(problem)
-        return batch, [None if hit is None else Verdict(Reason.BENCHMARK, hit) for hit in hits]
-
-    return [
-        Filter(step="language", apply=by_language),
-        Filter(step="licence", apply=by_licence),
-        Filter(step="quality", apply=by_quality),
-        Filter(step="redacted", apply=redacting),
-        Filter(step="decontaminated", apply=by_problems),
-    ]
-
-
-def _with_column(batch: pa.RecordBatch, name: str, values: Sequence[Any]) -> pa.RecordBatch:
-    index = batch.schema.get_field_index(name)
-    return batch.set_column(index, batch.schema.field(index), pa.array(values, pa.string()))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadWork:
-    """A partition to read: its plan file, the recipe, the problems to keep out."""
+    """A partition to read: its plan file, and the filters of its documents."""
 
     plan: Path
-    recipe: PrepareRecipe
+    filters: Chain
     buckets: int
-    problems: Path | None
-
-
-@functools.lru_cache(maxsize=1)
-def _problems(path: Path, digest: str) -> decontaminate.Index:
-    index = decontaminate.Index.load(path)
-    assert index.digest == digest, f"{path} changed to {index.digest}"
-    return index
 
 
 def read_partition(output: Path, work: ReadWork) -> dict[str, Any]:
     """Write the partition's documents (.arrow), keys and drops; give its tally."""
     tally = Tally()
-    problems = None
-    if work.problems is not None:
-        assert work.recipe.benchmarks is not None, "problems to keep out, but the recipe has none"
-        problems = _problems(work.problems, work.recipe.benchmarks)
-    steps = filters(work.recipe, problems)
+    steps = work.filters.make()
     halves: list[tuple[int, int]] = []
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
@@ -266,7 +171,7 @@ def _filtered(
 ) -> pa.RecordBatch:
     """The rows a filter keeps, everything tallied."""
     before = _text_bytes(batch)
-    batch, verdicts = step.apply(batch, tally)
+    batch, verdicts = step.decide(batch, tally)
     after, named = _text_bytes(batch), batch.column("language").to_pylist()
     for i, verdict in enumerate(verdicts):
         if verdict is None:

@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import (
     atomic_write_json,
@@ -42,11 +40,13 @@ from codecria.data.rows import shards
 from codecria.data.rows.shards import Manifest
 from codecria.data.tokenizer import tokenizer
 
-from . import decontaminate, dedup, drops, near_passes, passes
+from . import decontaminate, dedup, drops, filters, near_passes, passes
 from .append import OldShard, RecallWork, old_shards, recall_shard
-from .intake import PrepareRecipe, partitions, save_plan, survey
+from .filters import Chain, Inputs, Problems
+from .intake import partitions, save_plan, survey
 from .reasons import DAMAGE
-from .report import Tally, kept_tables, make_report, merge_reports, totals
+from .recipe import PrepareRecipe
+from .report import kept_tables, make_report, merge_reports, totals
 from .sources import Source
 from .stages import (
     Charge,
@@ -58,6 +58,7 @@ from .stages import (
     run_stage,
     take_charge,
 )
+from .tally import Tally
 
 WORK = ".work"
 REPORT_NAME = "report.json"
@@ -141,7 +142,7 @@ def prepare(
         given = tokenizer.Tokenizer.load(model)
         model, recipe = given.path, replace(recipe, tokenizer=given.digest, vocab_size=None)
     assert append or (model is None) != (recipe.vocab_size is None), "one tokenizer"
-    problems = decontaminate.build(benchmarks, recipe.decontamination) if benchmarks else None
+    problems = decontaminate.build(benchmarks, recipe.filters[Problems.key]) if benchmarks else None
     if append:
         problems = _old_problems(out, recipe)
     elif problems is not None:
@@ -155,7 +156,7 @@ def prepare(
         onto = _Base.open(out) if append else None
         identity = _plain(
             {
-                "recipe": asdict(recipe),
+                "recipe": recipe.to_json(),
                 "inputs": inputs,
                 "pipeline": PIPELINE_VERSION,
                 **({"onto": onto.digest} if onto else {}),
@@ -206,8 +207,8 @@ def recipe_of(out: Path) -> PrepareRecipe:
     """
     base = _Base.open(out)
     try:
-        return TypeAdapter(PrepareRecipe).validate_python(base.report["identity"]["recipe"])
-    except (KeyError, ValidationError) as error:
+        return PrepareRecipe.from_json(base.report["identity"]["recipe"])
+    except (KeyError, UsageError) as error:
         raise UserError(
             f"{out} was made by another version of codecria: nothing can be appended to it",
             hint="make it again from all its sources",
@@ -394,7 +395,7 @@ def _refuse_damage(reasons: dict[str, Any], *, strict: bool) -> None:
     if not strict:
         return
     counts = totals(reasons)
-    damaged = [reason.value for reason in DAMAGE if reason.value in counts]
+    damaged = [str(reason) for reason in DAMAGE if reason in counts]
     if damaged:
         more = sum(counts[reason] for reason in damaged) - 1
         example = next(
@@ -457,7 +458,7 @@ class _Run:
         facts = _facts(model)
         entries = self._shards(tokens, corpus, layout, facts.vocab_size)
         lap("shards")
-        tally.check()
+        tally.check(filters.steps())
         report = make_report(tally, counts, self.identity, self.benchmarks)
         report |= {"seconds": seconds}
         return self._publish(out, model, facts, entries, counts, report, corpus)
@@ -531,13 +532,15 @@ class _Run:
         plans = self.work / "plan"
         plans.mkdir(exist_ok=True)
         works, new = [], []
-        # Of the recipe, only what decides about this pass: other changes leave its results good.
-        recipe = self.identity["recipe"]
-        deciding = ("languages", "licences", "quality", "redaction", "decontamination")
-        filters = [recipe[name] for name in (*deciding, "benchmarks")]
-        names = [source.name for source in self.sources]
-        settings = [PIPELINE_VERSION, names, self._buckets, filters]
         problems = self.work / PROBLEMS_NAME if self.benchmarks is not None else None
+        chain = Chain(
+            filters=filters.FILTERS,
+            settings=self.recipe.filters,
+            inputs=Inputs(problems=problems, benchmarks=self.recipe.benchmarks),
+        )
+        # Of the recipe, only the filters decide about this pass: other changes leave it good.
+        names = [source.name for source in self.sources]
+        settings = [PIPELINE_VERSION, names, self._buckets, chain.identity]
         with drops.writing(plans / "drops.arrow") as dropped:
             cut = partitions(
                 self.sources,
@@ -549,11 +552,7 @@ class _Run:
             for i, units in enumerate(cut):
                 path = passes.partition_path(plans, i).with_suffix(".json")
                 digest = save_plan(path, units)
-                works.append(
-                    passes.ReadWork(
-                        plan=path, recipe=self.recipe, buckets=self._buckets, problems=problems
-                    )
-                )
+                works.append(passes.ReadWork(plan=path, filters=chain, buckets=self._buckets))
                 new.append(digest_json([*settings, digest]))
         _refuse_damage(tally.reasons, strict=self.strict)
         for result in self._map("read", passes.read_partition, works, new, first=len(old)):

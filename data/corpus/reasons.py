@@ -59,5 +59,5 @@ DAMAGE = (
 class Verdict(NamedTuple):
     """Why a document is dropped: the reason, and what was measured against which limit."""
 
-    reason: Reason
+    reason: str  # of `Reason`, or a filter's own
     detail: str = ""

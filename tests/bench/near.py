@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from codecria.data.corpus import near, shingles
-from codecria.data.corpus.intake import PrepareRecipe
+from codecria.data.corpus import filters, near, shingles
 from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.recipe import PrepareRecipe
 from codecria.data.corpus.sources import Source
 
 
@@ -70,7 +70,9 @@ def kept_after(folder: Path, texts: dict[str, str], model: Path) -> set[str]:
     with rows.open("w") as file:
         for name, text in texts.items():
             file.write(json.dumps({"text": text, "path": name, "lang": "Python"}) + "\n")
-    recipe = PrepareRecipe(quality=None, redaction=None, validation_share=0)
+    recipe = PrepareRecipe(
+        filters=filters.defaults() | {"quality": None, "redaction": None}, validation_share=0
+    )
     sources = [Source(name="rows", path=rows)]
     prepare(sources, folder / "out", recipe, model=model, engine=Engine(workers=2))
     dropped = pq.read_table(folder / "out/dropped.parquet")["path"].to_pylist()

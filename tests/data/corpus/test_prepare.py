@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 from codecria.cli.app import app
 from codecria.data.corpus import dedup
 from codecria.data.corpus.explain import explain
-from codecria.data.corpus.intake import PrepareRecipe, override
 from codecria.data.corpus.prepare import Engine, prepare, recipe_of
+from codecria.data.corpus.recipe import PrepareRecipe, override
 from codecria.data.corpus.report import totals
 from codecria.data.corpus.sources import Source, parse_sources
 from codecria.data.corpus.stages import (
@@ -270,7 +270,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from codecria.data.corpus.sources import parse_sources
-from codecria.data.corpus.intake import PrepareRecipe
+from codecria.data.corpus.recipe import PrepareRecipe
 from codecria.data.corpus.prepare import Engine, prepare
 
 corpus, model, out, stage, done = sys.argv[1:]
@@ -534,8 +534,12 @@ def _square(_: Path, number: int) -> int:
 
 def test_settings_override_any_field_and_misfits_are_named() -> None:
     recipe = override(RECIPE, ["quality.programming.longest_line=7", "seed=3", "dedup=none"])
-    assert recipe.quality is not None
-    assert (recipe.quality.programming.longest_line, recipe.seed, recipe.dedup) == (7, 3, "none")
+    assert recipe.filters["quality"] is not None
+    assert (recipe.filters["quality"].programming.longest_line, recipe.seed, recipe.dedup) == (
+        7,
+        3,
+        "none",
+    )
     assert override(RECIPE, ["quality=null"]).quality is None
     for setting in (
         "sed=3",
