@@ -373,27 +373,27 @@ def _note_standing(now: Standing, out: Path) -> None:
 
 
 def _render_plan(plan: Plan) -> None:
-    told = plan.as_json()
-    seconds = told["seconds"]
+    plain = plan.as_json()
+    seconds = plain["seconds"]
     facts = [
         ("recipe", f"{plan.recipe.name} {plan.recipe.size} ({plan.recipe.source})"),
-        ("parameters", f"{told['parameters']:,}"),
-        ("tokens", f"{told['tokens']:,} in {told['steps']:,} steps of {told['batch_tokens']:,}"),
-        ("context", f"{told['context']:,}"),
-        ("learning rate", f"{told['peak_lr']:g} after {told['warmup_steps']:,} warm-up steps"),
-        ("FLOPs", f"{told['flops']:.3g}"),
+        ("parameters", f"{plain['parameters']:,}"),
+        ("tokens", f"{plain['tokens']:,} in {plain['steps']:,} steps of {plain['batch_tokens']:,}"),
+        ("context", f"{plain['context']:,}"),
+        ("learning rate", f"{plain['peak_lr']:g} after {plain['warmup_steps']:,} warm-up steps"),
+        ("FLOPs", f"{plain['flops']:.3g}"),
         ("time here", "unknown" if seconds is None else _time_here(plan)),
     ]
     if plan.recipe.rope_theta is not None or plan.recipe.rope_scale is not None:
-        facts.append(("rotary base", f"{told['rope_theta']:g}, scale {told['rope_scale']:g}"))
+        facts.append(("rotary base", f"{plain['rope_theta']:g}, scale {plain['rope_scale']:g}"))
     if plan.recompute:
         facts.append(("activations", "recomputed in backward (--recompute off keeps them)"))
     if plan.reach is not None:
         facts.append(
             ("see further than", f"{plan.reach.beyond:,} tokens: {plan.reach.share:.1%} of tokens")
         )
-    if told["infill"] is not None:
-        facts += _infill_facts(told["infill"])
+    if plain["infill"] is not None:
+        facts += _infill_facts(plain["infill"])
     render.table("plan", ["", ""], facts, to_stdout=True)
     render.table(
         "data",
@@ -406,14 +406,14 @@ def _render_plan(plan: Plan) -> None:
                 f"{s['tokens_unique']:.4g}" if s["tokens_unique"] else "",
                 f"{s['epochs']:.2f}" if s["tokens_unique"] else "",
             )
-            for s in told["sources"]
+            for s in plain["sources"]
         ],
         to_stdout=True,
     )
     render.table(
         "memory on one device",
         ["part", "GB"],
-        [(part, f"{size / 1e9:.2f}") for part, size in told["memory_bytes"].items()],
+        [(part, f"{size / 1e9:.2f}") for part, size in plain["memory_bytes"].items()],
         to_stdout=True,
     )
 
@@ -426,22 +426,22 @@ def _time_here(plan: Plan) -> str:
     return f"{render.duration(plan.seconds)} ({speed} tokens/s, {plan.rate.source})"
 
 
-def _infill_facts(told: dict[str, Any]) -> list[tuple[str, str]]:
+def _infill_facts(infill: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         (
             "infilling",
-            f"{told['rate']:.0%} of eligible documents, {told['spm_share']:.0%} of them SPM;"
-            f" scope {told['scope']}",
+            f"{infill['rate']:.0%} of eligible documents, {infill['spm_share']:.0%} of them SPM;"
+            f" scope {infill['scope']}",
         )
     ]
-    if told["effective_rate"] is not None:
+    if infill["effective_rate"] is not None:
         facts += [
             (
                 "eligible",
-                f"{told['eligible_pieces']:,} of {told['pieces']:,} document parts,"
-                f" {told['eligible_tokens']:,} of {told['tokens']:,} tokens",
+                f"{infill['eligible_pieces']:,} of {infill['pieces']:,} document parts,"
+                f" {infill['eligible_tokens']:,} of {infill['tokens']:,} tokens",
             ),
-            ("effective rate", f"{told['effective_rate']:.1%} of tokens"),
+            ("effective rate", f"{infill['effective_rate']:.1%} of tokens"),
         ]
     return facts
 

@@ -12,7 +12,7 @@ _LARGE = (1 << 31) - 1
 def keep_freed_memory() -> bool:
     """Let glibc reuse freed blocks of any size instead of returning them to the kernel.
 
-    By default every tensor above 32 MiB is mapped anew, and its pages are faulted in and zeroed on
+    By default every tensor above 32 MiB is mapped again, and its pages are faulted in and zeroed on
     first touch; a training step frees and takes the same large tensors over and over. Measured on
     a 15M model, eager, two cores: 4 % of a step with our chunked loss, 28 % with full logits.
 

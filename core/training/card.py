@@ -1,7 +1,6 @@
 """The model card: what a published model is, what it was made from, and what it is not.
 
-Everything in it is taken from the run: nobody fills in a form, and nothing is claimed that was not
-measured.
+Everything in it is taken from the run, and only what was measured is claimed.
 """
 
 from __future__ import annotations
@@ -90,8 +89,8 @@ def model_card(
         "",
         "## Limits",
         "",
-        "- Losses on held-out documents are all that was measured here. Whether its code works, "
-        "`codecria evaluate` tells.",
+        "- Only losses on held-out documents were measured here. `codecria evaluate` measures "
+        "whether its code works.",
         "- It can repeat code it was trained on, under that code's licence, and write code that is "
         "wrong or unsafe: run none of it outside a sandbox.",
         "- No training for safety, and no test for toxic or biased answers.",
@@ -126,9 +125,11 @@ def stages_of(lineage: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _stages(lineage: Mapping[str, Any]) -> list[str]:
-    told = stages_of(lineage)
-    lines = [] if not told[0].get("parent") else [f"0. a checkpoint, digest {told[0]['parent']}"]
-    for number, stage in enumerate(told, start=1):
+    stages = stages_of(lineage)
+    lines = (
+        [] if not stages[0].get("parent") else [f"0. a checkpoint, digest {stages[0]['parent']}"]
+    )
+    for number, stage in enumerate(stages, start=1):
         data = ", ".join(digest[:12] for digest in stage.get("data", []))
         lines.append(
             f"{number}. {stage.get('recipe')} {stage.get('size', '')}: {stage.get('tokens', 0):,}"

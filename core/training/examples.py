@@ -100,7 +100,7 @@ def mark_dialog(tokenizer: Tokenizer, ids: Sequence[int], learned: Sequence[bool
     parts = []
     for said, group in groupby(zip(ids, learned, strict=True), key=itemgetter(1)):
         stretch = tuple(i for i, _ in group)
-        # The implied leading space is dropped where a text begins, which BOS tells.
+        # The implied leading space is dropped where a text begins, after BOS.
         text = mark(tokenizer, stretch, Order.PLAIN)
         parts.append(f"«{text}»" if said else text)
     return "".join(parts)

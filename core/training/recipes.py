@@ -62,9 +62,9 @@ class Recipe:
             step, or that step is left out and counted.
         seed: of fresh weights and of the order of the data.
         follows: stages whose checkpoints it may start from; "scratch" stands for fresh weights. A
-            checkpoint made elsewhere tells no stage and is taken for the right one, as Llama 2 is.
-        keep_objective: documents are infilled as they were in the checkpoint's own stage, whatever
-            infill_rate and the rest say, unless they are given for the run.
+            checkpoint made elsewhere records no stage and is accepted, as Llama 2 is.
+        keep_objective: documents are infilled as in the checkpoint's own stage; the infilling
+            fields count only where they are set for the run.
         learn: the tokens of dialogs with loss: "answers" and what ends them, or "all".
         replay: share of the rows that are drawn from the replayed data, where there is some.
         infill_rate: probability that an eligible document is infilled; 0 for a stage without.
@@ -207,7 +207,7 @@ PYTHON_MIXTURE = (
     Share(name="natural language", share=0.05, unique_tokens=35e9 / 0.01),
 )
 
-INFILL_CONTEXT = 32  # ours: a row that sentinels and reserved places leave most of
+INFILL_CONTEXT = 32  # ours: shorter rows would hold little but sentinels and reserved places
 PAPER_CONTEXT = 4_096  # Code Llama, section 2.6
 PAPER_BATCH_TOKENS = 1_024 * PAPER_CONTEXT  # "4M tokens" (DECISIONS)
 

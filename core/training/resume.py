@@ -1,8 +1,8 @@
 """The resume state of a run: float32 weights, the optimiser's moments, and the step.
 
 Each step folder is itself a checkpoint (core/checkpoints/checkpoint.py), so any of them generates
-text; two more files make it possible to go on from it as if nothing had happened. A folder appears
-whole or not at all, and the oldest go as new ones come.
+text; two more files make it possible to resume from it exactly. A folder appears whole or not at
+all, and the oldest are removed as new ones are saved.
 """
 
 from __future__ import annotations
@@ -156,5 +156,5 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
 def _unusable(folder: Path, why: str) -> UserError:
     return UserError(
         f"cannot resume from {folder}: {why}",
-        hint="remove that folder to go on from the step before it",
+        hint="remove that folder to resume from the step before it",
     )

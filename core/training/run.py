@@ -9,7 +9,7 @@ the new one. Two changes can be asked for: more steps (`--extend`), or another r
     RUN/metrics.jsonl                 one line a logged step, one a validation
     RUN/checkpoints/step-00000100/    a checkpoint that generates as it is, float32, with
         optimizer.safetensors         the moments and
-        state.json                    the step, to go on from
+        state.json                    the step, to resume from
     RUN/model/                        the finished model, published
     RUN/tokenizer.model               where the stage extended it by the infilling pieces
 """
@@ -114,7 +114,7 @@ class RunConfig:
 
 def environment() -> dict[str, Any]:
     """What bit-for-bit repetition depends on beside the run: versions, instructions, threads."""
-    import torch  # here, as much that compares runs needs it not, and it takes seconds
+    import torch  # here: it takes seconds, and comparing runs does not need it
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {

@@ -108,7 +108,7 @@ def _switch(option: str, requested: Switch, before: bool | None) -> bool | None:
     """On, off, or None where neither the request nor the run's earlier start says."""
     if requested not in ("auto", "on", "off"):
         raise UsageError(f"{option} is {requested!r}", hint="use auto, on or off")
-    # Measured peaks waver: a run that goes on keeps what it began with.
+    # Measured peaks vary: a resumed run keeps what it began with.
     return before if requested == "auto" else requested == "on"
 
 

@@ -41,8 +41,8 @@ class Sources:
     def in_order_of(self, digests: Sequence[str]) -> Sources:
         """The same sources in a recorded order, where they are the same data.
 
-        Rows are dealt to sources by their place, so a run that goes on keeps its order, whatever
-        the order and the names of the folders are today.
+        Rows are dealt to sources by their place, so a resumed run keeps its order, whatever the
+        order and the names of the folders are now.
         """
         by_digest = {source.shards.digest: source for source in self.mixture.sources}
         if len(by_digest) < len(digests) or sorted(by_digest) != sorted(digests):

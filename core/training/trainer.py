@@ -145,7 +145,7 @@ class Trainer:
         self.stop_requested = False
 
     def fit(self) -> Outcome:
-        """Train to the recipe's last step, going on from the newest saved one.
+        """Train to the recipe's last step, from the newest saved one.
 
         Raises:
             UserError: a loss or gradient was not finite, or the disk is full; what was saved
@@ -224,14 +224,14 @@ class Trainer:
         document is infilled then, with cuts that are always the same.
         """
         self.model.eval()
-        told = self._validation("validation", None)
+        losses = self._validation("validation", None)
         if self.infilling is not None:
             always = replace(self.infilling.format, rate=1.0)
-            told |= self._validation(
+            losses |= self._validation(
                 "validation_infill", Infilling(self.infilling.infiller, always)
             )
         self.model.train()
-        return told
+        return losses
 
     def _validation(self, name: str, infilling: Infilling | None) -> dict[str, Any]:
         """Losses of the validation splits, plain, or with infilling of the infilled text alone."""
@@ -352,10 +352,10 @@ class Trainer:
         }
 
     def _recover_metrics(self, done: int) -> None:
-        """Bring metrics.jsonl to where training goes on from.
+        """Bring metrics.jsonl to where training resumes.
 
-        Records of later steps go, with a last line torn by a kill; a validation that was due but
-        cut short is made up for.
+        Records of later steps are removed, with a last line that a kill cut short; a validation
+        that was due and did not finish is run.
         """
         path = self.folder / METRICS_NAME
         kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []

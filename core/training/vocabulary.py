@@ -70,13 +70,13 @@ class Vocabulary:
         documents = [s.shards for s in mixture.sources if not s.shards.dialogs]
         dialogs = len(documents) < len(mixture.sources)
         shards = documents[0] if documents else mixture.sources[0].shards
-        told = shards.manifest.tokenizer
+        facts = shards.manifest.tokenizer
         own = init.tokenizer_path if init is not None else None
-        wider = init is not None and init.config.vocab_size > told.vocab_size
+        wider = init is not None and init.config.vocab_size > facts.vocab_size
         if recipe.infill is None and not (wider and own is not None) and not dialogs:
-            rows = told.vocab_size if init is None else init.config.vocab_size
+            rows = facts.vocab_size if init is None else init.config.vocab_size
             path = shards.folder / MODEL_NAME
-            return cls(path=path, digest=told.digest, size=told.vocab_size, known_rows=rows)
+            return cls(path=path, digest=facts.digest, size=facts.vocab_size, known_rows=rows)
         base = Tokenizer.load(own if own is not None else shards.folder)
         known = base.vocab_size if init is None else init.config.vocab_size
         content: bytes | None
@@ -125,15 +125,15 @@ def check_follows(recipe: Recipe, init: Checkpoint | None) -> None:
     allowed = " or ".join(name for name in recipe.follows if name != "scratch")
     raise UserError(
         f"{recipe.name} {recipe.size} starts from a checkpoint of {allowed}, not from {came}",
-        hint="pass --any-init to do it all the same",
+        hint="pass --any-init to start from it anyway",
     )
 
 
 def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[str]) -> Recipe:
     """The recipe with the checkpoint's own objective, in a stage that keeps it.
 
-    A checkpoint made elsewhere tells none: with infilling pieces it is taken for one that learnt
-    infilling as the recipe says, without them for one that did not.
+    A checkpoint made elsewhere records none: with infilling pieces it is treated as one that was
+    trained with infilling as the recipe says, without them as one that was not.
 
     Args:
         recipe: of the stage.
@@ -142,12 +142,14 @@ def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[st
     """
     if not recipe.keep_objective or init is None:
         return recipe
-    told = init.lineage().get("objective")
-    if not isinstance(told, dict):
+    objective = init.lineage().get("objective")
+    if not isinstance(objective, dict):
         path = init.tokenizer_path
         infills = path is not None and Tokenizer.load(path).infill is not None
-        told = {} if infills else {"infill_rate": 0.0}
-    return replace(recipe, **{k: told[k] for k in OBJECTIVE if k in told and k not in given})
+        objective = {} if infills else {"infill_rate": 0.0}
+    return replace(
+        recipe, **{k: objective[k] for k in OBJECTIVE if k in objective and k not in given}
+    )
 
 
 def grown(name: str, old: Tensor, known_rows: int, rows: int, recipe: Recipe) -> Tensor:
@@ -159,7 +161,7 @@ def grown(name: str, old: Tensor, known_rows: int, rows: int, recipe: Recipe) ->
     Args:
         name: of the matrix, so that no two draw the same noise.
         old: (V,C), float.
-        known_rows: rows of `old` that count; those beyond are drawn anew as well.
+        known_rows: rows of `old` that count; those beyond are drawn as well.
         rows: wanted.
         recipe: gives seed and noise.
     """

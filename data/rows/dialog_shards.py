@@ -87,7 +87,7 @@ def open_dialogs(
     """The shard set of a file of dialogs, made below `folder` unless it is there.
 
     Args:
-        path: the file (`dialogs.py` tells the formats).
+        path: the file (formats: `dialogs.py`).
         tokenizer: of the model that is to learn them; it also settles the chat form.
         folder: where shard sets of dialogs lie; each gets a subfolder of its own.
         allow_tags: keep dialogs whose text holds the tags of a chat form.

@@ -1,4 +1,4 @@
-"""Rows with infilling: documents are cut and arranged anew while a row is built.
+"""Rows with infilling: documents are cut and rearranged while a row is built.
 
 On the line that rows are windows of, each document is followed by free places for what it grows by:
 

@@ -167,7 +167,7 @@ class Dealer:
 
 @lru_cache(maxsize=4)
 def _counting_dealer(weights: tuple[float, ...], seed: int) -> Dealer:
-    """The ledger's dealer, kept so that each look at a long run goes on from the last."""
+    """The ledger's dealer, kept so that each look at a long run continues from the last."""
     return Dealer(weights, seed)
 
 
@@ -247,8 +247,8 @@ class Mixture:
         replayed: tuple[Source, ...] = ()
         if replay:
             replayed = cls.parse(replay).sources
-            told = [weight for _, weight in map(split_weight, replay) if weight is not None]
-            share = math.fsum(told) if told else share
+            shares = [weight for _, weight in map(split_weight, replay) if weight is not None]
+            share = math.fsum(shares) if shares else share
             if not 0 < share < 1:
                 raise UsageError(
                     f"the share of replayed rows is {share:g}, not between 0 and 1",

@@ -9,7 +9,7 @@ Documents of a source lie end to end, S tokens in all, and an epoch is R = ceil(
 
 Each epoch goes through the rows in another order, and cuts them at another place: the line of
 tokens is rotated. Both follow from the seed, the source's digest and the epoch, so nothing needs to
-be remembered to go on from any row. Every stored token is an input once an epoch, and every token
+be remembered to resume from any row. Every stored token is an input once an epoch, and every token
 but BOS is a target once an epoch.
 
 Shapes: T tokens of a row.

@@ -167,7 +167,7 @@ def finish_shard(
         flags: (documents,) bits of each document.
         metadata: a row a document: id, source, path, language, licence, redactions, bytes.
         keys: what later documents are compared with (`near.KEYS`), or None to keep nothing.
-        learned: whether there is a file that tells which tokens are targets.
+        learned: whether there is a file that marks which tokens are targets.
 
     Returns:
         the shard's entry for the manifest.
