@@ -19,7 +19,7 @@ from codecria.data.rows.shards import ShardSet
 
 from .recipes import Recipe, override, requested
 from .request import StageRequest
-from .run import RunConfig, SourceSpec, recorded
+from .run import RunConfig, SourceSpec, check_place, recorded
 from .settle import Settings, settle
 from .sources import Sources, open_sources, tokens_of_epochs, too_long
 from .stage import Stage
@@ -43,6 +43,8 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
     """
     request.check()
     request.check_inputs()
+    if out is not None:
+        check_place(out)
     earlier = None if out is None or request.force else recorded(out)
     before: dict[str, Any] = {} if earlier is None else earlier["run"]
     folder = None if plan else out

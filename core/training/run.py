@@ -196,8 +196,15 @@ def standing(folder: Path, run: RunConfig, *, extend: bool, force: bool) -> Stan
     Raises:
         UserError: the folder holds another run, or something that is no run.
     """
-    _check_place(folder)
+    check_place(folder)
     old = recorded(folder)
+    if old is None and any(folder.glob("checkpoints/step-*")):
+        if force:
+            return Standing("replace")
+        raise UserError(
+            f"{folder} holds checkpoints of a run, and no {RUN_NAME}",
+            hint="choose another --out, or replace what is there with --force",
+        )
     if old is None:
         if extend:
             raise UserError(
@@ -252,7 +259,7 @@ def _extension(run: RunConfig, steps: int, warnings: tuple[str, ...]) -> Standin
     return Standing("extend", (*warnings, note), rewind=steps)
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Check that nothing else lives in the folder.
 
     Raises:

@@ -72,7 +72,9 @@ def settle(
     dtype = _dtype(request.dtype, device)
     peak = machine.matmul_flops(DTYPES[dtype], device)
     attention, why = choose_backend(device, request.attention)
-    micro_batch_size = _micro_batch_size(request.micro_batch_size, recipe, device)
+    micro_batch_size = _micro_batch_size(
+        request.micro_batch_size, before.get("micro_batch_size"), recipe, device
+    )
     flops = model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens
     compiled = _switch("--compile", request.compile, before.get("compiled"))
     if compiled is None:
@@ -122,8 +124,10 @@ def _needs_recompute(
     return rest + activations > MEMORY_SHARE * machine.memory_size(device)
 
 
-def _micro_batch_size(requested: int | None, recipe: Recipe, device: torch.device) -> int:
-    """Rows of one forward pass: asked for, or the largest divisor of the batch that fits."""
+def _micro_batch_size(
+    requested: int | None, before: int | None, recipe: Recipe, device: torch.device
+) -> int:
+    """Rows of one forward pass: asked for, as before, or the largest divisor that fits."""
     if requested is not None:
         if recipe.rows % requested:
             raise UsageError(
@@ -131,6 +135,8 @@ def _micro_batch_size(requested: int | None, recipe: Recipe, device: torch.devic
                 hint=f"use a divisor of {recipe.rows}",
             )
         return requested
+    if before is not None and recipe.rows % before == 0:
+        return before
     budget = CPU_MICRO_TOKENS if device.type == "cpu" else CUDA_MICRO_TOKENS
     fitting = max(1, budget // recipe.context)
     return max(n for n in range(1, min(fitting, recipe.rows) + 1) if recipe.rows % n == 0)

@@ -26,7 +26,8 @@ from .trainer import Outcome, Report, Trainer
 from .vocabulary import MATRICES, Vocabulary, grown
 
 PUBLISHED = "model"  # in the run folder
-OF_A_RUN = (RUN_NAME, METRICS_NAME, "checkpoints", PUBLISHED)  # what --force removes
+# What --force removes, the record last: a kill in between leaves a run that can be replaced again.
+OF_A_RUN = ("checkpoints", PUBLISHED, METRICS_NAME, RUN_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,7 @@ def run_stage(
 
 def _begin(run: RunConfig, now: Standing, out: Path) -> RunConfig:
     """Bring the run folder to where training begins; the run, with its extensions."""
+    _require_space(run, out)
     if now.action == "replace":
         for name in OF_A_RUN:
             path = out / name
@@ -129,7 +131,6 @@ def _begin(run: RunConfig, now: Standing, out: Path) -> RunConfig:
         # Before the new length is recorded: a run killed in between does its decay once more.
         resume.drop_after(out, now.rewind)
         run = replace(run, extended=(*run.extended, resume.newest_step(out)))
-    _require_space(run, out)
     if now.action != "resume":
         record(out, run)
     return run
@@ -146,7 +147,8 @@ def _require_space(run: RunConfig, out: Path) -> None:
     saved = resume.step_folders(out)
     saves = -(-run.recipe.steps // run.save_every)
     # One more while a save is under way, before the oldest goes.
-    checkpoints = max(0, min(run.keep + 1, saves) - len(saved))
+    kept = min(run.keep + 1, saves) + (run.recipe.schedule == "wsd")
+    checkpoints = max(0, kept - len(saved))
     size = 0 if (out / PUBLISHED).is_dir() else 4 * run.model.parameters
     require_free_space(out, checkpoints * resume.size_bytes(run.model) + size)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class DialogReport:
     contaminated_dialogs: int = 0
     unused: dict[str, int] = field(default_factory=dict)
 
+    def of(self, name: str) -> DialogReport:
+        """The report under another file name."""
+        examples = [name + example.removeprefix(self.name) for example in self.examples]
+        return replace(self, name=name, examples=examples)
+
 
 def open_dialogs(
     path: Path,
@@ -129,7 +134,7 @@ def open_dialogs(
             )
         with atomic_folder(made) as temporary:
             _write(path, tokenizer, temporary, selection, recipe, allow_tags=allow_tags)
-    report = DialogReport(**read_manifest(made).sources[0])
+    report = DialogReport(**read_manifest(made).sources[0]).of(path.name)
     _check_strict(path, report, strict=strict)
     return made, report
 
@@ -280,7 +285,7 @@ def _write(
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         ),
-        sources=[asdict(selection.report)],
+        sources=[asdict(selection.report.of(""))],  # a renamed file is the same data
         languages={},
         licences={},
         recipe=recipe,

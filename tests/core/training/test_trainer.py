@@ -428,6 +428,18 @@ def test_data_folders_in_another_order_or_under_another_name_are_the_same_data(
         train(request(shards, data=[f"{renamed}=0.4", f"{shards}=0.6"]), tmp_path / "cut")
 
 
+def test_a_folder_with_checkpoints_and_no_record_is_not_resumed(
+    shards: Path, tmp_path: Path
+) -> None:
+    # As a kill amid --force would leave it, were the record removed first.
+    out = tmp_path / "run"
+    train(request(shards), out, stop_after=4)
+    (out / "run.json").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints of a run, and no run\.json"):
+        train(request(shards), out)
+    assert train(request(shards, force=True), out)[0].trained == 8
+
+
 def test_counts_below_one_and_options_that_exclude_each_other_are_refused_together(
     shards: Path,
 ) -> None:

@@ -154,3 +154,14 @@ def test_dialogs_that_hold_an_evaluation_problem_are_left_out_and_counted(
     assert checked.contaminated == {"HumanEval/900": 2}
     assert make(file, tokenizer, problems=index, strict=True)[1] == checked
     assert make(file, tokenizer)[0] == before, "without problems nothing changes"
+
+
+def test_a_renamed_file_of_dialogs_is_the_same_data(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = write(tmp_path / "chats.jsonl", [*pairs(5), {"instruction": "no answer"}])
+    first, _ = make(file, tokenizer)
+    renamed = tmp_path / "renamed.jsonl"
+    file.rename(renamed)
+    again, report = make(renamed, tokenizer)
+    assert ShardSet.open(first).digest == ShardSet.open(again).digest
+    assert report.name == "renamed.jsonl"
+    assert report.examples[0].startswith("renamed.jsonl:6: ")
