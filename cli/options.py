@@ -199,11 +199,9 @@ def complete_recipes(incomplete: str) -> list[str]:
 
 def complete_fields(incomplete: str) -> list[str]:
     """Recipe fields for `--set`, each with its `=`."""
-    import dataclasses
+    from codecria.core.training.recipes import CHANGEABLE
 
-    from codecria.core.training.recipes import Recipe
-
-    names = [f"{field.name}=" for field in dataclasses.fields(Recipe)]
+    names = [f"{name}=" for name in CHANGEABLE]
     return [name for name in names if name.startswith(incomplete)]
 
 

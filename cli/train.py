@@ -282,6 +282,8 @@ def _request(given: dict[str, Any], threads: int | None) -> StageRequest:
     if threads is not None:
         torch.set_num_threads(threads)
     given = {name: value for name, value in given.items() if value is not None}
+    if "size" in given:
+        given["size"] = given["size"].lower()  # 7B is 7b
     if "changes" in given:
         given["changes"] = pairs_of(given["changes"])
     return StageRequest(**given)

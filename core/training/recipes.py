@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -422,15 +423,18 @@ def recipe_for(name: str, size: str) -> Recipe:
     Raises:
         UsageError: there is none.
     """
+    size = size.lower()  # 7B is 7b
     if (name, size) in _NEVER_MADE:
         why, instead = _NEVER_MADE[name, size]
         raise UsageError(f"there is no recipe {name} {size}: {why}", hint=instead)
     if (name, size) not in RECIPES:
         names = sorted({known for known, _ in RECIPES})
         sizes = list(dict.fromkeys(s for known, s in RECIPES if known == name or name not in names))
+        near = [*get_close_matches(name, names, 1), *get_close_matches(size, sizes, 1)]
+        meant = f"did you mean {' '.join(near)}? " if len(near) == 2 else ""
         raise UsageError(
             f"there is no recipe {name!r} for size {size!r}",
-            hint=f"recipes: {', '.join(names)}; sizes: {', '.join(sizes)}",
+            hint=f"{meant}recipes: {', '.join(names)}; sizes: {', '.join(sizes)}",
         )
     return RECIPES[name, size]
 
@@ -445,6 +449,7 @@ def parent_of(recipe: Recipe) -> Recipe | None:
 OBJECTIVE = ("infill_rate", "infill_spm_share", "infill_scope", "infill_eos")
 
 _FIXED = {"name", "size", "summary", "source", "follows", "mixture", "stand_ins"}
+CHANGEABLE = sorted({f.name for f in fields(Recipe)} - _FIXED)  # what `--set` can change
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -456,12 +461,12 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: naming every unknown field, wrong type and violated condition.
     """
-    known = {f.name for f in fields(recipe)} - _FIXED
-    unknown = sorted(changes.keys() - known)
+    unknown = sorted(changes.keys() - {*CHANGEABLE})
     if unknown:
+        near = get_close_matches(unknown[0], CHANGEABLE, 1)
         raise UsageError(
             f"a recipe has no field {', '.join(map(repr, unknown))}",
-            hint="fields: " + ", ".join(sorted(known)),
+            hint=f"did you mean {near[0]}?" if near else "fields: " + ", ".join(CHANGEABLE),
         )
     values = {key: _split(value) if key == "betas" else value for key, value in changes.items()}
     try:

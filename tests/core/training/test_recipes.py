@@ -1,8 +1,11 @@
 """The recipes' numbers against the paper's, overrides, the schedule, and plans."""
 
 import dataclasses
+import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
 from codecria.core.training.optim import learning_rate
@@ -146,6 +149,31 @@ def test_the_learning_rate_warms_up_peaks_and_ends_at_a_thirtieth() -> None:
     assert learning_rate(middle, recipe) == pytest.approx((3e-4 + 1e-5) / 2, rel=1e-3)
 
 
+@given(
+    steps=st.integers(1, 400),
+    more=st.integers(0, 400),
+    share=st.floats(0.01, 1),
+    warmup=st.integers(0, 50),
+)
+def test_a_stable_schedule_is_the_same_in_a_longer_run_until_it_decays(
+    steps: int, more: int, share: float, warmup: int
+) -> None:
+    # Kills: a decay that begins a step early, a peak that follows the length, a floor not reached.
+    base = recipe_for("pretrain", "15m")
+    changes = {"schedule": "wsd", "decay_share": share, "warmup_steps": warmup}
+    short, long = (
+        override(base, changes | {"tokens": n * base.batch_tokens}) for n in (steps, steps + more)
+    )
+    rates = [learning_rate(step, short) for step in range(steps)]
+    stable = min(short.decay_start, steps)
+    assert rates[:stable] == [learning_rate(step, long) for step in range(stable)]
+    assert rates[warmup:stable] == [short.peak_lr] * max(0, stable - warmup)
+    falling = rates[stable:]
+    assert all(a > b for a, b in itertools.pairwise([short.peak_lr * 1.0001, *falling]))
+    if falling:
+        assert falling[-1] == pytest.approx(short.peak_lr * short.min_lr_ratio)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_a_finite_schedule(steps: int) -> None:
     base = recipe_for("pretrain", "15m")
@@ -208,6 +236,16 @@ def test_numbers_that_the_paper_does_not_state_are_marked() -> None:
     assert recipe_for("pretrain", "7b").stand_ins == recipe_for("fim", "7b").stand_ins == ()
     known = {field.name for field in dataclasses.fields(Recipe)}
     assert all({*recipe.stand_ins} <= known for recipe in RECIPES.values())
+
+
+def test_near_names_are_suggested_and_sizes_may_be_written_large() -> None:
+    assert recipe_for("pretrain", "7B") is recipe_for("pretrain", "7b")
+    with pytest.raises(UsageError) as caught:
+        override(recipe_for("pretrain", "7b"), {"peak_rl": 1})
+    assert caught.value.hint == "did you mean peak_lr?"
+    with pytest.raises(UsageError) as caught:
+        recipe_for("pretrian", "7b")
+    assert "did you mean pretrain 7b?" in caught.value.hint
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
