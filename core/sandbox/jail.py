@@ -55,7 +55,7 @@ _CALLS: dict[str, dict[str, int]] = {
         "chmod": 90, "fchmod": 91, "fchmodat": 268, "chown": 92, "fchown": 93, "lchown": 94,
         "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280,
         "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197,
-        "lremovexattr": 198, "fremovexattr": 199, "setpgid": 109, "setsid": 112,
+        "lremovexattr": 198, "fremovexattr": 199, "setpgid": 109, "setsid": 112, "prctl": 157,
     },
     "aarch64": {
         "socket": 198, "shmget": 194, "shmctl": 195, "shmat": 196, "clone": 220, "execve": 221,
@@ -79,7 +79,7 @@ _CALLS: dict[str, dict[str, int]] = {
         "execveat": 281, "userfaultfd": 282, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240,
         "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88,
         "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15,
-        "fremovexattr": 16, "setpgid": 154, "setsid": 157,
+        "fremovexattr": 16, "setpgid": 154, "setsid": 157, "prctl": 167,
     },
 }  # fmt: skip
 # Numbers since 424 are the same everywhere: pidfd_send_signal, io_uring, the new mount calls,
@@ -92,6 +92,7 @@ _X32 = 0x40000000
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020080  # every namespace
 _GROUPS = ("setsid", "setpgid")
+_PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
 _EPERM, _EAGAIN, _EACCES, _ENOSYS = 1, 11, 13, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -154,6 +155,16 @@ def limit(*, memory_bytes: int, disk_bytes: int, cpu_s: int) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
+
+
+def drop_privileges() -> None:
+    """Give up every capability for good, before anything of a program is looked at.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _drop_bounds()
+    _drop_capabilities()
 
 
 def die_with_parent() -> None:
@@ -371,7 +382,7 @@ def filter_program(machine: str, pid: int, role: str) -> bytes:
         (_RETURN, 0, 0, _ALLOW),
     ]
     deny(_CLONE3, _ENOSYS)
-    special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64", *_GROUPS}
+    special = {"clone", "fork", "vfork", "socket", "kill", "tgkill", "prlimit64", "prctl", *_GROUPS}
     for name in ("fork", "vfork"):
         if name in calls and not forks:
             deny(calls[name], _EAGAIN)
@@ -386,6 +397,16 @@ def filter_program(machine: str, pid: int, role: str) -> bytes:
         only(calls["prlimit64"], _FIRST, (0, pid))
     if role in ("runtime", "tool"):
         special.add("execve")
+    if role != "server":  # what ends it with its parent stays
+        code.extend(
+            [
+                (_EQUAL, 0, 4, calls["prctl"]),
+                (_LOAD, 0, 0, _FIRST),
+                (_EQUAL, 0, 1, _PARENT_DEATH),
+                (_RETURN, 0, 0, _ERROR | _EPERM),
+                (_RETURN, 0, 0, _ALLOW),
+            ]
+        )
     if role == "child":
         for name in _SERVERS:
             if name in calls:

@@ -15,9 +15,9 @@ import signal
 import time
 from types import CodeType
 
-from . import jail
-from .play import BRIDGE, DOUBT, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
-from .watch import Watch, as_answer, empty, judged
+from . import boxes, jail
+from .child import BRIDGE, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
+from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
 from .wire import Answer, Bounds, Job
 
 ENDS_S = 0.5  # that a solution's process has to end, after its tests'
@@ -32,13 +32,15 @@ class Judge:
     """Judges programs one after the other.
 
     Args:
-        boxes: an empty folder, in which programs run.
+        folder: an empty one, in which programs run.
         confined: whether they and this process are locked up.
         files: whether Landlock governs files.
+        limited: whether the folder is a file system of its own, with the size that programs may
+            have of it.
 
     Attributes:
         boxes, locks: the folders and the locks of programs and of sides, by the names in `BOXES`.
-        stage: what every program finds.
+        clean: modules as they were before any program.
         tests: compiled, by their text.
         number: of this process.
 
@@ -46,11 +48,13 @@ class Judge:
         OSError: the kernel refused to confine.
     """
 
-    def __init__(self, boxes: str, *, confined: bool, files: bool) -> None:
-        self.boxes = {name: f"{boxes}/{name}" for name in BOXES}
+    def __init__(self, folder: str, *, confined: bool, files: bool, limited: bool) -> None:
+        self.boxes = {name: f"{folder}/{name}" for name in BOXES}
         for box in self.boxes.values():
             os.mkdir(box, 0o700)  # noqa: PTH102 - pathlib is not loaded here
-        self.stage = prepare(self.boxes["box"])
+        self._opened = {name: boxes.open_folder(box) for name, box in self.boxes.items()}
+        self.limited = limited
+        self.clean = prepare(self.boxes["box"])
         self.locks: dict[str, jail.ChildLock | None] = dict.fromkeys(BOXES)
         self.tests: dict[str, CodeType] = {}
         self.number = os.getpid()
@@ -61,32 +65,30 @@ class Judge:
                 name: jail.ChildLock(readable=READABLE, box=box, files=files)
                 for name, box in self.boxes.items()
             }
-            jail.confine_server(readable=READABLE, boxes=boxes, files=files)
+            jail.confine_server(readable=READABLE, boxes=folder, files=files)
 
     def judge(self, job: Job) -> Answer:
         """Run a program in a child, or its two sides in two, and say what became of it."""
-        try:
-            return self._judge_apart(job) if job.isolate else self._judge(job)
-        finally:
-            for name in BOXES[1:] if job.isolate else BOXES[:1]:
-                if os.listdir(self.boxes[name]):  # noqa: PTH208 - most programs leave nothing
-                    empty(self.boxes[name])
+        answer = self._judge_apart(job) if job.isolate else self._judge(job)
+        used = BOXES[1:] if job.isolate else BOXES[:1]
+        if all([boxes.clear(self._opened[name]) for name in used]):  # noqa: C419 - each of them
+            return answer
+        return answer._replace(outcome="resource", detail=LEFT_TOO_MUCH, spent=True)
 
     def _judge(self, job: Job) -> Answer:
         script = self._script(job)
         started = time.monotonic()
         child = _Child(self, script, job, "box")
-        watch = Watch(job.bounds, self.boxes["box"], child.number, started)
+        watch = self._watch(job, "box", child, started)
         code = os.waitstatus_to_exitcode(watch.until_end(child.streams))
         seconds = time.monotonic() - started
         stderr = child.text(2)
-        proof = child.proof()
-        proved = proof == child.key
-        doubtful = not proved and proof.lstrip(DOUBT) == child.key.lstrip(DOUBT)
-        judgement = judged(watch.reason, code, proved or doubtful, stderr)
+        judgement = judged(watch.reason, code, child.proof() == child.key, stderr)
         child.close()
-        answer = as_answer(judgement, seconds, code, child.text(1), stderr)
-        return answer._replace(doubtful=True) if doubtful else answer
+        return as_answer(judgement, seconds, code, child.text(1), stderr)
+
+    def _watch(self, job: Job, place: str, child: _Child, started: float) -> Watch:
+        return Watch(job.bounds, self.boxes[place], child.number, started, limited=self.limited)
 
     def _judge_apart(self, job: Job) -> Answer:
         """Run a solution and its tests in a process each; the tests' one alone can prove a pass."""
@@ -98,12 +100,12 @@ class Judge:
         # Theirs alone now: when one side ends, the other reads the end.
         for descriptor in (ask, asked, tell, told, *BRIDGE):
             os.close(descriptor)
-        watch = Watch(job.bounds, self.boxes["tests"], tests.number, started)
+        watch = self._watch(job, "tests", tests, started)
         watch.also = solution.number
         streams = {**solution.streams, **tests.streams}
         code = os.waitstatus_to_exitcode(watch.until_end(streams))
         # Nobody asks any more: the solution's process ends by itself, or is ended.
-        first = Watch(job.bounds, self.boxes["solution"], solution.number, started)
+        first = self._watch(job, "solution", solution, started)
         first.deadline = min(watch.deadline, time.monotonic() + ENDS_S)
         first_code = os.waitstatus_to_exitcode(first.until_end(solution.streams))
         seconds = time.monotonic() - started
@@ -191,7 +193,7 @@ class _Child:
                 job.tests = ""
                 judge.tests.clear()
             become(
-                script, judge.locks[place], judge.number, judge.stage,
+                script, judge.locks[place], judge.number, judge.clean,
                 side=side, box=judge.boxes[place],
             )  # fmt: skip
         # The program waits: it does not run before it is limited.

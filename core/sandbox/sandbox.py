@@ -9,16 +9,13 @@ in two processes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -27,17 +24,14 @@ from typing import Any, Self
 
 from codecria.data.errors import UserError
 
-from . import command, jail, languages, outer
+from . import boxes, bwrap, command, jail, languages
 from .config import AUTO, Confirm, SandboxConfig
 from .verdict import Limits, Outcome, Program, Tier, Verdict
-from .watch import empty
-from .wire import Answer, Bounds, Job, pack_job, receive, send, unpack_answer
+from .wire import Answer, Bounds, Job, Setup, pack_job, receive, send, unpack_answer
 from .worker import BOOT, PYTHON, STEPS
 
 START_S = 30.0  # until a server must be ready
 END_S = 2.0  # for a server to end what it runs, and itself
-FRESH_S = 10.0  # age from which boxes that nobody holds count as left behind
-BOXES_PREFIX = "codecria-boxes-"
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
@@ -54,7 +48,7 @@ def choose_tier(requested: str = AUTO) -> Tier:
         return Tier.NONE
     if requested == Tier.COMMAND:
         return Tier.COMMAND
-    unwrapped = outer.bwrap_problem() if requested != Tier.NATIVE else ""
+    unwrapped = bwrap.bwrap_problem() if requested != Tier.NATIVE else ""
     if requested == Tier.BWRAP and unwrapped:
         raise UserError(unwrapped, hint="--sandbox auto takes what there is")
     if requested != Tier.NATIVE and not unwrapped:
@@ -96,10 +90,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._alone = _Turnstile(self.workers)
-        _sweep_boxes()
-        self._boxes = tempfile.mkdtemp(prefix=f"{BOXES_PREFIX}{os.getpid()}-", dir=_memory_folder())
-        self._claim: int | None = os.open(self._boxes, os.O_RDONLY)
-        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        self._boxes = boxes.Boxes()
         ready = False
         try:
             if self.tier is Tier.COMMAND:
@@ -128,10 +119,7 @@ class Sandbox:
             servers, self._servers = self._servers, []
         for server in servers:
             server.end()
-        _remove(Path(self._boxes))
-        if self._claim is not None:
-            os.close(self._claim)
-            self._claim = None
+        self._boxes.close()
 
     def settle(self, tests: str, *, fit: bool) -> None:
         """Record whether a right solution passes these tests in two processes.
@@ -310,7 +298,8 @@ class Sandbox:
             answer = server.ask(fields, timeout_s=timeout_s)
         finally:
             # Without Landlock, what a program wrote beside its box goes with its server.
-            if answer is None or (self.tier is Tier.BWRAP and not self._landlock):
+            beside = self.tier is Tier.BWRAP and not self._landlock
+            if answer is None or answer.spent or beside:
                 server.end()
                 self._said = server.said or self._said
                 with self._lock:
@@ -373,58 +362,33 @@ class Sandbox:
     def _start(self, kind: str) -> _Server:
         # Isolated and without site-packages: programs find the standard library and no more.
         python = ["-I", "-S", "-c", BOOT]
-        words = ["confined"] * self._confined + ["files"] * self._landlock
+        limits = self.limits
+        setup = Setup(
+            kind, 0, bwrap.BOXES, self._confined, self._landlock, "mount",
+            limits.disk_bytes, limits.files,
+        )  # fmt: skip
         if self.tier is Tier.BWRAP:
-            size = max(outer.LEAST_BOXES_BYTES, 4 * self.limits.disk_bytes)
-            wall = outer.bwrap_argv(boxes_bytes=size, files=self._landlock)
-            argv = [*wall, outer.interpreter(), *python, outer.CODE, kind]
-            server = _Server(argv, outer.BOXES, words)
+            wall = bwrap.bwrap_argv(boxes_bytes=2 * limits.disk_bytes, files=self._landlock)
+            server = _Server([*wall, bwrap.interpreter(), *python, bwrap.CODE], setup)
         else:
-            argv = [sys.executable, *python, str(Path(__file__).parent), kind]
-            server = _Server(argv, tempfile.mkdtemp(dir=self._boxes), words)
+            own_disk = "namespaces" if self.tier is Tier.NATIVE else ""
+            setup = setup._replace(boxes=self._boxes.make(), own_disk=own_disk)
+            server = _Server([sys.executable, *python, str(Path(__file__).parent)], setup)
         with self._lock:
             self._servers.append(server)
         return server
 
 
-def _memory_folder() -> str | None:
-    """Where boxes are made: in memory where the system has such a folder."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder of boxes, whatever programs left in it."""
-    with contextlib.suppress(OSError):
-        empty(str(folder))
-        folder.rmdir()
-
-
-def _sweep_boxes() -> None:
-    """Remove the boxes of sandboxes that were killed; those in use are locked by their process."""
-    folder = Path(_memory_folder() or tempfile.gettempdir())
-    for boxes in folder.glob(f"{BOXES_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            # A new one is locked only after it is made.
-            if time.time() - boxes.stat().st_mtime < FRESH_S:
-                continue
-            claim = os.open(boxes, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(boxes)
-            finally:
-                os.close(claim)
-
-
 class _Server:
     """A running `worker.py` and the socket to it."""
 
-    def __init__(self, argv: list[str], boxes: str, words: list[str]) -> None:
+    def __init__(self, argv: list[str], setup: Setup) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
         self.said = ""
         # An empty environment: what is not there cannot leak.
         self.process = subprocess.Popen(
-            [*argv, str(theirs.fileno()), boxes, *words],
+            [*argv, *setup._replace(socket=theirs.fileno()).words()],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
+import stat
 import time
 from typing import Any
 
-from . import jail
-from .play import KEY_BYTES
-from .watch import Watch, as_answer, judged
+from . import boxes, jail
+from .child import KEY_BYTES
+from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
 from .wire import Answer, Bounds
 
+BUILD, BOX = "build", "box"  # folders of a program: what it is made from, and what it writes in
 _running: set[int] = set()  # groups that are to end with this process
-
-
-def prepare() -> None:
-    """Let the end of this process be the end of all that it runs."""
-    jail.prepare()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
-    signal.signal(signal.SIGTERM, _leave)
 
 
 def _leave(*_: object) -> None:
@@ -32,75 +26,104 @@ def _leave(*_: object) -> None:
     os._exit(1)
 
 
-def judge(job: dict[str, Any], boxes: str) -> Answer:
-    """Compile a program and run it.
+class Runner:
+    """Compiles and runs programs one after the other.
 
     Args:
-        job: see `languages.job_of`; with stdin, confined, landlock, and the bounds.
-        boxes: where a folder is made for it.
+        folder: in which they do, with an empty folder `BUILD` and one `BOX` or none of them.
+        limited: whether these are file systems of their own, with the size that programs may have.
     """
-    folder = f"{boxes}/steps"
-    os.mkdir(folder, 0o700)  # noqa: PTH102 - pathlib is not loaded here
-    try:
-        return _judge(job, folder)
-    finally:
-        shutil.rmtree(folder)  # what cannot be removed ends this server, and another begins
 
+    def __init__(self, folder: str, *, limited: bool) -> None:
+        jail.prepare()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+        signal.signal(signal.SIGTERM, _leave)
+        self._build, self._box = f"{folder}/{BUILD}", f"{folder}/{BOX}"
+        self._opened = [boxes.open_folder(path) for path in (self._build, self._box)]
+        self._limited = limited
 
-def _judge(job: dict[str, Any], folder: str) -> Answer:
-    build, box = f"{folder}/build", f"{folder}/box"
-    os.mkdir(build)  # noqa: PTH102 - pathlib is not loaded here
-    os.mkdir(box)  # noqa: PTH102
-    for name, text in job["files"].items():
-        path = f"{build}/{name}"
-        os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
-        with open(path, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            file.write(text.replace("{build}", build) if name == "sources" else text)
-    *compiling, running = job["steps"]
-    for step in compiling:
-        answer = _run(job, step, build, box, last=False)
-        if answer.outcome == "timeout":
-            return answer._replace(detail="it was not compiled in time")
-        if answer.outcome != "passed":
+    def judge(self, job: dict[str, Any]) -> Answer:
+        """Compile a program and run it.
+
+        Args:
+            job: see `languages.job_of`; with stdin, confined, landlock, and the bounds.
+        """
+        answer = self._judge(job)
+        if all([boxes.clear(folder) for folder in self._opened]):  # noqa: C419 - each of them
             return answer
-        if "program" in os.listdir(build):  # noqa: PTH208
-            os.chmod(f"{build}/program", 0o755)  # noqa: PTH101 - a linker in the jail cannot
-    return _run(job, running, build, box, last=True)
+        return answer._replace(outcome="resource", detail=LEFT_TOO_MUCH, spent=True)
 
+    def _judge(self, job: dict[str, Any]) -> Answer:
+        build = self._build
+        for name, text in job["files"].items():
+            path = f"{build}/{name}"
+            os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
+            with open(path, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                file.write(text.replace("{build}", build) if name == "sources" else text)
+        *compiling, running = job["steps"]
+        for step in compiling:
+            answer = self._run(job, step, last=False)
+            if answer.outcome == "timeout":
+                return answer._replace(detail="it was not compiled in time")
+            if answer.outcome != "passed":
+                return answer
+            _allow_execution(self._opened[0])
+        return self._run(job, running, last=True)
 
-def _run(job: dict[str, Any], step: dict[str, Any], build: str, box: str, *, last: bool) -> Answer:
-    """Execute one step; a compiler passes by its status, the program by its proof too."""
-    bounds = Bounds(*job["bounds"])._replace(wall_s=step["wall_s"])
-    (given, given_in), (out, out_in), (err, err_in) = (os.pipe() for _ in range(3))
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
+    def _run(self, job: dict[str, Any], step: dict[str, Any], *, last: bool) -> Answer:
+        """Execute one step; a compiler passes by its status, the program by its proof too."""
+        bounds = Bounds(*job["bounds"])._replace(wall_s=step["wall_s"])
+        (given, given_in), (out, out_in), (err, err_in) = (os.pipe() for _ in range(3))
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            try:
+                _execute(job, step, self._build, self._box, (given, out_in, err_in), own=not last)
+            finally:
+                os._exit(70)  # not reached: it has become another program
+        key = os.urandom(KEY_BYTES).hex().encode()
+        feed = key + job["stdin"].encode(errors="replace") if last else b""
+        for descriptor in (given, out_in, err_in):
+            os.close(descriptor)
+        folder = self._box if last else self._build
+        watch = Watch(
+            bounds,
+            folder,
+            child,
+            started,
+            limited=self._limited,
+            resident_bytes=step["memory_bytes"],
+        )
+        streams = {out: bytearray(), err: bytearray()}
+        _running.add(child)
         try:
-            _execute(job, step, build, box, (given, out_in, err_in), own=not last)
+            status = watch.until_end(streams, feed=(given_in, feed))
         finally:
-            os._exit(70)  # not reached: it has become another program
-    key = os.urandom(KEY_BYTES).hex().encode()
-    feed = key + job["stdin"].encode(errors="replace") if last else b""
-    for descriptor in (given, out_in, err_in):
-        os.close(descriptor)
-    folder = box if last else build
-    watch = Watch(bounds, folder, child, started, resident_bytes=step["memory_bytes"])
-    streams = {out: bytearray(), err: bytearray()}
-    _running.add(child)
+            _running.discard(child)
+        seconds = time.monotonic() - started
+        for descriptor in streams:
+            os.close(descriptor)
+        proved = not last or key in streams[out]
+        said = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
+        stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
+        stderr = stderr.replace(f"{self._build}/", "")  # by the same name wherever it was
+        code = os.waitstatus_to_exitcode(status)
+        judgement = judged(watch.reason, code, proved, stderr, first=True)
+        return as_answer(judgement, seconds, code, stdout, stderr)
+
+
+def _allow_execution(build: int) -> None:
+    """Let a compiled program be executed, where there is one: a linker in the jail cannot."""
     try:
-        status = watch.until_end(streams, feed=(given_in, feed))
+        program = os.open("program", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=build)
+    except OSError:
+        return
+    try:
+        status = os.fstat(program)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            os.fchmod(program, 0o700)
     finally:
-        _running.discard(child)
-    seconds = time.monotonic() - started
-    for descriptor in streams:
-        os.close(descriptor)
-    proved = not last or key in streams[out]
-    said = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
-    stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
-    stderr = stderr.replace(f"{build}/", "")  # by the same name wherever it was
-    code = os.waitstatus_to_exitcode(status)
-    judgement = judged(watch.reason, code, proved, stderr, first=True)
-    return as_answer(judgement, seconds, code, stdout, stderr)
+        os.close(program)
 
 
 def _execute(

@@ -8,7 +8,7 @@ from typing import Any
 
 from codecria.data.errors import UserError
 
-from . import jail, languages, outer
+from . import bwrap, jail, languages
 from .sandbox import Sandbox, choose_tier
 from .verdict import Limits, Outcome, Program, Tier
 
@@ -41,7 +41,7 @@ def survey() -> dict[str, Any]:
         "tier": None if tier is None else str(tier),
         "why": why,
         "tiers": {
-            "bwrap": outer.bwrap_problem() or "ready",
+            "bwrap": bwrap.bwrap_problem() or "ready",
             "native": jail.problem() or "ready",
             "command": "when named, with --sandbox-command",
             "none": "when named; no sandbox at all",

@@ -7,14 +7,15 @@ import os
 import re
 import select
 import signal
-import stat
 import time
 
+from . import boxes
 from .wire import Answer, Bounds
 
 LOOK_S = 0.05  # between looks at what it holds and has written
 MOST_THREADS = 256  # of one program
 RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
+LEFT_TOO_MUCH = "it left more files than can be removed"
 TAIL = 2_000  # characters of output that a verdict keeps
 
 
@@ -27,6 +28,7 @@ class Watch:
         child: the process.
         started: when, by the monotonic clock.
         resident_bytes: that it may hold, where address space says little; 0 looks at none.
+        limited: whether the box has a file system of its own, see `boxes.is_overfull`.
 
     Attributes:
         reason: why it was killed: "time", or a sentence; empty where it was not.
@@ -35,7 +37,14 @@ class Watch:
     """
 
     def __init__(
-        self, bounds: Bounds, box: str, child: int, started: float, *, resident_bytes: int = 0
+        self,
+        bounds: Bounds,
+        box: str,
+        child: int,
+        started: float,
+        *,
+        limited: bool,
+        resident_bytes: int = 0,
     ) -> None:
         self.bounds = bounds
         self.box = box
@@ -44,6 +53,7 @@ class Watch:
         self.deadline = started + bounds.wall_s
         self.reason = ""
         self._resident_bytes = resident_bytes
+        self._limited = limited
 
     def until_end(
         self, streams: dict[int, bytearray], feed: tuple[int, bytes] | None = None
@@ -70,7 +80,7 @@ class Watch:
                 self._kill("time")
             elif now >= look:
                 look = now + LOOK_S
-                if self._box_is_full():
+                if self._is_overfull():
                     self._kill("it wrote more files, or larger ones, than it may")
                 elif too_much := self._takes_too_much():
                     self._kill(too_much)
@@ -134,16 +144,11 @@ class Watch:
             return "it took more memory than it may"
         return ""
 
-    def _box_is_full(self) -> bool:
-        size = count = 0
-        for folder, folders, files in os.walk(self.box):
-            count += len(folders) + len(files)
-            for name in files:
-                with contextlib.suppress(OSError):
-                    size += os.lstat(f"{folder}/{name}").st_size
-            if count > self.bounds.files or size > self.bounds.disk_bytes:
-                return True
-        return False
+    def _is_overfull(self) -> bool:
+        return boxes.is_overfull(
+            self.box, disk_bytes=self.bounds.disk_bytes, files=self.bounds.files,
+            limited=self._limited, process=self.child,
+        )  # fmt: skip
 
 
 def _written(to: int, data: bytes) -> bytes:
@@ -154,24 +159,6 @@ def _written(to: int, data: bytes) -> bytes:
         return data
     except OSError:
         return b""
-
-
-def empty(folder: str) -> None:
-    """Remove what is in a folder, whatever modes a program gave it.
-
-    Raises:
-        OSError: something cannot be removed.
-    """
-    with os.scandir(folder) as found:
-        entries = list(found)
-    for entry in entries:
-        if not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.path)  # noqa: PTH108 - pathlib is not loaded here
-            continue
-        with contextlib.suppress(OSError):
-            os.chmod(entry.path, stat.S_IRWXU)  # noqa: PTH101
-        empty(entry.path)
-        os.rmdir(entry.path)  # noqa: PTH106
 
 
 # --- what became of it ----------------------------------------------------------------------------
@@ -214,7 +201,7 @@ def judged(
         return "resource", told
     if code < 0:
         return "crashed", f"signal {signal.Signals(-code).name}"
-    if told.startswith("MemoryError"):
+    if told.startswith("MemoryError") or boxes.is_full_error(told):
         return "resource", told
     if code == 0:
         return "failed", "it ended before its last statement"

@@ -27,6 +27,41 @@ class Socket(Protocol):
         ...
 
 
+class Setup(NamedTuple):
+    """What a server is started with.
+
+    Attributes:
+        kind: what it runs, see `worker.py`.
+        socket: descriptor of the socket for jobs.
+        boxes: an empty folder of ours, for its boxes.
+        confined: whether it and its programs are locked up.
+        landlock: whether Landlock governs files.
+        own_disk: how the boxes get a file system of their own: "namespaces" makes them, "mount"
+            mounts in those that bubblewrap made, "" leaves the folder as it is.
+        disk_bytes, files: of that file system.
+    """
+
+    kind: str
+    socket: int
+    boxes: str
+    confined: bool
+    landlock: bool
+    own_disk: str
+    disk_bytes: int
+    files: int
+
+    def words(self) -> list[str]:
+        """As arguments of a command."""
+        return [str(int(part)) if isinstance(part, bool) else str(part) for part in self]
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Setup:
+        """From arguments of a command."""
+        kind, socket, boxes, confined, landlock, own_disk, disk_bytes, files = words
+        flags = confined == "1", landlock == "1"
+        return cls(kind, int(socket), boxes, *flags, own_disk, int(disk_bytes), int(files))
+
+
 class Bounds(NamedTuple):
     """What a program may take; see `verdict.Limits`, which a server does not load."""
 
@@ -68,7 +103,7 @@ class Answer(NamedTuple):
     """What became of a program; see `verdict.Verdict`.
 
     Attributes:
-        doubtful: whether it passed, and did something that a cheat would need.
+        spent: whether the server must be replaced: what the program left could not be removed.
     """
 
     outcome: str
@@ -78,7 +113,7 @@ class Answer(NamedTuple):
     stdout: str
     stderr: str
     isolated: bool = False
-    doubtful: bool = False
+    spent: bool = False
 
 
 def pack_job(job: Job) -> list[bytes]:
@@ -100,7 +135,7 @@ def unpack_job(fields: list[bytes]) -> Job:
 
 def pack_answer(answer: Answer) -> list[bytes]:
     """An answer as fields."""
-    ending = (answer.seconds, answer.exit_status, answer.isolated, answer.doubtful)
+    ending = (answer.seconds, answer.exit_status, answer.isolated, answer.spent)
     texts = (answer.outcome, answer.detail, answer.stdout, answer.stderr)
     return [*map(_bytes, texts), _ENDING.pack(*ending)]
 
@@ -108,8 +143,8 @@ def pack_answer(answer: Answer) -> list[bytes]:
 def unpack_answer(fields: Sequence[bytes]) -> Answer:
     """The answer in fields."""
     outcome, detail, stdout, stderr = map(_text, fields[:4])
-    seconds, status, isolated, doubtful = _ENDING.unpack(fields[4])
-    return Answer(outcome, detail, seconds, status, stdout, stderr, isolated, doubtful)
+    seconds, status, isolated, spent = _ENDING.unpack(fields[4])
+    return Answer(outcome, detail, seconds, status, stdout, stderr, isolated, spent)
 
 
 def _bytes(text: str) -> bytes:

@@ -2,7 +2,7 @@
 
 `sandbox.py` starts it with a socket for jobs, in an interpreter that finds nothing but the standard
 library and this folder. There are two kinds. One judges Python: a warm interpreter that forks for
-every program (`programs.py`, `play.py`), confined itself before it sees the first. The other
+every program (`programs.py`, `child.py`), confined itself before it sees the first. The other
 compiles and runs programs of other languages (`steps.py`).
 """
 
@@ -16,7 +16,8 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from .wire import Answer, pack_answer, receive, send, unpack_job
+from . import jail, namespaces, steps
+from .wire import Answer, Setup, pack_answer, receive, send, unpack_job
 
 PYTHON, STEPS = "python", "steps"
 # Makes a package of the folder that is named first, and begins.
@@ -33,14 +34,16 @@ def main(argv: Sequence[str]) -> None:
     """Serve until the other side goes away.
 
     Args:
-        argv: the kind, the socket's descriptor, the folder of boxes; then the words "confined" and
-            "files", where programs are, and by Landlock.
+        argv: see `Setup.words`.
     """
-    kind, descriptor, boxes, *words = argv
-    jobs = _socket.socket(fileno=int(descriptor))  # the plain one: Python's own brings much along
+    setup = Setup.of(argv)
+    jobs = _socket.socket(fileno=setup.socket)  # the plain one: Python's own brings much along
     complaints = os.dup(2)  # its own place is the programs'
     try:
-        answer = _python(boxes, words) if kind == PYTHON else _steps(boxes)
+        limited = _own_disks(setup)
+        if setup.confined:
+            jail.drop_privileges()
+        answer = _python(setup, limited) if setup.kind == PYTHON else _steps(setup, limited)
         _forget()
         send(jobs, [b"ready"])
         gc.collect()
@@ -58,20 +61,46 @@ def main(argv: Sequence[str]) -> None:
     os._exit(0)
 
 
-def _python(boxes: str, words: Sequence[str]) -> Callable[[list[bytes]], Answer]:
+def _own_disks(setup: Setup) -> bool:
+    """Give the server's boxes file systems of their own, where the system allows that.
+
+    Returns:
+        whether they have.
+    """
+    # A program and its compiler write in different ones: what it may have counts for it alone.
+    disks = [namespaces.Disk(setup.boxes, setup.disk_bytes, setup.files)]
+    if setup.kind == STEPS:
+        disks = [
+            disks[0]._replace(folder=f"{setup.boxes}/{name}") for name in (steps.BUILD, steps.BOX)
+        ]
+        for disk in disks:
+            os.mkdir(disk.folder, 0o700)  # noqa: PTH102 - pathlib is not loaded here
+    if setup.own_disk == "namespaces":
+        if namespaces.problem(disks[0].folder):
+            return False
+        namespaces.enter(disks, setup.socket)
+        return True
+    if setup.own_disk == "mount":
+        try:
+            namespaces.mount(disks)
+        except OSError:
+            return False
+        return True
+    return False
+
+
+def _python(setup: Setup, limited: bool) -> Callable[[list[bytes]], Answer]:
     from .programs import Judge
 
-    judge = Judge(boxes, confined="confined" in words, files="files" in words)
+    judge = Judge(setup.boxes, confined=setup.confined, files=setup.landlock, limited=limited)
     return lambda fields: judge.judge(unpack_job(fields))
 
 
-def _steps(boxes: str) -> Callable[[list[bytes]], Answer]:
+def _steps(setup: Setup, limited: bool) -> Callable[[list[bytes]], Answer]:
     import json
 
-    from . import steps
-
-    steps.prepare()
-    return lambda fields: steps.judge(json.loads(fields[0]), boxes)
+    runner = steps.Runner(setup.boxes, limited=limited)
+    return lambda fields: runner.judge(json.loads(fields[0]))
 
 
 def _forget() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.sandbox import jail, outer, sandbox
+from codecria.core.sandbox import bwrap, jail, sandbox
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
 from codecria.data.errors import UserError
@@ -15,7 +15,7 @@ TIERS = [
     pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
     pytest.param(
         "bwrap",
-        marks=pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem()),
+        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
     ),
     "none",
 ]
@@ -142,7 +142,7 @@ def test_a_timeout_is_judged_again_alone(opened: Sandbox) -> None:
 
 def test_nothing_runs_unconfined_unless_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.jail, "landlock_abi", lambda: 0)
-    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "no bubblewrap")
+    monkeypatch.setattr(sandbox.bwrap, "bwrap_problem", lambda: "no bubblewrap")
     for requested in ("auto", "native"):
         with pytest.raises(UserError, match="cannot be confined here: the kernel's Landlock"):
             choose_tier(requested)

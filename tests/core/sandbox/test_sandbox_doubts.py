@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.sandbox import jail, outer
+from codecria.core.sandbox import bwrap, jail
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
@@ -16,7 +16,7 @@ TIERS = [
     pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
     pytest.param(
         "bwrap",
-        marks=pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem()),
+        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
     ),
     "none",
 ]

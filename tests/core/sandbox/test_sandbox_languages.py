@@ -14,7 +14,7 @@ import pytest
 
 from codecria.core.evaluation.benchmarks.multilingual import needs, parse_e
 from codecria.core.sandbox import jail, languages
-from codecria.core.sandbox.play import KEY_BYTES
+from codecria.core.sandbox.child import KEY_BYTES
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
@@ -574,4 +574,4 @@ def _compilers() -> list[bytes]:
 
 
 def test_nothing_is_left_in_the_boxes(sandbox: Sandbox) -> None:
-    assert [path for path in Path(sandbox._boxes).rglob("*") if not path.is_dir()] == []
+    assert [path for path in Path(sandbox._boxes.path).rglob("*") if not path.is_dir()] == []

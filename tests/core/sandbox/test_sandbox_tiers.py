@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codecria.core.sandbox import jail, languages, outer, sandbox
+from codecria.core.sandbox import bwrap, jail, languages, sandbox
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.survey import sample
@@ -16,21 +16,21 @@ from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
 from codecria.data.errors import UsageError, UserError
 
 LIMITS = Limits(wall_s=1.0, output_bytes=1 << 16, disk_bytes=8 << 20)
-wrapped = pytest.mark.skipif(bool(outer.bwrap_problem()), reason=outer.bwrap_problem())
+wrapped = pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem())
 
 
 def test_auto_takes_the_strongest_that_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.jail, "problem", lambda: "")
-    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "")
+    monkeypatch.setattr(sandbox.bwrap, "bwrap_problem", lambda: "")
     assert choose_tier("auto") is Tier.BWRAP
     assert choose_tier("native") is Tier.NATIVE
-    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "no bubblewrap")
+    monkeypatch.setattr(sandbox.bwrap, "bwrap_problem", lambda: "no bubblewrap")
     assert choose_tier("auto") is Tier.NATIVE
     monkeypatch.setattr(sandbox.jail, "problem", lambda: "no Landlock")
     with pytest.raises(UserError, match="no Landlock; no bubblewrap") as refused:
         choose_tier("auto")
     assert "--sandbox command" in str(refused.value.hint)
-    monkeypatch.setattr(sandbox.outer, "bwrap_problem", lambda: "")
+    monkeypatch.setattr(sandbox.bwrap, "bwrap_problem", lambda: "")
     assert choose_tier("auto") is Tier.BWRAP, "it holds without Landlock too"
 
 
@@ -38,11 +38,11 @@ def test_without_bubblewrap_the_line_that_installs_it_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    outer._probe.cache_clear()
+    bwrap._probe.cache_clear()
     try:
-        assert "apt install bubblewrap" in outer.bwrap_problem()
+        assert "apt install bubblewrap" in bwrap.bwrap_problem()
     finally:
-        outer._probe.cache_clear()
+        bwrap._probe.cache_clear()
 
 
 @wrapped

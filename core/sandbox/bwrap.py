@@ -17,7 +17,6 @@ from . import jail, languages
 
 BOXES = "/boxes"  # in memory, within the namespace
 CODE = "/codecria"
-LEAST_BOXES_BYTES = 256 << 20
 PROBE_S = 10.0
 # What a system is made of; links such as /bin are bound as what they lead to.
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
@@ -37,9 +36,11 @@ def bwrap_argv(*, boxes_bytes: int, files: bool) -> list[str]:
         files: whether Landlock governs files inside. Where it does not, nothing shows processes,
             whose memory could be written to otherwise.
     """
-    argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+    argv = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent"]
     argv += ["--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--dev", "/dev"]
-    argv += ["--tmpfs", "/etc", "--tmpfs", "/tmp"]
+    argv += ["--cap-add", "CAP_SYS_ADMIN"]  # to mount the boxes, and then given up
+    for path in ("/etc", "/tmp", "/dev/shm"):
+        argv += ["--size", str(boxes_bytes), "--tmpfs", path]
     for path in _SYSTEM:
         argv += ["--ro-bind-try", path, path]
     prefixes = {str(Path(interpreter()).parent.parent), sys.base_prefix}

@@ -18,10 +18,18 @@ import os
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from . import bridge, jail
-from .exam import Exam, Hall, Pristine, names_of, needs_modules, snapshot, visible
+from .pristine import (
+    Pristine,
+    TestNamespace,
+    names_of,
+    needs_modules,
+    restorer,
+    snapshot,
+    visible,
+)
 
 # What is defined below keeps to these, whatever a program makes of the builtins.
 PRIVATE = dict(vars(builtins))
@@ -30,7 +38,6 @@ KEY_BYTES = 32
 KEY, PROOF = 200, 201  # descriptors: the key is read from one and written to the other
 BRIDGE = (202, 203)  # where a side of a program in two processes reads and writes
 GO = b"!"  # ahead of the key where it is read
-DOUBT = b"?"  # ahead of it where it is written
 # The standard library, its parts of this platform's own, and the system's libraries.
 READABLE = [
     os.path.dirname(os.__file__),  # noqa: PTH120 - pathlib is not loaded here
@@ -53,26 +60,14 @@ RESTORED = (
 )  # fmt: skip
 
 
-class Stage(NamedTuple):
-    """What every program of a server finds.
-
-    Attributes:
-        clean: the modules as they were before anything ran.
-        hall: what all tests share.
-    """
-
-    clean: Pristine
-    hall: Hall
-
-
-def prepare(box: str) -> Stage:
+def prepare(box: str) -> Pristine:
     """Do what every child would do, once: each page that a child need not touch is time.
 
     Args:
         box: the folder that programs run in.
 
     Returns:
-        the modules as they are before anything has run, and what tests share.
+        the modules as they are before anything has run.
     """
     for name in PRELOADED:
         __import__(name)
@@ -83,8 +78,7 @@ def prepare(box: str) -> Stage:
     for n, (stream, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         opened = open(n, mode, encoding="utf-8", errors="replace")  # noqa: PTH123, SIM115 - for good
         vars(sys).update({stream: opened, f"__{stream}__": opened})
-    clean = snapshot(RESTORED)
-    return Stage(clean, Hall(clean))
+    return snapshot(RESTORED)
 
 
 class Script:
@@ -140,7 +134,7 @@ def become(
     script: Script,
     lock: jail.ChildLock | None,
     parent: int,
-    stage: Stage,
+    clean: Pristine,
     *,
     side: str = "",
     box: str = "",
@@ -151,7 +145,7 @@ def become(
         script: the program.
         lock: None where nothing is confined.
         parent: the server's number.
-        stage: what every program finds.
+        clean: the modules as they were before anything ran.
         side: "solution" or "tests", where each has a process of its own.
         box: of that side.
     """
@@ -168,7 +162,7 @@ def become(
         if side:
             os.chdir(box)
             os.environ.update(HOME=box, TMPDIR=box)
-        _play(script, stage, proof=PROOF, key=KEY, side=side)
+        _run(script, clean, proof=PROOF, key=KEY, side=side)
     finally:
         os._exit(70)  # not reached: the program ends its process
 
@@ -187,7 +181,7 @@ def alone(job: dict[str, Any]) -> NoReturn:
     os.dup2(0, KEY, inheritable=False)
     os.dup2(1, PROOF, inheritable=False)
     os.dup2(given.fileno(), 0)
-    stage = prepare(box)
+    clean = prepare(box)
     tempfile.tempdir = None
     os.closerange(3, KEY)
     os.closerange(BRIDGE[0], 65_536)
@@ -197,20 +191,17 @@ def alone(job: dict[str, Any]) -> NoReturn:
         jail.confine(readable=READABLE, box=box)
     name = "__main__" if job["stdin"] else "solution"
     script = Script(job["source"], job["tests"], name, tuple(job["entry"]))
-    _play(script, stage, proof=PROOF, key=KEY, side="", doubts=False)
+    _run(script, clean, proof=PROOF, key=KEY, side="")
 
 
-def _play(
-    script: Script, stage: Stage, *, proof: int, key: int, side: str, doubts: bool = True
-) -> NoReturn:
+def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) -> NoReturn:
     """Run a program, prove that it reached its end, and end this process.
 
     Args:
         script: the program.
-        stage: what every program finds.
+        clean: the modules as they were before anything ran.
         proof, key: where the key is written to, and read from.
         side: which process of two this is; empty where it is the only one.
-        doubts: whether they are told.
     """
     write, read, leave, execute = os.write, os.read, os._exit, exec
     show, errors, flush = sys.__excepthook__, sys.stderr, sys.stdout.flush
@@ -223,16 +214,12 @@ def _play(
         assert code is not None
         assert tests is not None
         restore: Callable[[], object] = int
-        end: Callable[[], object] = int
         begin: Callable[[dict[str, Any]], tuple[dict[str, Any], Any]] = _same
-        doubt: Callable[[], object] | None = None
         if script.tests and not side:
-            tell = functools.partial(write, proof, DOUBT) if doubts else int
-            exam = Exam(stage.hall, script.names, tell)
-            begin, end, doubt = exam.begin, exam.end, exam.doubt
+            begin = functools.partial(_apart, script.names)
             if script.needs_modules:
-                restore = _restorer(stage.clean)
-        sys.addaudithook(functools.partial(_guard, doubt))
+                restore = restorer(clean)
+        sys.addaudithook(_guard)
         if side == "solution":
             execute(code, namespace)
             bridge.answer(namespace, *BRIDGE)
@@ -240,9 +227,8 @@ def _play(
             leave(0)
         if side == "tests":
             namespace.update(bridge.proxies(*BRIDGE, script.names))
-        # In order, from left to right: the key is read, the solution runs, modules that it may have
-        # changed are put back, the tests run, they are looked back on, the key is written. Nothing
-        # has a name for it meanwhile.
+        # In order, from left to right: the key is read, the solution runs, modules that it may
+        # have changed are put back, the tests run, the key is written. Nothing names it meanwhile.
         write(
             proof,
             (
@@ -250,7 +236,6 @@ def _play(
                 execute(code, namespace) if side != "tests" else None,
                 restore(),
                 execute(tests, *begin(namespace)),
-                end(),
                 flush(),
             )[0],
         )
@@ -273,35 +258,12 @@ def _same(namespace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return namespace, namespace
 
 
-def _restorer(clean: Pristine) -> Callable[[], object]:
-    """A function that puts modules, and how they are found, back as they are now."""
-    modules, same = sys.modules, id
-    known = tuple(modules.items())
-    searched: tuple[list[Any], ...] = (sys.meta_path, sys.path_hooks, sys.path)
-    lists = tuple((part, tuple(part)) for part in searched)
-
-    def restore() -> None:
-        for _, held, items, keys, values in clean:
-            # What is as it was is not written to: memory is shared until then. By identity, as a
-            # program's own objects may be equal to anything.
-            if tuple(map(same, held)) != keys or tuple(map(same, held.values())) != values:
-                held.clear()
-                held.update(items)
-        modules.clear()
-        modules.update(known)
-        for part, found in lists:
-            part.clear()
-            part.extend(found)
-
-    return restore
+def _apart(names: set[str], namespace: dict[str, Any]) -> tuple[dict[str, Any], TestNamespace]:
+    """Tests that follow a solution have names of their own."""
+    own = TestNamespace(names, namespace)
+    return own.globals, own
 
 
-# Ways to the frames, and so to what tests expect. What asks for them may well be honest: named
-# tuples, type variables, logging and tracebacks do.
-_FRAMES = frozenset({"tb_frame", "gi_frame", "cr_frame", "ag_frame", "f_code"})
-_DOUBTFUL = frozenset(
-    {"sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.addaudithook"}
-)
 _REFUSED = frozenset(
     {
         *("gc.get_objects", "gc.get_referrers", "gc.get_referents"),
@@ -311,8 +273,8 @@ _REFUSED = frozenset(
 _UNSAFE = frozenset({"ctypes", "_ctypes", "_testcapi", "_testinternalcapi"})
 
 
-def _guard(doubt: Callable[[], object] | None, event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse ways to change the interpreter itself, and doubt who looks into its frames."""
+def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse ways to change the interpreter itself."""
     if (
         event in _REFUSED
         or event.startswith("ctypes.")
@@ -329,9 +291,3 @@ def _guard(doubt: Callable[[], object] | None, event: str, arguments: tuple[Any,
         )
     ):
         raise RuntimeError("the sandbox does not allow " + event)
-    if doubt is not None and (
-        event in _DOUBTFUL
-        or event.startswith("sys.monitoring")
-        or (event == "object.__getattr__" and arguments[1] in _FRAMES)
-    ):
-        doubt()
