@@ -126,7 +126,7 @@ class Script:
         if self.code is None:
             self.code = compile(self.source, "<solution>", "exec", dont_inherit=True)
         if self.checks is None:
-            self.checks = compile(self.tests, "<tests>", "exec", dont_inherit=True)
+            self.checks = compile(self.tests, bridge.TESTS_FILE, "exec", dont_inherit=True)
             self._look(self.checks)
 
 
@@ -226,9 +226,9 @@ def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) ->
             flush()
             leave(0)
         if side == "tests":
-            namespace.update(bridge.proxies(*BRIDGE, script.names))
+            begin = functools.partial(_across, script.names)
         # In order, from left to right: the key is read, the solution runs, modules that it may
-        # have changed are put back, the tests run, the key is written. Nothing names it meanwhile.
+        # have changed are put back, the tests run, the key is written. Nothing names it then.
         write(
             proof,
             (
@@ -256,6 +256,15 @@ def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) ->
 def _same(namespace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tests without a solution apart run in the names there are."""
     return namespace, namespace
+
+
+def _across(
+    names: set[str], namespace: dict[str, Any]
+) -> tuple[dict[str, Any], bridge.SharedNamespace]:
+    """Tests whose solution is in another process ask it for what it defines."""
+    shared = bridge.SharedNamespace(*BRIDGE, names)
+    shared.globals |= namespace
+    return shared.globals, shared
 
 
 def _apart(names: set[str], namespace: dict[str, Any]) -> tuple[dict[str, Any], TestNamespace]:

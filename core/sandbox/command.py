@@ -42,7 +42,7 @@ def text(): return take(int(take(12)))
 package = types.ModuleType("sandbox")
 package.__path__ = []
 sys.modules["sandbox"] = package
-for name in ("jail", "bridge", "pristine", "child"):
+for name in ("jail", "plain", "bridge", "pristine", "child"):
     module = types.ModuleType("sandbox." + name)
     module.__package__ = "sandbox"
     sys.modules["sandbox." + name] = module
@@ -69,7 +69,7 @@ def judge(command: Sequence[str], job: Job) -> Answer:
     key = os.urandom(KEY_BYTES)
     parts = [
         Path(__file__).with_name(name).read_bytes()
-        for name in ("jail.py", "bridge.py", "pristine.py", "child.py")
+        for name in ("jail.py", "plain.py", "bridge.py", "pristine.py", "child.py")
     ]
     told: dict[str, Any] = {
         "source": job.source,

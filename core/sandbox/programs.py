@@ -16,6 +16,7 @@ import time
 from types import CodeType
 
 from . import boxes, jail
+from .bridge import TESTS_FILE
 from .child import BRIDGE, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
 from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
 from .wire import Answer, Bounds, Job
@@ -126,7 +127,7 @@ class Judge:
         if job.careful or len(job.source) + len(job.tests) > MOST_SOURCE:
             return Script(job.source, job.tests, name, job.entry)
         code = _compiled(job.source, "<solution>")
-        checks = self.tests.get(job.tests) or _compiled(job.tests, "<tests>")
+        checks = self.tests.get(job.tests) or _compiled(job.tests, TESTS_FILE)
         if checks is not None:
             if len(self.tests) >= MOST_TESTS:
                 self.tests.clear()

@@ -254,7 +254,7 @@ class Sandbox:
         if answer is None:
             job.careful = True  # the compiler itself may have ended the server
             answer = self._ask(PYTHON, pack_job(job), patience)
-        return self._there(answer)
+        return answer or self._lost(limits)
 
     def _other_language(self, program: Program, limits: Limits) -> Verdict:
         language = languages.canonical(program.language)
@@ -283,7 +283,7 @@ class Sandbox:
         }
         fields = [json.dumps(job).encode()]
         answer = self._ask(STEPS, fields, patience) or self._ask(STEPS, fields, patience)
-        return self._verdict(self._there(answer), limits)
+        return self._verdict(answer or self._lost(limits), limits)
 
     @property
     def _confined(self) -> bool:
@@ -309,14 +309,21 @@ class Sandbox:
             free.put(server)
         return answer
 
-    def _there(self, answer: Answer | None) -> Answer:
-        if answer is None:
+    def _lost(self, limits: Limits) -> Answer:
+        """The answer about a program under which two servers ended: it crashed.
+
+        Raises:
+            UserError: servers end under a program that does nothing, too.
+        """
+        job = Job("pass", "", "", (), Bounds(*astuple(limits)), isolate=False, careful=False)
+        healthy = self._ask(PYTHON, pack_job(job), limits.wall_s + GRACE_S)
+        if healthy is None or healthy.outcome != Outcome.PASSED:
             raise UserError(
-                "the sandbox's server died twice under one program"
+                "the sandbox's server ended twice under one program"
                 + (f": {self._said}" if self._said else ""),
                 hint="the machine may be out of memory or processes: fewer --workers need less",
             )
-        return answer
+        return Answer("crashed", "the sandbox's server ended under it, twice", 0.0, -9, "", "")
 
     def _untouched(self, outcome: Outcome, why: str, limits: Limits) -> Verdict:
         """The verdict of a program that was not run."""

@@ -191,7 +191,6 @@ POISONS = {
 @pytest.mark.parametrize("source", POISONS.values(), ids=POISONS)
 def test_tests_see_builtins_and_modules_as_they_were(sandbox: Sandbox, source: str) -> None:
     wrong = "import math\nassert len([]) == 3 or math.isclose(1, 2) or all([0])\n"
-    right = "import math\nassert len([1, 2]) == 2 and math.isclose(1, 1 + 1e-12)\n"
     assert run(sandbox, source, tests=wrong).outcome is Outcome.FAILED
 
 
