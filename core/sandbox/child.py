@@ -138,6 +138,7 @@ def become(
     *,
     side: str = "",
     box: str = "",
+    watched: bool = False,
 ) -> NoReturn:
     """Turn this process, a server's child, into a program's. Its streams are in their places.
 
@@ -148,11 +149,14 @@ def become(
         clean: the modules as they were before anything ran.
         side: "solution" or "tests", where each has a process of its own.
         box: of that side.
+        watched: whether the server looks at what this process has open.
     """
     try:
         jail.die_with_parent()
         if os.getppid() != parent:  # it ended before that
             os._exit(70)
+        if watched:
+            jail.be_seen()
         if lock is not None:
             lock.restrict_files()
         os.closerange(3, KEY)

@@ -195,7 +195,7 @@ class _Child:
                 judge.tests.clear()
             become(
                 script, judge.locks[place], judge.number, judge.clean,
-                side=side, box=judge.boxes[place],
+                side=side, box=judge.boxes[place], watched=not judge.limited,
             )  # fmt: skip
         # The program waits: it does not run before it is limited.
         _limit(self.number, job.bounds)
