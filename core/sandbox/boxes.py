@@ -322,4 +322,5 @@ def _unnamed_size(process: int) -> int:
 
 def is_full_error(text: str) -> bool:
     """Whether an error says that a program met the limits of its files."""
-    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EFBIG))
+    small = text.lower()
+    return any(os.strerror(code).lower() in small for code in (errno.ENOSPC, errno.EFBIG))

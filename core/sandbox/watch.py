@@ -197,7 +197,7 @@ def judged(
         return "timeout", "it computed longer than it may"
     if code == -signal.SIGXFSZ:
         return "resource", "a file grew larger than it may"
-    if first and any(word in stderr for word in _NO_MEMORY):
+    if first and (any(word in stderr for word in _NO_MEMORY) or boxes.is_full_error(stderr)):
         return "resource", told
     if code < 0:
         return "crashed", f"signal {signal.Signals(-code).name}"
