@@ -110,7 +110,8 @@ def test_a_library_stays_where_it_belongs(
 
 
 PROCESSES = tuple(
-    f"core/sandbox/{name}.py" for name in ("worker", "programs", "steps", "play", "exam", "bridge")
+    f"core/sandbox/{name}.py"
+    for name in ("worker", "programs", "steps", "child", "bridge", "namespaces")
 )
 
 
