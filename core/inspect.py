@@ -100,6 +100,7 @@ def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_id": tokenizer.pad_id,
         "infill_ids": None if tokenizer.infill is None else asdict(tokenizer.infill),
         "step_id": tokenizer.step_id,
+        "added_tokens": tokenizer.pieces(tokenizer.added),
         "digest": tokenizer.digest,
     }
 

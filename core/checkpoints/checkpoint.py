@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from codecria.core.checkpoints.formats.chat_template import template_for
 from codecria.core.checkpoints.formats.hugging_face import (
+    TOKENIZER_JSON_NAME,
     placed_weights,
     read_chat_template,
     write_generation,
@@ -100,9 +101,9 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Its tokenizer.model, if it has one."""
-        path = self.folder / TOKENIZER_NAME
-        return path if path.is_file() else None
+        """Its tokenizer.model, or a tokenizer.json that lies there alone, if it has one."""
+        paths = (self.folder / TOKENIZER_NAME, self.folder / TOKENIZER_JSON_NAME)
+        return next((path for path in paths if path.is_file()), None)
 
     def chat_template(self) -> str:
         """Its chat template in Jinja; empty where it has none."""
@@ -282,6 +283,7 @@ def write_checkpoint(
     lineage: Mapping[str, Any],
     chat_template: str | None = None,
     ends: Sequence[int] = (),
+    named: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
@@ -295,6 +297,7 @@ def write_checkpoint(
         lineage: what the checkpoint was made from, JSON values.
         chat_template: in Jinja; by default that of the model's chat form, if it learnt one.
         ends: ids that end a completion, beside those of the shape and the tokenizer.
+        named: tokens with a use beside BOS, EOS and unknown, such as "pad_token".
         max_shard_bytes: a weights file is closed before it would exceed this.
 
     Raises:
@@ -309,14 +312,14 @@ def write_checkpoint(
         lambda name: read(ours[name]),
         max_shard_bytes=max_shard_bytes,
     )
-    named = str(dtypes[EMBEDDING]).removeprefix("torch.")
-    atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=named))
+    stored = str(dtypes[EMBEDDING]).removeprefix("torch.")
+    atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=stored))
     known = None if tokenizer is None else Tokenizer.load(tokenizer)
     write_generation(folder, config, [*ends, *end_ids(folder, config, known)])
     if known is not None:
         if chat_template is None:
             chat_template = template_for(known, lineage)
-        write_tokenizer(folder, known, config, chat_template)
+        write_tokenizer(folder, known, config, chat_template, named or {})
         digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
     write_lineage(folder, lineage, config, digests)
 

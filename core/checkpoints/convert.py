@@ -28,7 +28,12 @@ from codecria.core.checkpoints.formats.gguf import (
     type_of,
     write_gguf,
 )
-from codecria.core.checkpoints.formats.hugging_face import TEMPLATE_NAME
+from codecria.core.checkpoints.formats.hugging_face import (
+    GENERATION_NAME,
+    TEMPLATE_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_JSON_NAME,
+)
 from codecria.core.checkpoints.formats.layout import (
     EMBEDDING,
     OUTPUT,
@@ -57,12 +62,14 @@ from codecria.data.files import (
     atomic_path,
     atomic_write,
     atomic_write_json,
+    read_json,
     require_free_space,
     sweep,
     write_error,
 )
 from codecria.data.formats.chat import form_of
 from codecria.data.progress import Progress
+from codecria.data.tokenizer.hugging_face import ADDED_NAME, MAP_NAME, named_tokens
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from . import parity
@@ -77,6 +84,13 @@ from .checkpoint import (
 )
 from .ends import CONFIG_NAME
 
+TOKENIZER_FILES = (
+    TOKENIZER_JSON_NAME,
+    TOKENIZER_CONFIG_NAME,
+    MAP_NAME,
+    ADDED_NAME,
+    TEMPLATE_NAME,
+)
 SPARE_BYTES = 64 << 20  # beside the weights: tokenizer, headers
 Q8_BYTES = 34 / 32  # a weight in Q8_0: 32 bytes and a float16 scale for 32 of them
 # How far logits may be apart, relative to their size. Without a change of type only the order of
@@ -159,7 +173,7 @@ def convert(
     started = time.monotonic()
     source = _opened(request)
     config = _corrected(source.config, request)
-    tokenizer = _tokenizer(source, config, request)
+    tokenizer = _tokenizer(source, config, request, note)
     if request.layout is Layout.GGUF:
         config = _with_frame(config, tokenizer)
     template = _template(source, tokenizer, request, note)
@@ -269,7 +283,9 @@ def _with_frame(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig
     )
 
 
-def _tokenizer(source: Checkpoint, config: ModelConfig, request: Request) -> Tokenizer | None:
+def _tokenizer(
+    source: Checkpoint, config: ModelConfig, request: Request, note: Callable[[str], None]
+) -> Tokenizer | None:
     path = source.tokenizer_path
     if path is None:
         if request.layout is Layout.GGUF:
@@ -278,7 +294,13 @@ def _tokenizer(source: Checkpoint, config: ModelConfig, request: Request) -> Tok
                 hint="put the model's tokenizer there",
             )
         return None
-    tokenizer = Tokenizer.load(path)
+    try:
+        tokenizer = Tokenizer.load(path)
+    except UserError as error:
+        if request.layout is not Layout.HF or path.name == TOKENIZER_NAME:
+            raise
+        note(f"{error.message}: its files are copied as they are")
+        return None
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{path} has {tokenizer.vocab_size} pieces, the model {config.vocab_size} rows",
@@ -430,11 +452,25 @@ class _Job:
                 lineage=self.source.lineage(),
                 chat_template=self.template,
                 ends=self.ends,
+                named=named_tokens(self.source.folder),
                 max_shard_bytes=self.request.max_shard_bytes,
             )
+            self._keep_files(folder)
         card = self.source.folder / CARD_NAME
         if card.is_file():
             shutil.copyfile(card, folder / CARD_NAME)
+
+    def _keep_files(self, folder: Path) -> None:
+        """Copy what a Hugging Face source says of generation, and a tokenizer that is not read."""
+        source = self.source.folder
+        if (source / GENERATION_NAME).is_file():
+            own = read_json(source / GENERATION_NAME)
+            written = read_json(folder / GENERATION_NAME)
+            atomic_write_json(folder / GENERATION_NAME, own | written)
+        if self.tokenizer is None:
+            for name in TOKENIZER_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
 
     def _write_meta(self, folder: Path) -> None:
         atomic_write_json(folder / PARAMS_NAME, params_of(self.config))
@@ -448,7 +484,7 @@ class _Job:
         )
         files = [folder / PARAMS_NAME, folder / "consolidated.00.pth"]
         if self.tokenizer is not None:
-            shutil.copyfile(self.tokenizer.path, folder / TOKENIZER_NAME)
+            atomic_write(folder / TOKENIZER_NAME, self.tokenizer.content)
             files.append(folder / TOKENIZER_NAME)
         if self.template:
             atomic_write(folder / TEMPLATE_NAME, self.template.encode())

@@ -13,9 +13,9 @@ from typing import Any
 
 from codecria.core.model.config import ModelConfig, preset
 from codecria.data.errors import UserError
-from codecria.data.files import digest_file
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .recipes import Recipe, override, requested
 from .request import StageRequest
@@ -147,7 +147,9 @@ def _check_tokenizer(start: Start, shards: ShardSet) -> None:
             f"the data has a vocabulary of {pieces}, {init.folder} one of {init.config.vocab_size}",
             hint=hint,
         )
-    trained_with = init.lineage().get("tokenizer") or (digest_file(beside) if beside else None)
+    trained_with = init.lineage().get("tokenizer") or (
+        Tokenizer.load(beside).digest if beside else None
+    )
     if trained_with not in (None, shards.tokenizer_digest):
         raise UserError(
             f"{init.folder} was trained with another tokenizer than the data was encoded with",

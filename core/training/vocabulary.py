@@ -84,7 +84,7 @@ class Vocabulary:
             content = base.extension()
             known = min(known, base.vocab_size)  # rows beyond were padding
         else:
-            content = base.path.read_bytes()
+            content = base.content
         path = base.path if out is None else out / MODEL_NAME
         tokenizer = Tokenizer(path, content)
         return cls(

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import (
+    atomic_write,
     atomic_write_json,
     atomic_writer,
     digest_file,
@@ -804,7 +805,9 @@ class _Run:
                         name = f"{entry.name}.{part}"
                         _place(self.work / "shards" / group / name, folder / name)
             if not (folder / tokenizer.MODEL_NAME).exists() or not old:
-                _place(model, folder / tokenizer.MODEL_NAME)
+                # Tokens that lie beside a Hugging Face tokenizer.model are within it here.
+                content = tokenizer.Tokenizer.load(model).content
+                atomic_write(folder / tokenizer.MODEL_NAME, content)
         new_partitions = range(corpus.old, corpus.partitions)
         files = [self.work / "plan" / "drops.arrow"] + [
             passes.drops_path(passes.partition_path(self.work / stage, i))

@@ -275,7 +275,7 @@ def _write(
                 if number in numbers and isinstance(record, Found)
             )
             splits[split] = [_write_split(f"{split}-00000", path.name, tokenizer, folder, found)]
-    (folder / MODEL_NAME).write_bytes(tokenizer.path.read_bytes())
+    (folder / MODEL_NAME).write_bytes(tokenizer.content)
     write_manifest(
         folder,
         splits,

@@ -37,15 +37,17 @@ from .fast_encode import (
     SPACE,
     UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     ChunkEncoder,
     Ids,
     obstacle,
     to_array,
 )
+from .hugging_face import METASPACE, model_content
+from .hugging_face import MODEL_NAME as MODEL_NAME
 
 # Generated at import from a descriptor, so type checkers do not see it.
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
-MODEL_NAME = "tokenizer.model"
 Specials = Literal["text", "parse"]
 
 # Code Llama's sentinels, ids 32007-32015 there, and the 70B chat format's separator.
@@ -92,6 +94,8 @@ class Tokenizer:
         pad_id: the padding id, or None.
         infill: the ids of the infilling sentinels, or None if the model lacks one of them.
         step_id: the id of the 70B chat format's `<step>`, or None.
+        added: ids of tokens that were added to a trained vocabulary (`hugging_face.py`).
+        content: the model, as a file of its own holds it.
         fast_path: how texts are encoded, and if not fast, why.
     """
 
@@ -99,6 +103,7 @@ class Tokenizer:
         """Made by `load`, `train` and `extend`; `content` is what the file holds or will hold."""
         self.path = path
         self.digest = digest_content(content)
+        self.content = content
         self._model = ModelProto.FromString(content)
         self._shipped = _processor(self._model)
         self.vocab_size: int = self._shipped.get_piece_size()
@@ -112,7 +117,13 @@ class Tokenizer:
             for i, piece in enumerate(self._model.pieces)
             if _SENTINEL.fullmatch(piece.piece)
         }
-        self._sentinels = frozenset(sentinels.values())
+        symbols = set(self._model.trainer_spec.user_defined_symbols)
+        self.added: tuple[int, ...] = tuple(
+            i
+            for i, piece in enumerate(self._model.pieces)
+            if piece.type in (CONTROL, UNUSED) and piece.piece in symbols
+        )
+        self._sentinels = frozenset(sentinels.values()) | set(self.added)
         found = [sentinels.get(piece) for piece in _INFILL_PIECES]
         self.infill: InfillIds | None = None
         if None not in found:
@@ -130,25 +141,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The tokenizer in a model file, or in a folder that holds a `tokenizer.model`.
+        """The tokenizer in a model file, or in a folder that holds one.
+
+        Tokens that a Hugging Face folder adds to its tokenizer.model count too, and a
+        tokenizer.json that lies there alone is rebuilt (`hugging_face.py`).
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: there is none, or it is damaged, or of a kind that cannot be rebuilt.
         """
-        file = path / MODEL_NAME if path.is_dir() else path
+        file = path
         try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"cannot read the tokenizer {file}: {error.strerror or error}",
-                hint="name a SentencePiece tokenizer.model or a folder that holds one",
-            ) from error
-        try:
+            file, content = model_content(path)
             return cls(file, content)
         except (DecodeError, RuntimeError) as error:
             raise UserError(
                 f"{file} is not a SentencePiece model, or it is damaged",
-                hint="copy it again; a tokenizer.json of Hugging Face is another format",
+                hint="copy it again",
             ) from error
 
     def extension(self) -> bytes:
@@ -288,7 +296,8 @@ class Tokenizer:
         if not text:
             return np.empty(0, dtype=np.int32)
         specials: Specials = "text" if self._sentinels else "parse"
-        return np.array(self._variant(specials, leading_space).encode(text), dtype=np.int32)
+        spaced = leading_space and self._spaced(text)
+        return np.array(self._variant(specials, spaced).encode(text), dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids as SentencePiece gives it, the implied leading space dropped.
@@ -409,9 +418,15 @@ class Tokenizer:
         if self._normalises:
             text.encode()
             text = self._variant(specials, leading_space).normalize(text)
-        elif leading_space and self._model.normalizer_spec.add_dummy_prefix:
+        elif leading_space and self._spaced(text):
             text = " " + text
         return self._encoder(specials).encode(text)
+
+    def _spaced(self, text: str) -> bool:
+        """Whether the model puts a space before a text; Hugging Face's Metaspace not before one."""
+        spec = self._model.normalizer_spec
+        spaced = spec.name == METASPACE and text.startswith((" ", SPACE))
+        return bool(spec.add_dummy_prefix and not spaced)
 
     def _decode(self, processor: Any, ids: Sequence[int]) -> str:
         try:
@@ -435,7 +450,7 @@ class Tokenizer:
 
     def _make_variant(self, specials: Specials, leading_space: bool) -> Any:
         """SentencePiece with the sentinels retyped, and with or without the dummy prefix."""
-        if specials == "parse" and leading_space:
+        if specials == "parse" and leading_space and not self.added:
             return self._shipped
         model = self._with_specials(specials)
         model.normalizer_spec.add_dummy_prefix &= leading_space
@@ -493,9 +508,10 @@ class Tokenizer:
     def _with_specials(self, specials: Specials) -> Any:
         model = ModelProto()
         model.CopyFrom(self._model)
-        if specials == "text":
-            for i in self._sentinels:
-                model.pieces[i].type = CONTROL
+        for i in self._sentinels.difference(self.added) if specials == "text" else ():
+            model.pieces[i].type = CONTROL
+        for i in self.added if specials == "parse" else ():
+            model.pieces[i].type = USER_DEFINED
         return model
 
 

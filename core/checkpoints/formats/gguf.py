@@ -22,6 +22,7 @@ from torch import Tensor
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling, llama3_divisors
 from codecria.data.errors import UserError
+from codecria.data.tokenizer.fast_encode import UNUSED, USER_DEFINED
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .layout import Pairs, gguf_name, shapes_of
@@ -221,8 +222,11 @@ def _tell_shape(writer: Any, gguf: Any, facts: GgufFacts, kind: GgufType) -> Non
 def _tell_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
     """Pieces, scores and types, and the ids with a meaning, under their older names too."""
     pieces = tokenizer.vocabulary()
-    unused = 5  # SentencePiece's type, for rows of the embedding that no piece has
-    pieces += [(f"[PAD{i}]", 0.0, unused) for i in range(len(pieces), rows)]
+    # Rows of the embedding that no piece has.
+    pieces += [(f"[PAD{i}]", 0.0, UNUSED) for i in range(len(pieces), rows)]
+    for i in tokenizer.added:  # as llama.cpp's converter does
+        piece, score, kind = pieces[i]
+        pieces[i] = (piece, score, USER_DEFINED if kind == UNUSED else kind)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([piece.encode() for piece, _, _ in pieces])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -115,24 +114,36 @@ def _write_file(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> 
 
 
 def write_tokenizer(
-    folder: Path, tokenizer: Tokenizer, config: ModelConfig, chat_template: str
+    folder: Path,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    chat_template: str,
+    named: Mapping[str, str],
 ) -> None:
     """Put a tokenizer beside the weights, with what transformers and vLLM must know of it.
 
     Args:
         folder: of the checkpoint.
-        tokenizer: whose file is copied.
+        tokenizer: whose model is written.
         config: the model's shape.
         chat_template: in Jinja, or empty.
+        named: tokens with a use that the model itself does not name, such as "pad_token".
     """
-    shutil.copyfile(tokenizer.path, folder / MODEL_NAME)
-    told: dict[str, Any] = {
+    atomic_write(folder / MODEL_NAME, tokenizer.content)
+    first, last = (
+        tokenizer.pieces([config_id if 0 <= config_id < tokenizer.vocab_size else own])[0]
+        for config_id, own in (
+            (config.bos_id, max(tokenizer.bos_id, 0)),
+            (config.eos_id, max(tokenizer.eos_id, 0)),
+        )
+    )
+    told: dict[str, Any] = dict(named) | {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
+        "bos_token": first,
+        "eos_token": last,
+        "unk_token": tokenizer.pieces([max(tokenizer.unk_id, 0)])[0],
         "clean_up_tokenization_spaces": False,
         "legacy": True,  # SentencePiece's own treatment of text after a special token
         "model_max_length": config.max_context,

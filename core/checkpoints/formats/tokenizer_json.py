@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from codecria.data.tokenizer.fast_encode import SPACE
+from codecria.data.tokenizer.fast_encode import CONTROL, NORMAL, SPACE, USER_DEFINED
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-NORMAL, USER_DEFINED = 1, 4  # SentencePiece's types of pieces that text is made of
-_SPECIAL_FLAGS = {
-    "special": True,
+_FLAGS = {
     "normalized": False,
     "lstrip": False,
     "rstrip": False,
@@ -23,21 +21,28 @@ _SPECIAL_FLAGS = {
 
 
 def special_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids that no text may yield: unknown, BOS, EOS and the sentinels with a use."""
+    """The ids that are marks: unknown, BOS, EOS, sentinels with a use, and added special tokens."""
     ids = [tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id]
     if tokenizer.infill is not None:
         infill = tokenizer.infill
         ids += [infill.prefix, infill.suffix, infill.middle, infill.end]
     if tokenizer.step_id is not None:
         ids.append(tokenizer.step_id)
-    return [i for i in ids if i >= 0]
+    kinds = [kind for _, _, kind in tokenizer.vocabulary()] if tokenizer.added else []
+    ids += [i for i in tokenizer.added if kinds[i] == CONTROL]
+    return list(dict.fromkeys(i for i in ids if i >= 0))
 
 
 def added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The special pieces as tokenizer.json and tokenizer_config.json list them."""
-    ids = special_ids(tokenizer)
-    pieces = tokenizer.pieces(ids)
-    return [{"id": i, "content": p} | _SPECIAL_FLAGS for i, p in zip(ids, pieces, strict=True)]
+    """Special pieces and added tokens as tokenizer.json and tokenizer_config.json list them."""
+    special = special_ids(tokenizer)
+    ids = [*special, *sorted(set(tokenizer.added).difference(special))]
+    return [
+        {"id": i, "content": piece.replace(SPACE, " ") if i in tokenizer.added else piece}
+        | _FLAGS
+        | {"special": i in special}
+        for i, piece in zip(ids, tokenizer.pieces(ids), strict=True)
+    ]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
