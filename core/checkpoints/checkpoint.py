@@ -319,7 +319,7 @@ def write_checkpoint(
     if known is not None:
         if chat_template is None:
             chat_template = template_for(known, lineage)
-        write_tokenizer(folder, known, config, chat_template, named or {})
+        write_tokenizer(folder, known, config, chat_template, named)
         digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
     write_lineage(folder, lineage, config, digests)
 

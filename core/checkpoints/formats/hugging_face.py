@@ -118,7 +118,7 @@ def write_tokenizer(
     tokenizer: Tokenizer,
     config: ModelConfig,
     chat_template: str,
-    named: Mapping[str, str],
+    named: Mapping[str, str] | None = None,
 ) -> None:
     """Put a tokenizer beside the weights, with what transformers and vLLM must know of it.
 
@@ -137,7 +137,7 @@ def write_tokenizer(
             (config.eos_id, max(tokenizer.eos_id, 0)),
         )
     )
-    told: dict[str, Any] = dict(named) | {
+    told: dict[str, Any] = dict(named or {}) | {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,

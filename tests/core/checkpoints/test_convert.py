@@ -564,6 +564,10 @@ def test_a_tokenizer_of_another_vocabulary_is_found(
     for i, (piece, score) in zip(normal, reversed(names), strict=True):
         model.pieces[i].piece, model.pieces[i].score = piece, score
     (path / "tokenizer.model").write_bytes(model.SerializeToString())
+    (problem,) = describe(path, verify=False)["problems"]
+    assert "the added token '▁<PRE>' has the id 607" in problem  # of the files beside it
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).unlink()
     (problem,) = describe(path, verify=True)["problems"]
     assert "the tokenizer is of another vocabulary, or the weights are spoilt" in problem
     (path / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
