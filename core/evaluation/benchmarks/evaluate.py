@@ -445,7 +445,7 @@ def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {"task": facts["task"]}
     for name in ("model_digest", "samples_digest"):
         flat[name] = facts.get(name, "")
-    prose = ("labels", "sources", "changed", "preset")
+    prose = ("labels", "sources", "changed", "preset", "ks")  # none of these changes a sample
     for key, value in (facts.get("protocol") or {}).items():
         if key not in prose:
             flat[f"protocol.{key}"] = value
@@ -483,14 +483,22 @@ def _summary(
         lines = [kept.lines[key] for key in _own(kept, asked)]
         told = {"tasks": len(asked), "samples": len(lines), "pass": {}}
     else:
-        ks = KS if subject.file is not None else protocol.ks
+        ks = request.changes.ks or KS if subject.file is not None else protocol.ks
         told = summarise(kept.lines, ids, ks=ks)
         if told["scored_tasks"] < told["tasks"]:
             reasons.append(f"{told['tasks'] - told['scored_tasks']} tasks have no verdict")
+    reasons += [_too_few_reason(*one) for one in told.get("too_few_samples", {}).items()]
     labels = list((facts.get("protocol") or {}).get("labels", ()))
     if told.get("unconfirmed"):
         labels.append(_unconfirmed_label(told))
     return dict(facts) | told | {"partial": reasons, "labels": labels}
+
+
+def _too_few_reason(name: str, tasks: Mapping[str, int]) -> str:
+    """Why pass@k is not estimated, where some tasks have samples for it."""
+    first, count = next(iter(tasks.items()))
+    more = f", and {len(tasks) - 1} more tasks have too few" if len(tasks) > 1 else ""
+    return f"no {name}: {first} has {count} samples{more}"
 
 
 def _unconfirmed_label(summary: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ left out: the same fields, and a suffix.
 
 from __future__ import annotations
 
+from .helpers import helpers_for
 from .problems import Problem, Record, text
 
 # The list that the authors of Code Llama point to (PAPER section 8): bigcode-evaluation-harness.
@@ -16,11 +17,12 @@ def parse(record: Record) -> Problem:
     """A problem with the fields task_id, prompt, entry_point, canonical_solution and test."""
     entry_point = text(record, "entry_point")
     reference = record.get("canonical_solution")
+    prompt = text(record, "prompt")
     return Problem(
         task_id=text(record, "task_id"),
         language="python",
-        before=text(record, "prompt"),
-        tests=f"{text(record, 'test')}\ncheck({entry_point})",
+        before=prompt,
+        tests=_tests(record, prompt, reference if isinstance(reference, str) else "    pass\n"),
         reference=reference if isinstance(reference, str) else None,
         entry_point=entry_point,
         stops=STOPS,
@@ -29,13 +31,20 @@ def parse(record: Record) -> Problem:
 
 def parse_infilling(record: Record) -> Problem:
     """A problem with a suffix too; the middle ends where the model ends it."""
-    entry_point = text(record, "entry_point")
+    prompt, reference = text(record, "prompt"), text(record, "canonical_solution")
     return Problem(
         task_id=text(record, "task_id"),
         language="python",
-        before=text(record, "prompt"),
+        before=prompt,
         after=text(record, "suffix"),
-        tests=f"{text(record, 'test')}\ncheck({entry_point})",
-        reference=text(record, "canonical_solution"),
-        entry_point=entry_point,
+        tests=_tests(record, prompt, reference, text(record, "suffix")),
+        reference=reference,
+        entry_point=text(record, "entry_point"),
     )
+
+
+def _tests(record: Record, prompt: str, reference: str, suffix: str = "") -> str:
+    """The tests with the prompt's helpers that they use, and the call that runs them."""
+    entry_point, test = text(record, "entry_point"), text(record, "test")
+    helpers = helpers_for(test, prompt, reference, suffix, entry_point)
+    return f"{helpers}{test}\ncheck({entry_point})"

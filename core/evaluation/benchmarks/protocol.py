@@ -126,6 +126,7 @@ class Changes:
     context: int | None = None
     strip_prompt: bool | None = None
     extraction: Rule | None = None
+    ks: tuple[int, ...] | None = None
 
 
 def freeze(
@@ -177,6 +178,12 @@ def freeze(
         raise UsageError(
             f"{protocol.samples} greedy samples of a task are all the same",
             hint="give a --temperature above 0, or one sample",
+        )
+    if changes.ks is not None and max(changes.ks) > protocol.samples:
+        raise UsageError(
+            f"pass@{max(changes.ks)} needs {max(changes.ks)} samples of a task, and"
+            f" {protocol.samples} are drawn",
+            hint="give --samples-per-task, or a smaller --k",
         )
     # pass@k needs k samples; which of the paper's were asked for shows in the preset's name.
     ks = tuple(k for k in protocol.ks if k <= protocol.samples)

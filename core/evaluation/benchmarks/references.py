@@ -38,7 +38,7 @@ LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
 COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,8 @@ def summarise(
         ks: of pass@k; those beyond the smallest number of samples are left out.
 
     Returns:
-        among others `unconfirmed`, the number of passes seen in one process alone, whether they
+        among others `too_few_samples`, by "pass@k" the tasks that keep it from being estimated
+        while others have samples enough; `unconfirmed`, the number of passes seen in one process alone, whether they
         count or not; and where some do not, `pass_with_unconfirmed`.
     """
     wanted = set(task_ids)
@@ -100,6 +101,7 @@ def summarise(
         "scored_tasks": len(counts),
         "samples": len(own),
         "pass": _estimates(list(counts.values()), ks),
+        "too_few_samples": _too_few(counts, ks),
         "solved_tasks": sum(c > 0 for _, c in counts.values()),
         "results": dict(sorted(ends.items())),
         "unconfirmed": sum(map(is_unconfirmed_pass, own.values())),
@@ -113,6 +115,18 @@ def summarise(
 def _estimates(pairs: Sequence[tuple[int, int]], ks: Sequence[int]) -> dict[str, Any]:
     found = {f"pass@{k}": estimate(pairs, k) for k in ks}
     return {name: one.as_json() for name, one in found.items() if one is not None}
+
+
+def _too_few(
+    counts: Mapping[str, tuple[int, int]], ks: Sequence[int]
+) -> dict[str, dict[str, int]]:
+    """Of each k that only some tasks have samples for, the others' numbers of samples."""
+    found = {}
+    for k in ks:
+        few = {task_id: n for task_id, (n, _) in counts.items() if n < k}
+        if few and len(few) < len(counts):
+            found[f"pass@{k}"] = few
+    return found
 
 
 def is_unconfirmed_pass(line: Line) -> bool:
