@@ -101,6 +101,16 @@ TopK = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.", rich_help_panel=SAMPLING)]
 
+Ks = Annotated[
+    str | None,
+    typer.Option(
+        "--k",
+        metavar="K,K",
+        help="Estimate pass@k for these k, such as 1,5,25 [default: 1,10,100].",
+        rich_help_panel=SCORING,
+    ),
+]
+
 # --- the sandbox ---
 
 Tier = Annotated[
@@ -229,3 +239,15 @@ def pairs_of(changes: list[str]) -> dict[str, str]:
                 f"--set {name}{equals} is not FIELD=VALUE", hint="for example --set peak_lr=1e-3"
             )
     return {name.replace("-", "_"): value for name, _, value in pairs}
+
+
+def ks_of(text: str) -> tuple[int, ...]:
+    """The numbers of `--k`, smallest first.
+
+    Raises:
+        UsageError: one is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= 1_000_000 for part in parts):
+        raise UsageError(f"--k {text!r} is not a list of whole numbers above 0", hint="as 1,5,25")
+    return tuple(sorted({int(part) for part in parts}))

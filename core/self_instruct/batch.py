@@ -16,7 +16,7 @@ from pathlib import Path
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_writer
 
-from .models import Absent, Ask, Reply, Wanted, body_of, reply_of
+from .models import Absent, Ask, Known, Reply, body_of, reply_of
 from .prompts import Form
 
 
@@ -32,7 +32,7 @@ class BatchModel(Absent):
         super().__init__({"kind": "openai", "model": name}, form=form)
 
 
-def write_requests(path: Path, asks: Sequence[Ask], known: Wanted, name: str) -> int:
+def write_requests(path: Path, asks: Sequence[Ask], known: Known, name: str) -> int:
     """Write the requests whose replies are not known.
 
     Args:

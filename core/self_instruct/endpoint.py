@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from codecria.data.errors import UsageError, UserError
 
-from .models import Ask, Reply, Wanted, body_of, reply_of
+from .models import Ask, Known, Reply, body_of, reply_of
 from .prompts import Form
 
 RETRYABLE = frozenset({408, 409, 425, 429})  # besides all from 500 on
@@ -204,7 +204,7 @@ class Endpoint:
         self._note = note
         self._sleep = sleep
 
-    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
+    def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:
         """The replies that are not known yet, as they come; see `models.Model`.
 
         What failed after all retries is left unanswered, and counted in `failed`.

@@ -20,7 +20,7 @@ from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats import chat
 
-from .models import Ask, Reply, Wanted
+from .models import Ask, Known, Reply
 from .prompts import Form, as_text
 
 
@@ -59,7 +59,7 @@ class LocalModel:
         self._batch = batch
         self._load = functools.cache(lambda: Generator.load(path, device=device, dtype=dtype))
 
-    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
+    def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:
         """The replies that are not known yet, see `models.Model`."""
         # Samples of one ask make batches of their own, single answers to several asks share one.
         several = bool(asks) and asks[0].samples > 1

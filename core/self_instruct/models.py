@@ -139,7 +139,7 @@ class Model(Protocol):
         """How dialogs are written for it."""
         ...
 
-    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:
+    def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:
         """The replies that are not known yet, some at a time.
 
         Args:
@@ -152,7 +152,7 @@ class Model(Protocol):
         ...
 
 
-class Wanted(Protocol):
+class Known(Protocol):
     """Tells what is known."""
 
     def __contains__(self, key: str) -> bool:
@@ -172,7 +172,7 @@ class Absent:
         self.facts: dict[str, Any] = dict(facts)
         self.form: Form = form
 
-    def answer(self, asks: Sequence[Ask], known: Wanted) -> Iterator[list[Reply]]:  # noqa: ARG002
+    def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:  # noqa: ARG002
         """Nothing."""
         yield from ()
 

@@ -180,12 +180,12 @@ def _check(request: Request, forms: Sequence[Form]) -> None:
     if (request.model is None) == (request.samples is None):
         raise UsageError(
             "one thing is scored: a model or a file of samples",
-            hint="give --model CKPT or --samples FILE, or --check for the references alone",
+            hint="give --model CKPT or --samples-file FILE, or --check for the references alone",
         )
     if request.generate_only and (request.model is None or request.out is None):
         raise UsageError("--generate-only writes a model's samples", hint="give --model and --out")
     if request.samples is not None and len(forms) > 1:
-        raise UsageError("samples in a file are of one form", hint="leave out --chat")
+        raise UsageError("samples in a file are of one form", hint="leave out --also-chat")
     if request.samples is not None and request.preset != DEFAULT_PRESET:
         raise UsageError(
             f"--preset {request.preset} says how a model is asked", hint="samples are scored as is"
@@ -209,7 +209,8 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
         task.name,
         form,
         request.preset,
-        request.changes,
+        # How many samples a file has shows when it is read.
+        request.changes if request.samples is None else replace(request.changes, ks=None),
         eos_ends=task.name != "infilling",
         shots=shots if form == "few-shot" else (),
         labels=task.labels.get(form, ()),

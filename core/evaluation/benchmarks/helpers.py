@@ -1,4 +1,4 @@
-"""Helpers of a prompt that tests call: they run with the tests, whatever a completion makes of them.
+"""Helpers of a prompt that tests call: they run with the tests.
 
     prompt        def poly(xs, x): ...          HumanEval/32
                   def find_zero(xs): ...        the function that is tested
@@ -47,12 +47,10 @@ def _statements_of_prompt(tree: ast.Module, before: str, reference: str) -> list
     """The statements of a program that lie wholly in the prompt, none of them in the completion."""
     begins = before.count("\n") + 1
     ends = (before + reference.rstrip("\n")).count("\n") + 1
-    return [
-        one for one in tree.body if (one.end_lineno or 0) < begins or _first(one) > ends
-    ]
+    return [one for one in tree.body if (one.end_lineno or 0) < begins or _first(one) > ends]
 
 
 def _first(statement: ast.stmt) -> int:
     """The first line of a statement, decorators included."""
-    decorators = getattr(statement, "decorator_list", [])
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
     return min([statement.lineno, *(one.lineno for one in decorators)])

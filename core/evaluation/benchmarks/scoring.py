@@ -89,8 +89,8 @@ def summarise(
 
     Returns:
         among others `too_few_samples`, by "pass@k" the tasks that keep it from being estimated
-        while others have samples enough; `unconfirmed`, the number of passes seen in one process alone, whether they
-        count or not; and where some do not, `pass_with_unconfirmed`.
+        while others have samples enough; `unconfirmed`, the number of passes seen in one process
+        alone, whether they count or not; and where some do not, `pass_with_unconfirmed`.
     """
     wanted = set(task_ids)
     own = {key: line for key, line in lines.items() if key[0] in wanted}
@@ -117,9 +117,7 @@ def _estimates(pairs: Sequence[tuple[int, int]], ks: Sequence[int]) -> dict[str,
     return {name: one.as_json() for name, one in found.items() if one is not None}
 
 
-def _too_few(
-    counts: Mapping[str, tuple[int, int]], ks: Sequence[int]
-) -> dict[str, dict[str, int]]:
+def _too_few(counts: Mapping[str, tuple[int, int]], ks: Sequence[int]) -> dict[str, dict[str, int]]:
     """Of each k that only some tasks have samples for, the others' numbers of samples."""
     found = {}
     for k in ks:

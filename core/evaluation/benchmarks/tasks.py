@@ -211,7 +211,7 @@ def shots_of(task: Task, form: Form, found: ProblemSet) -> tuple[Problem, ...]:
     if missing:
         raise UserError(
             f"{found.path} has no {missing[0]}, whose solution the prompt shows",
-            hint="use the whole file, or --form tagged",
+            hint="use the whole file, or --prompt-form tagged",
         )
     return tuple(by_id[i] for i in ids)
 

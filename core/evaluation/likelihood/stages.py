@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.evaluation.long_context.measure import Contestant, Request, measure
+from codecria.core.evaluation.long_context.measure import ModelSpec, Request, measure
 from codecria.core.evaluation.long_context.texts import open_split
 from codecria.core.inference.generator import Generator
 from codecria.core.model.batch import loss_by_kind, mean_loss
@@ -132,7 +132,7 @@ def _measure(
             max_tokens=request.max_tokens,
             retrieval=False,
         ),
-        [Contestant.open(path)],
+        [ModelSpec.open(path)],
         device=request.device,
         dtype=request.dtype,
         note=lambda _: None,

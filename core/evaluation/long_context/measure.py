@@ -93,8 +93,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contestant:
-    """A model before it is loaded; make one with `Contestant.open`.
+class ModelSpec:
+    """A model before it is loaded; make one with `ModelSpec.open`.
 
     Attributes:
         path: as given.
@@ -159,7 +159,7 @@ class Contestant:
 
 def measure(
     request: Request,
-    contestants: Sequence[Contestant],
+    specs: Sequence[ModelSpec],
     *,
     device: str,
     dtype: str,
@@ -172,7 +172,7 @@ def measure(
 
     Args:
         request: what is measured.
-        contestants: one or two.
+        specs: one or two.
         device, dtype: see `Generator.load`.
         note: takes a line for the user.
         progress: called as tokens are read and prompts answered.
@@ -180,17 +180,17 @@ def measure(
     Raises:
         UserError: there is too little to read, or a model does not load.
     """
-    first = contestants[0]
+    first = specs[0]
     shards = None if request.data is None else open_split(request.data, request.split)
     ends = borders(first.config.max_context, multiples=request.multiples, ends=request.ends)
     cuts = _cuts(request, shards, first, ends[-1], note) if shards or request.files else []
-    readings = [_reading(cuts, ends, first, contestant) for contestant in contestants]
-    same = all(c.tokenizer.digest == first.tokenizer.digest for c in contestants)
+    readings = [_reading(cuts, ends, first, spec) for spec in specs]
+    same = all(c.tokenizer.digest == first.tokenizer.digest for c in specs)
     if not same:
         note("the tokenizers differ: compared are bits a byte, and positions are in A's tokens")
     functions = _functions(request, shards) if request.retrieval else []
-    fillers = [retrieval.measured(functions, c.tokenizer) for c in contestants]
-    lengths = _retrieval_lengths(request, contestants, fillers, note)
+    fillers = [retrieval.measured(functions, c.tokenizer) for c in specs]
+    lengths = _retrieval_lengths(request, specs, fillers, note)
     if not cuts and not lengths:
         raise UserError(
             "there is nothing to measure: no texts to read, and no retrieval",
@@ -199,12 +199,12 @@ def measure(
     models: list[dict[str, Any]] = []
     found: list[Sums] = []
     cells: list[list[dict[str, Any]]] = []
-    for n, contestant in enumerate(contestants):
-        model = contestant.load(device=device, dtype=dtype)
+    for n, spec in enumerate(specs):
+        model = spec.load(device=device, dtype=dtype)
         weight = model.tok_embeddings
         kind = {"device": str(weight.device), "dtype": str(weight.dtype).removeprefix("torch.")}
-        models.append(contestant.as_json() | kind)
-        name = f" {'AB'[n]}" if len(contestants) > 1 else ""
+        models.append(spec.as_json() | kind)
+        name = f" {'AB'[n]}" if len(specs) > 1 else ""
         if cuts:
             count = _Counter(f"reading{name}", readings[n].tokens, progress)
             losses = [token_losses(model, ids, done=count.add) for ids in readings[n].ids]
@@ -215,13 +215,13 @@ def measure(
             cells.append(
                 retrieval.grid(
                     model,
-                    contestant.tokenizer,
+                    spec.tokenizer,
                     fillers[n],
                     lengths=lengths,
                     positions=request.retrieval_positions,
                     examples=request.examples,
                     seed=request.seed,
-                    ends=frozenset(contestant.checkpoint.end_ids(contestant.tokenizer)),
+                    ends=frozenset(spec.checkpoint.end_ids(spec.tokenizer)),
                     done=count.one,
                 )
             )
@@ -259,7 +259,7 @@ def _texts(request: Request, shards: ShardSet | None, *, min_bytes: int) -> Iter
 def _cuts(
     request: Request,
     shards: ShardSet | None,
-    first: Contestant,
+    first: ModelSpec,
     longest: int,
     note: Callable[[str], None],
 ) -> list[Cut]:
@@ -334,15 +334,13 @@ class _Reading:
         return sum(len(ids) - 1 for ids in self.ids)
 
 
-def _reading(
-    cuts: Sequence[Cut], ends: list[int], first: Contestant, contestant: Contestant
-) -> _Reading:
+def _reading(cuts: Sequence[Cut], ends: list[int], first: ModelSpec, spec: ModelSpec) -> _Reading:
     """The texts for a model: the very same ids where its tokenizer is the first one's."""
     own = [token_bytes(first.tokenizer, cut.ids) for cut in cuts]
-    if contestant.tokenizer.digest == first.tokenizer.digest:
+    if spec.tokenizer.digest == first.tokenizer.digest:
         return _Reading([cut.ids for cut in cuts], own, [ends for _ in cuts])
-    ids = [contestant.tokenizer.encode_array(cut.text.text, bos=True) for cut in cuts]
-    sizes = [token_bytes(contestant.tokenizer, each) for each in ids]
+    ids = [spec.tokenizer.encode_array(cut.text.text, bos=True) for cut in cuts]
+    sizes = [token_bytes(spec.tokenizer, each) for each in ids]
     return _Reading(ids, sizes, [aligned(ends, a, b) for a, b in zip(own, sizes, strict=True)])
 
 
@@ -364,7 +362,7 @@ def _functions(request: Request, shards: ShardSet | None) -> list[str]:
 
 def _retrieval_lengths(
     request: Request,
-    contestants: Sequence[Contestant],
+    specs: Sequence[ModelSpec],
     fillers: Sequence[Sequence[retrieval.Filler]],
     note: Callable[[str], None],
 ) -> list[int]:
@@ -379,8 +377,7 @@ def _retrieval_lengths(
         note("no key retrieval: the texts hold no Python functions; name some with --filler")
         return []
     least = max(
-        retrieval.shortest(filler, c.tokenizer)
-        for filler, c in zip(fillers, contestants, strict=True)
+        retrieval.shortest(filler, c.tokenizer) for filler, c in zip(fillers, specs, strict=True)
     )
     if request.retrieval_lengths:
         if (shortest := min(request.retrieval_lengths)) < least:
@@ -389,7 +386,7 @@ def _retrieval_lengths(
                 hint="pass longer --retrieval-lengths, or a --filler of shorter functions",
             )
         return list(request.retrieval_lengths)
-    trained = contestants[0].config.max_context
+    trained = specs[0].config.max_context
     wanted = request.ends or tuple(round(m * trained) for m in request.multiples)
     left_out = [length for length in wanted if length < least]
     if left_out:
@@ -402,7 +399,7 @@ def _retrieval_lengths(
 
 
 def prompts(
-    request: Request, contestant: Contestant, *, note: Callable[[str], None]
+    request: Request, spec: ModelSpec, *, note: Callable[[str], None]
 ) -> Iterator[retrieval.Prompt]:
     """The prompts of the grid, the first of every cell first, without any model.
 
@@ -410,12 +407,12 @@ def prompts(
         UserError: there is no filler, or a length is too short.
     """
     shards = None if request.data is None else open_split(request.data, request.split)
-    filler = retrieval.measured(_functions(request, shards), contestant.tokenizer)
-    lengths = _retrieval_lengths(request, [contestant], [filler], note)
+    filler = retrieval.measured(_functions(request, shards), spec.tokenizer)
+    lengths = _retrieval_lengths(request, [spec], [filler], note)
     grid = itertools.product(range(request.examples), lengths, request.retrieval_positions)
     for example, length, position in grid:
         yield retrieval.make_prompt(
-            contestant.tokenizer,
+            spec.tokenizer,
             filler,
             length=length,
             position=position,

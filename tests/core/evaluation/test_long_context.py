@@ -29,7 +29,7 @@ from codecria.core.evaluation.likelihood.perplexity import (
     token_bytes,
     token_losses,
 )
-from codecria.core.evaluation.long_context.measure import Contestant, Request, measure
+from codecria.core.evaluation.long_context.measure import ModelSpec, Request, measure
 from codecria.core.evaluation.long_context.texts import (
     Text,
     gather,
@@ -278,11 +278,11 @@ def test_files_are_read_as_they_are(tmp_path: Path) -> None:
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def measured(request: Request, *contestants: Contestant) -> tuple[dict[str, Any], list[str]]:
+def measured(request: Request, *specs: ModelSpec) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     told = measure(
         request,
-        contestants,
+        specs,
         device="cpu",
         dtype="float32",
         note=notes.append,
@@ -308,14 +308,14 @@ def request_for(shards: Path) -> Request:
 def test_a_model_beside_itself_is_the_same_and_beside_another_theta_is_not(
     small_model: Path, request_for: Request
 ) -> None:
-    plain = Contestant.open(small_model)
+    plain = ModelSpec.open(small_model)
     told, _ = measured(request_for, plain, plain)
     for row in told["perplexity"]["rows"]:
         assert row["models"][0] == row["models"][1]
         assert row["difference"] == {"relative": 0.0, "interval": [0.0, 0.0]}
     for cell in told["retrieval"]["cells"]:
         assert cell["models"][0] == cell["models"][1]
-    bent, _ = measured(request_for, Contestant.open(small_model, theta=1e6), plain)
+    bent, _ = measured(request_for, ModelSpec.open(small_model, theta=1e6), plain)
     assert bent["models"][0]["rope_theta"] == 1e6
     assert bent["models"][0]["dtype"] == "float32"
     assert bent["models"][0]["own_rope_theta"] == bent["models"][1]["rope_theta"] == 1e4
@@ -328,11 +328,11 @@ def test_a_model_beside_itself_is_the_same_and_beside_another_theta_is_not(
 
 
 def test_the_rope_scale_divides_positions(small_model: Path, request_for: Request) -> None:
-    halved = Contestant.open(small_model, rope_scale=2.0)
+    halved = ModelSpec.open(small_model, rope_scale=2.0)
     model = halved.load(device="cpu", dtype="float32")
     ids = some_ids(50)
     row = torch.from_numpy(ids[:-1].astype(np.int64)).unsqueeze(0)
-    plain = Contestant.open(small_model).load(device="cpu", dtype="float32")
+    plain = ModelSpec.open(small_model).load(device="cpu", dtype="float32")
     # Positions 0, 2, 4 .. of the scaled model stand where 0, 1, 2 .. of the plain one do.
     with torch.no_grad():
         positions = torch.arange(row.shape[1]).unsqueeze(0)
@@ -349,9 +349,9 @@ def test_other_tokenizers_are_compared_by_bits_a_byte_of_the_same_texts(
     request_for: Request,
 ) -> None:
     other = train(corpus, vocab_size=400, out=tmp_path / "tokenizer.model")
-    second = Contestant.open(random_model(other, max_context=64))
+    second = ModelSpec.open(random_model(other, max_context=64))
     request = replace(request_for, ends=(40, 1_000), max_tokens=3_000, retrieval_lengths=(200,))
-    told, notes = measured(request, Contestant.open(small_model), second)
+    told, notes = measured(request, ModelSpec.open(small_model), second)
     assert told["perplexity"]["measure"] == "bits_per_byte"
     assert any("tokenizers differ" in note for note in notes)
     a, b = told["perplexity"]["rows"][-1]["models"]
@@ -365,7 +365,7 @@ def test_other_tokenizers_are_compared_by_bits_a_byte_of_the_same_texts(
 def test_too_little_is_said_and_nothing_is_an_error(
     small_model: Path, request_for: Request
 ) -> None:
-    model = Contestant.open(small_model)
+    model = ModelSpec.open(small_model)
     _, notes = measured(replace(request_for, max_tokens=10**6, retrieval=False), model)
     assert len(notes) == 1
     assert "--join" in notes[0]

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("codecria.core.sandbox.sandbox")
 
-from codecria.cli.evaluate_tasks import register_tasks
+from codecria.cli import evaluate as evaluate_verb
 from codecria.core.evaluation.benchmarks import evaluate as evaluation
 from codecria.core.evaluation.benchmarks.compare import compare_results
 from codecria.core.evaluation.benchmarks.evaluate import Request, evaluate
@@ -432,7 +432,7 @@ def test_human_evals_own_results_are_compared_too(tmp_path: Path) -> None:
     a = write_lines(tmp_path / "a.jsonl", list(one))
     b = write_lines(tmp_path / "b.jsonl", list(reversed(one)))
     found = compare_results(a, b)["pass"]["pass@1"]
-    assert (found["a"], found["b"], found["test"]) == (0.5, 0.5, "paired bootstrap")
+    assert (found["a"], found["b"], found["test"]) == (0.5, 0.5, "fisher exact")
     with pytest.raises(UserError, match=r"c\.jsonl:1 is no result"):
         compare_results(a, write_lines(tmp_path / "c.jsonl", [{"task_id": "T/0"}]))
 
@@ -443,10 +443,10 @@ def test_human_evals_own_results_are_compared_too(tmp_path: Path) -> None:
 @pytest.fixture
 def command() -> Callable[..., Any]:
     group = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    register_tasks(group)
+    evaluate_verb.register(group)
 
     def call(*arguments: object) -> Any:
-        return CliRunner().invoke(group, [str(argument) for argument in arguments])
+        return CliRunner().invoke(group, ["evaluate", *(str(argument) for argument in arguments)])
 
     return call
 
@@ -461,7 +461,7 @@ def test_a_score_below_the_threshold_ends_with_3(
     ]
     samples = write_lines(tmp_path / "s.jsonl", list(lines))
     told = command(
-        *("humaneval", "--problems", problems, "--samples", samples, "--sandbox", "none"),
+        *("humaneval", "--problems", problems, "--samples-file", samples, "--sandbox", "none"),
         *("--workers", 1, "--cache", tmp_path / "cache", "--fail-under", least, "--json"),
     )
     assert told.exit_code == status
@@ -471,11 +471,11 @@ def test_a_score_below_the_threshold_ends_with_3(
 @pytest.mark.parametrize(
     ("task", "has", "has_not"),
     [
-        ("humaneval", "--chat", "--order"),
+        ("humaneval", "--also-chat", "--order"),
         ("mbpp", "--split", "--order"),
-        ("infilling", "--order", "--chat"),
+        ("infilling", "--order", "--also-chat"),
         ("humaneval-x", "--strip-prompt", "--split"),
-        ("multipl-e", "--strip-prompt", "--form"),
+        ("multipl-e", "--strip-prompt", "--prompt-form"),
     ],
 )
 def test_every_task_has_its_own_options_alone(
@@ -543,3 +543,105 @@ def test_a_lone_surrogate_in_a_sample_fails_that_sample_alone(
     assert [found[n]["passed"] for n in (0, 1)] == [False, True]
     assert "lone surrogate" in found[0]["result"]
     assert told["results"] == {"failed": 1, "passed": 1}
+
+
+# --- any k, uneven samples, one task --------------------------------------------------------------
+
+
+def test_pass_at_any_k_is_estimated(
+    request_for: Callable[..., Request], tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    lines = [
+        {"task_id": i, "completion": text if n < 2 else WRONG}
+        for i, text in RIGHT.items()
+        for n in range(5)
+    ]
+    out = tmp_path / "out.jsonl"
+    told = run(request_for(lines, out=out, changes=Changes(ks=(1, 2, 3, 5))))
+    found = {name: one["value"] for name, one in told["pass"].items()}
+    assert found == pytest.approx(
+        {"pass@1": 2 / 5, "pass@2": 1 - 3 / 10, "pass@3": 1 - 1 / 10, "pass@5": 1}
+    )
+    again = run(request_for(lines, out=out, changes=Changes(ks=(4,))))
+    assert list(again["pass"]) == ["pass@4"], "another k is no other evaluation"
+    assert list(compare_results(out, out, ks=(2, 5))["pass"]) == ["pass@2", "pass@5"]
+    shown = command("compare", out, out, "--k", "2,3", "--json")
+    assert list(json.loads(shown.stdout)["pass"]) == ["pass@2", "pass@3"]
+    assert command("compare", out, out, "--k", "0").exit_code != 0
+
+
+def test_a_k_above_the_samples_that_are_drawn_is_refused(
+    request_for: Callable[..., Request], model: Path
+) -> None:
+    with pytest.raises(UsageError, match="pass@5 needs 5 samples of a task, and 1 are drawn"):
+        run(request_for(model=model, changes=Changes(ks=(1, 5))))
+
+
+def test_uneven_samples_that_suppress_a_score_are_named(
+    request_for: Callable[..., Request], tmp_path: Path
+) -> None:
+    lines = [
+        {"task_id": i, "completion": text}
+        for i, text in RIGHT.items()
+        for _ in range(3 if i == "Own/2" else 10)
+    ]
+    out = tmp_path / "out.jsonl"
+    told = run(request_for(lines, out=out))
+    assert list(told["pass"]) == ["pass@1"]
+    assert told["too_few_samples"] == {"pass@10": {"Own/2": 3}}
+    assert "no pass@10: Own/2 has 3 samples" in told["partial"]
+    assert "no pass@10: some task has 3 samples" in compare_results(out, out)["warnings"]
+
+
+def test_one_task_alone_has_an_interval_over_its_samples(
+    request_for: Callable[..., Request], tmp_path: Path
+) -> None:
+    def score(right: int) -> Path:
+        texts = [RIGHT["Own/0"]] * right + [WRONG] * (10 - right)
+        lines = [{"task_id": "Own/0", "completion": text} for text in texts]
+        out = tmp_path / f"out{right}.jsonl"
+        told = run(request_for(lines, out=out, ids=("Own/0",)))["pass"]["pass@1"]
+        assert told["low"] < told["value"] < told["high"]
+        assert told["method"] == "wilson over samples"
+        return out
+
+    a, b = score(2), score(7)
+    found = compare_results(a, b)["pass"]["pass@1"]
+    assert found["test"] == "fisher exact"
+    assert found["p"] == pytest.approx(0.0697785, abs=1e-5)  # the tables at most as likely, summed
+    assert found["difference"] == pytest.approx(0.5)
+    assert found["low"] < 0.5 < found["high"]
+    same = compare_results(a, a)["pass"]["pass@1"]
+    assert same["p"] == 1
+    assert same["low"] < 0 < same["high"]
+
+
+def test_helpers_of_a_prompt_are_the_prompts_in_its_tests(tmp_path: Path) -> None:
+    record = {
+        "task_id": "Own/poly",
+        "prompt": (
+            "import math\nONE = 1\n\n\ndef g(x):\n    return x * ONE\n\n\n"
+            "def poly(x):\n    return g(x) - math.floor(2.5)\n\n\ndef root():\n"
+        ),
+        "entry_point": "root",
+        "canonical_solution": "    return 2\n",
+        "test": "def check(candidate):\n    assert poly(candidate()) == 0\n",
+    }
+    problem = TASKS["humaneval"].parse(record)
+    assert problem.tests.startswith("import math\n\n\nONE = 1\n\n\ndef g(x):")
+    assert "root():\n" not in problem.tests
+    cheat = "    return 99\n\n\ndef poly(x):\n    return 0\n"
+    honest = "    return 2\n\n\ndef poly(x):\n    return 'of no matter'\n"
+    lines = [{"task_id": "Own/poly", "completion": text} for text in (cheat, honest)]
+    out = tmp_path / "out.jsonl"
+    request = Request(
+        task="humaneval",
+        problems=write_lines(tmp_path / "p.jsonl", [record]),
+        samples=write_lines(tmp_path / "s.jsonl", list(lines)),
+        sandbox=SandboxConfig(tier="none", workers=1),
+        cache=tmp_path / "cache",
+        out=out,
+    )
+    run(request)
+    found = {line["sample"]: line["passed"] for line in lines_of(out)}
+    assert found == {0: False, 1: True}

@@ -1,4 +1,4 @@
-"""`codecria evaluate`: what a model can do, task by task."""
+"""`codecria evaluate long-context`: perplexity by position, and key retrieval."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import evaluate_stages, evaluate_tasks, render
-from .commands import QuickGroup
+from .. import options, render
 
 if TYPE_CHECKING:
-    from codecria.core.evaluation.long_context.measure import Contestant, Request
+    from codecria.core.evaluation.long_context.measure import ModelSpec, Request
 
-HELP = "Measure what a model can do."
-
-LONG_CONTEXT_HELP = """Measure what a long context is worth: perplexity by position, key retrieval.
+HELP = """Measure what a long context is worth: perplexity by position, key retrieval.
 
 Texts are read to several times the trained context, and a function is to be found again in prompts
 as long. With --compare a second model reads the same.
@@ -27,17 +24,8 @@ Example: codecria evaluate long-context --model run --data shards --join
 INSTALL_PLOT = "pip install 'codecria[plot]'"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb and its tasks to the command line."""
-    group = typer.Typer(help=HELP, no_args_is_help=True, cls=QuickGroup)
-    group.command("long-context", help=LONG_CONTEXT_HELP)(long_context)
-    evaluate_tasks.register_tasks(group)
-    group.command("stages", help=evaluate_stages.HELP)(evaluate_stages.stages)
-    app.add_typer(group, name="evaluate")
-
-
 def long_context(
-    model: Annotated[Path, typer.Option(help="Checkpoint or run folder.")],
+    model: options.Model,
     compare: Annotated[Path | None, typer.Option(help="A second one, on the same texts.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
@@ -87,20 +75,16 @@ def long_context(
         Path | None,
         typer.Option(help="Python solutions, .py or .jsonl [default: functions of the texts]."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the texts' order and the prompts.")] = 0,
+    seed: options.Seed = 0,
     theta: Annotated[
         float | None, typer.Option(help="Rotary base of --model instead of its own.")
     ] = None,
     rope_scale: Annotated[
         float | None, typer.Option(help="Divide the positions of --model by this.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (as stored where that is fast), float32, bfloat16.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
-    ] = (None),
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw it to a picture, such as long.png.")
@@ -108,7 +92,7 @@ def long_context(
     show: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts, and stop.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Parse, check, measure, show."""
     ends = _counts(positions, "--positions") if positions is not None else ()
@@ -125,7 +109,7 @@ def long_context(
 
     import torch
 
-    from codecria.core.evaluation.long_context.measure import Contestant, Request, measure
+    from codecria.core.evaluation.long_context.measure import ModelSpec, Request, measure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -146,15 +130,15 @@ def long_context(
         filler=filler,
         seed=seed,
     )
-    contestants = [Contestant.open(model, theta=theta, rope_scale=rope_scale)]
+    specs = [ModelSpec.open(model, theta=theta, rope_scale=rope_scale)]
     if compare is not None:
-        contestants.append(Contestant.open(compare))
+        specs.append(ModelSpec.open(compare))
     if show is not None:
-        _show_prompts(request, contestants[0], show, as_json=as_json)
+        _show_prompts(request, specs[0], show, as_json=as_json)
         return
     with render.stages() as progress:
         told = measure(
-            request, contestants, device=device, dtype=dtype, note=render.note, progress=progress
+            request, specs, device=device, dtype=dtype, note=render.note, progress=progress
         )
     if as_json:
         render.emit_json(told)
@@ -261,12 +245,12 @@ def _check_writable(path: Path) -> None:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _show_prompts(request: Request, contestant: Contestant, count: int, *, as_json: bool) -> None:
+def _show_prompts(request: Request, spec: ModelSpec, count: int, *, as_json: bool) -> None:
     """Print prompts of the retrieval grid; the payload is stdout's."""
     from codecria.core.evaluation.long_context.measure import prompts
 
     for number, prompt in enumerate(
-        itertools.islice(prompts(request, contestant, note=render.note), count), start=1
+        itertools.islice(prompts(request, spec, note=render.note), count), start=1
     ):
         known = {
             "length": prompt.length,

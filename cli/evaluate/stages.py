@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import render
+from .. import options, render
 
 HELP = """Compare the checkpoints of a chain on the same held-out data.
 
@@ -31,14 +31,10 @@ def stages(
     dialogs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Dialogs whose answers are scored too.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (as stored where that is fast), float32, bfloat16.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure every checkpoint and show a row for each."""
     import torch

@@ -1,0 +1,479 @@
+"""`codecria evaluate TASK`: programs that a model writes, run with their tests, and counted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+
+import typer
+
+from .. import options, render
+from ..signals import ending_in_order
+
+if TYPE_CHECKING:
+    from codecria.core.evaluation.benchmarks.evaluate import Request
+
+HELPS = {
+    "humaneval": """Score functions completed from their heads: HumanEval, or problems like it.
+
+The prompt is continued as published, greedily unless --preset says otherwise. --also-chat asks as a
+question too, for models tuned on instructions. Reference solutions run first.
+
+Example: codecria evaluate humaneval --problems HumanEval.jsonl.gz --model run --out he.jsonl
+""",
+    "mbpp": """Score small programs written from a sentence and three tests: MBPP.
+
+Tasks 11 to 510 with three others shown; --prompt-form tagged asks without any.
+
+Example: codecria evaluate mbpp --problems mbpp.jsonl --model run --out mbpp.out.jsonl
+""",
+    "infilling": """Score what is filled into functions: HumanEval infilling.
+
+Example: codecria evaluate infilling --problems HumanEval-SingleLineInfilling.jsonl.gz --model run
+""",
+    "humaneval-x": """Score functions in C++, Java, JavaScript or Python: HumanEval-X.
+
+Example: codecria evaluate humaneval-x --problems humaneval_java.jsonl.gz --model run
+""",
+    "multipl-e": """Score functions in many languages: MultiPL-E. It has no reference solutions.
+
+Example: codecria evaluate multipl-e --problems humaneval-cpp.jsonl --model run
+""",
+    "exercises": """Score exercises of your own: questions with tests, as self-instruct writes them.
+
+Their heads are completed; --prompt-form chat asks the questions.
+
+Example: codecria evaluate exercises --problems made/dialogs.jsonl --prompt-form chat --model run
+""",
+}
+# Options that only some tasks have.
+ASKED_IN_CHAT = ("mbpp", "humaneval", "exercises")
+ONLY = {
+    "prompt_form": ASKED_IN_CHAT,
+    "also_chat": ASKED_IN_CHAT,
+    "extract": ASKED_IN_CHAT,
+    "split": ("mbpp",),
+    "order": ("infilling",),
+    "strip_prompt": ("humaneval", "humaneval-x", "multipl-e", "exercises"),
+}
+FORMS: dict[str, Any] = {
+    "mbpp": Literal["few-shot", "tagged", "chat"],
+    "humaneval": Literal["completion", "chat"],
+    "exercises": Literal["completion", "chat"],
+}
+PresetName = Literal[
+    "paper-greedy", "paper-sampled", "table5", "sweep-0.1", "sweep-0.4", "sweep-0.6", "sweep-0.8"
+]
+
+
+def register_tasks(group: typer.Typer) -> None:
+    """Add the benchmarks to the `evaluate` group."""
+    for name, told in HELPS.items():
+        group.command(name, help=told)(_command(name))
+
+
+def _command(task: str) -> Callable[..., None]:
+    """`evaluate_task` for one task, without the options that it does not have."""
+    signature = inspect.signature(evaluate_task)
+    hints = get_type_hints(evaluate_task, include_extras=True)
+    if task in FORMS:
+        hints["prompt_form"] = Annotated[FORMS[task] | None, *get_args(hints["prompt_form"])[1:]]
+    kept = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in signature.parameters.items()
+        if name != "task" and task in ONLY.get(name, (task,))
+    ]
+
+    def command(**options: Any) -> None:
+        evaluate_task(task=task, **options)
+
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return command
+
+
+def evaluate_task(
+    *,
+    task: str,
+    problems: Annotated[
+        Path,
+        typer.Option(
+            help="Problems, in the file that the suite publishes, compressed or not.",
+            rich_help_panel=options.INPUT,
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Checkpoint or run folder to evaluate.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
+    samples_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these samples instead: JSON lines of task_id and completion or solution.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["test", "validation", "train", "prompt", "all"],
+        typer.Option(
+            help="Part of the suite; test is ids 11 to 510.", rich_help_panel=options.INPUT
+        ),
+    ] = "test",
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="ID,ID", help="Only these tasks.", rich_help_panel=options.INPUT),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first N tasks.", rich_help_panel=options.INPUT),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Score a --samples-file that does not cover all tasks.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Results, one JSON line per sample; rerun the same command to resume.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="How samples are drawn.", rich_help_panel=options.SAMPLING),
+    ] = "paper-greedy",
+    prompt_form: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model is asked [default: the first].", rich_help_panel=options.SAMPLING
+        ),
+    ] = None,
+    also_chat: Annotated[
+        bool,
+        typer.Option(
+            "--also-chat",
+            help="Ask in the chat form as well, and report both.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = False,
+    extract: Annotated[
+        Literal["best", "simple"],
+        typer.Option(
+            help="Code of a chat answer: the block that defines the tested function (best), or the"
+            " first code block (simple).",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = "best",
+    order: Annotated[
+        Literal["psm", "spm", "both"],
+        typer.Option(
+            help="Infilling format: prefix first, suffix first, or both.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = "psm",
+    samples_per_task: Annotated[
+        int | None,
+        typer.Option(
+            "--samples-per-task",
+            "-n",
+            min=1,
+            help="Samples of each task [default: the preset's].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            "-t",
+            help="Sampling temperature; 0 is greedy [default: the preset's].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Nucleus sampling [default: the preset's].", rich_help_panel=options.SAMPLING
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest completion, in tokens [default: 512].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    context: options.Context = None,
+    strip_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--strip-prompt",
+            help="Remove white space at the end of the prompt.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = False,
+    k: options.Ks = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Run the reference solutions and stop.",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = False,
+    generate_only: Annotated[
+        bool,
+        typer.Option(
+            "--generate-only",
+            help="Write the model's samples to --out and run nothing.",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = False,
+    leave_out_failing: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-failing",
+            help="Score without the tasks whose reference solution fails here.",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = False,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PASS@1",
+            help="Exit with status 3 if pass@1 is below this, such as 0.3.",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results of reference solutions [default: the user's cache].",
+            rich_help_panel=options.SCORING,
+        ),
+    ] = None,
+    sandbox: options.Tier = "auto",
+    sandbox_command: options.SandboxCommand = None,
+    confirm: options.ConfirmMode = "passes",
+    workers: options.Workers = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Time limit per program, seconds; 4 times the reference's own time if that is"
+            " more [default: 4; 15 where a compiler runs].",
+            rich_help_panel=options.SANDBOX,
+        ),
+    ] = None,
+    memory_mb: options.MemoryMb = 1_024,
+    batch: options.Batch = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Parse, evaluate, show."""
+    from codecria.data.errors import UsageError
+
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise UsageError(f"--fail-under {fail_under:g} is a share from 0 to 1", hint="as 0.3")
+    if fail_under is not None and generate_only:
+        raise UsageError("--generate-only scores nothing", hint="leave out --fail-under")
+    if timeout is not None and not 0 < timeout <= 3600:
+        raise UsageError(f"--timeout {timeout:g} must be from 0 to 3600 seconds")
+
+    import torch
+
+    from codecria.core.evaluation.benchmarks import evaluate as evaluation
+    from codecria.core.evaluation.benchmarks.protocol import Changes
+    from codecria.core.evaluation.benchmarks.references import cache_folder
+    from codecria.core.sandbox.config import Confirm, SandboxConfig
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    request = evaluation.Request(
+        task=task,
+        problems=problems,
+        model=model,
+        samples=samples_file,
+        forms=_forms(task, prompt_form, also_chat=also_chat, order=order),
+        preset=preset,
+        changes=Changes(
+            temperature=temperature,
+            top_p=top_p,
+            samples=samples_per_task,
+            seed=seed,
+            max_tokens=max_tokens,
+            context=context,
+            strip_prompt=strip_prompt,
+            extraction=extract,
+            ks=None if k is None else options.ks_of(k),
+        ),
+        split=split,
+        ids=tuple(part.strip() for part in tasks.split(",") if part.strip()) if tasks else (),
+        limit=limit,
+        out=out,
+        generate_only=generate_only,
+        sandbox=SandboxConfig(
+            tier=sandbox,
+            command=sandbox_command or "",
+            confirm=Confirm(confirm),
+            workers=workers,
+        ),
+        timeout_s=timeout,
+        memory_bytes=memory_mb << 20,
+        cache=cache or cache_folder(),
+        leave_out_failing=leave_out_failing,
+        partial=partial,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+    )
+    if check:
+        _check_references(request, as_json=as_json)
+        return
+    with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:
+        told = evaluation.evaluate(request, note=render.note, show=show)
+    if as_json:
+        render.emit_json(told[0] if len(told) == 1 else {"forms": told})
+    else:
+        _show(told)
+    if out is not None:
+        render.note(f"written: {out}")
+    if fail_under is not None:
+        _gate(told, fail_under)
+
+
+def _forms(task: str, form: str | None, *, also_chat: bool, order: str) -> tuple[str, ...]:
+    """The forms asked for, the plain one first; none for the task's own.
+
+    Raises:
+        UsageError: --also-chat and --prompt-form contradict each other.
+    """
+    from codecria.data.errors import UsageError
+
+    if task == "infilling":
+        return ("psm", "spm") if order == "both" else (order,)
+    if not also_chat:
+        return () if form is None else (form,)
+    if form == "chat":
+        raise UsageError(
+            "--also-chat reports the chat form beside another",
+            hint="leave out --also-chat or --prompt-form",
+        )
+    from codecria.core.evaluation.benchmarks.tasks import TASKS
+
+    return (form or TASKS[task].forms[0], "chat")
+
+
+def _check_references(request: Request, *, as_json: bool) -> None:
+    """Run the references, and end with 1 where one fails.
+
+    Raises:
+        UserError: one fails.
+    """
+    from codecria.core.evaluation.benchmarks import evaluate as evaluation
+    from codecria.core.evaluation.benchmarks.multilingual import WRONG_REFERENCES
+    from codecria.data.errors import UserError
+
+    with render.stages() as show:
+        told = evaluation.check_references(request, note=render.note, show=show)
+    if as_json:
+        render.emit_json(told)
+    else:
+        render.output(
+            f"{told['passed']}/{told['references']} reference solutions pass"
+            f" (sandbox {told['tier']}, slowest {told['slowest_s']:g} s)"
+        )
+        if told["unconfirmed"]:
+            render.output(
+                f"{len(told['unconfirmed'])} of them fail with solution and tests in two processes,"
+                " so passes of these tasks are unconfirmed: " + ", ".join(told["unconfirmed"][:5])
+            )
+    failed: dict[str, str] = {}
+    for task_id, why in told["not_passed"].items():
+        if task_id in WRONG_REFERENCES:
+            render.note(f"{task_id}: wrong as published ({WRONG_REFERENCES[task_id]})")
+        elif not (why.startswith("skipped") and told["passed"]):
+            failed[task_id] = why
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} reference solutions do not pass here, {first} first: {why}",
+            hint="--leave-out-failing scores the others; the sandbox's languages: docs/sandbox.md",
+        )
+
+
+def _gate(told: Sequence[dict[str, Any]], least: float) -> None:
+    """End with 3 where a score is below the threshold."""
+    from codecria.data.errors import ExitStatus
+
+    for summary in told:
+        found = summary["pass"].get("pass@1")
+        if found is None or found["value"] < least:
+            value = "unknown" if found is None else f"{found['value']:.1%}"
+            render.note(f"pass@1 is {value}, --fail-under asks for {least:.1%}")
+            raise typer.Exit(ExitStatus.GATE)
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _show(told: Sequence[dict[str, Any]]) -> None:
+    """The summaries as a table, with what qualifies them."""
+    rows = []
+    for summary in told:
+        protocol = summary.get("protocol") or {}
+        how = "samples of a file"
+        if protocol:
+            drawn = (
+                "greedy"
+                if protocol["temperature"] == 0
+                else f"T {protocol['temperature']:g}, p {protocol['top_p']:g}"
+            )
+            how = f"{protocol['form']}, {drawn}"
+        scores = [
+            f"{name} {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+            for name, found in summary["pass"].items()
+        ] + [
+            f"{name} {found['value']:.1%} with unconfirmed"
+            for name, found in summary.get("pass_with_unconfirmed", {}).items()
+        ]
+        ends = ", ".join(f"{n} {word}" for word, n in summary.get("results", {}).items())
+        rows.append(
+            (
+                summary["title"],
+                how,
+                _tasks(summary),
+                f"{summary['samples']:,}",
+                "\n".join(scores) or "-",
+                ends or "not run",
+            )
+        )
+    columns = ["", "how", "tasks", "samples", "score, 95%", "results"]
+    render.table(f"{told[0]['problems']['file']}", columns, rows, to_stdout=True)
+    for summary in told:
+        for reason in summary["partial"]:
+            render.note(f"partial: {reason}")
+        for label in summary["labels"]:
+            render.note(f"note: {label}")
+
+
+def _tasks(summary: dict[str, Any]) -> str:
+    scored = summary.get("scored_tasks", summary["tasks"])
+    known = f"{summary['tasks']:,}"
+    return known if scored == summary["tasks"] else f"{scored:,} of {known}"

@@ -1,0 +1,102 @@
+"""`codecria evaluate perplexity`: the loss on text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .. import options, render
+
+HELP = """Measure the loss on text: nats per token, perplexity, bits per byte.
+
+Reads the validation split of shards, source by source, or files, in windows of the context length.
+
+Example: codecria evaluate perplexity --model run --data shards
+"""
+
+
+def perplexity(
+    model: options.Model,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="A text file instead; repeatable.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation"], typer.Option(help="Of --data.")
+    ] = "validation",
+    rows: Annotated[
+        int, typer.Option(min=1, help="Windows of each source, at most; spread evenly.")
+    ] = 256,
+    context: options.Context = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Let tokens see earlier documents of their window.")
+    ] = False,
+    fail_over: Annotated[
+        float | None, typer.Option(metavar="PERPLEXITY", help="Exit with 3 above this.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of one forward pass.")] = 8,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Parse, measure, show."""
+    from codecria.data.errors import ExitStatus, UsageError
+
+    if (data is None) == (not file):
+        raise UsageError("one thing is read: shards or files", hint="give --data DIR or --file F")
+
+    import torch
+
+    from codecria.core.evaluation.likelihood.by_source import Reading, measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    reading = Reading(
+        data=data,
+        files=tuple(file or ()),
+        split=split,
+        rows=rows,
+        context=context,
+        document_mask=not plain,
+        batch_rows=batch,
+    )
+    with render.stages() as show:
+        told = measure(model, reading, device=device, dtype=dtype, show=show)
+    if as_json:
+        render.emit_json(told)
+    else:
+        _show_perplexity(told)
+    if out is not None:
+        from codecria.data.files import atomic_write_json
+
+        atomic_write_json(out, told)
+        render.note(f"written: {out}")
+    if fail_over is not None and not told["total"]["perplexity"] <= fail_over:
+        render.note(
+            f"the perplexity is {told['total']['perplexity']:.4g}, --fail-over asks for"
+            f" {fail_over:g} at most"
+        )
+        raise typer.Exit(ExitStatus.GATE)
+
+
+def _show_perplexity(told: dict[str, Any]) -> None:
+    found = [*told["sources"].items(), ("all", told["total"])]
+    rows = [
+        (
+            name,
+            f"{one['tokens']:,}",
+            f"{one['bytes']:,}",
+            f"{one['nats']:.4f}",
+            f"{one['perplexity']:.4g}",
+            "-" if one["bits_per_byte"] is None else f"{one['bits_per_byte']:.4f}",
+        )
+        for name, one in found
+    ]
+    columns = ["source", "tokens", "bytes", "nats a token", "perplexity", "bits a byte"]
+    render.table(f"windows of {told['context']:,} tokens", columns, rows, to_stdout=True)
