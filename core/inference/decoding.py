@@ -45,14 +45,19 @@ class Limits:
         Raises:
             UsageError: a limit or stop string makes no sense.
         """
-        if self.max_tokens < 1 or self.samples < 1:
-            raise UsageError(
-                f"max-tokens {self.max_tokens} and samples {self.samples} must be at least 1"
-            )
+        for name in ("max_tokens", "samples"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise UsageError(
+                    f"{option} {getattr(self, name)} is too small", hint="give 1 or more"
+                )
         if "" in self.stops:
-            raise UsageError("a stop string is empty", hint="leave --stop away instead")
+            raise UsageError("a stop string is empty", hint="leave out --stop instead")
         if self.context is not None and self.context < 2:
-            raise UsageError(f"a context of {self.context} tokens has no room to generate")
+            raise UsageError(
+                f"a context of {self.context} tokens has no room to generate",
+                hint="it holds the prompt and the completion: give 2 or more",
+            )
 
 
 class TextStream(Protocol):
