@@ -307,3 +307,29 @@ def test_damaged_files_end_in_a_message(
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert "--debug" not in err, "an unforeseen error"
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_a_run_on_relative_paths_is_inspected_from_any_folder(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree(shards, tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    request = StageRequest(
+        recipe="pretrain",
+        data=["data"],
+        size="1m",
+        steps=1,
+        changes={"context": "32", "batch_tokens": "64"},
+        dtype="float32",
+        compile="off",
+        eval_rows=1,
+    )
+    out = Path("run")
+    quiet: Callable[[Any], None] = lambda _: None  # noqa: E731 - a name for nothing
+    run_stage(resolve(request, out=out), out, report=quiet, warn=quiet, started=quiet)
+    assert problems(out) == []
+    monkeypatch.chdir(tmp_path)
+    assert problems(tmp_path / "here" / "run", verify=True) == []
+    page = json.loads((tmp_path / "here/run/run.json").read_text())
+    assert page["run"]["sources"][0]["path"] == "data", "metrics name it as it was given"

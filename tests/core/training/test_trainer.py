@@ -242,7 +242,12 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(shards: Path, tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="another tokenizer than the data") as caught:
         resolve(request(shards, size=None, init=model), out=None, plan=True)
-    assert "prepare the data again with --tokenizer" in caught.value.hint
+    assert caught.value.hint.endswith(f"--tokenizer {path}"), "a file that is there"
+    path.unlink()
+    (model / "codecria.json").write_text(json.dumps({"tokenizer": "another"}))
+    with pytest.raises(UserError, match="another tokenizer than the data") as caught:
+        resolve(request(shards, size=None, init=model), out=None, plan=True)
+    assert f"copy the model's tokenizer.model into {model}" in caught.value.hint
 
 
 def test_two_processes_cannot_write_to_one_run(shards: Path, tmp_path: Path) -> None:
