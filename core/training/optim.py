@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -31,17 +32,26 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.peak_lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over the model's weights; matrices decay, norms do not.
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that training changes, by name: those that ask for a gradient.
+
+    The rest is frozen. Names that the model's shape does not know (adapters) are weights like any.
+    """
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def build_optimizer(weights: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over some weights; matrices decay, norms do not.
 
     Args:
-        model: with float32 weights.
+        weights: float32, from `trained_weights`.
         recipe: gives betas, epsilon and weight decay.
     """
-    weights = list(model.parameters())
+    matrices = [w for w in weights.values() if w.ndim >= 2]
+    vectors = [w for w in weights.values() if w.ndim < 2]
     groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True

@@ -1,14 +1,16 @@
 """The resume state of a run: float32 weights, the optimiser's moments, and the step.
 
 Each step folder is itself a checkpoint (core/checkpoints/checkpoint.py), so any of them generates
-text; two more files make it possible to resume from it exactly. A folder appears whole or not at
-all, and the oldest are removed as new ones are saved.
+text; two more files make it possible to resume from it bit for bit. Weights are saved and restored
+by name: frozen ones have no moments, and those that the model's shape does not know (adapters) lie
+in a file of their own. A folder appears whole or not at all, and the oldest are removed as new ones
+come.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from codecria.core.checkpoints.formats.layout import hugging_face_name
+from codecria.core.checkpoints.formats.layout import hugging_face_name, shapes_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
@@ -32,6 +34,7 @@ from codecria.data.files import (
 
 STATE_NAME = "state.json"
 MOMENTS_NAME = "optimizer.safetensors"
+EXTRA_NAME = "extra.safetensors"  # weights beside those of the model's shape, such as adapters
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
 
 
@@ -86,22 +89,19 @@ def save(
     folder = run / "checkpoints" / f"step-{state['step']:08d}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     require_free_space(folder.parent, size_bytes(model.config))
+    weights = dict(model.named_parameters())
     with atomic_folder(folder) as temporary:
         write_checkpoint(
             temporary,
             model.config,
-            dict(model.named_parameters()).__getitem__,
+            weights.__getitem__,
             dtype=torch.float32,
             tokenizer=tokenizer,
             lineage=state,
         )
-        moments: dict[str, Tensor] = {}
-        for name, weight in model.named_parameters():
-            for moment in MOMENTS:
-                if weight in optimizer.state:
-                    value = optimizer.state[weight][moment]
-                    moments[f"{hugging_face_name(name)}.{moment}"] = value.cpu().contiguous()
-        save_file(moments, temporary / MOMENTS_NAME, metadata={"format": "pt"})
+        extra = {name: weights[name] for name in _extra(model)}
+        _write(extra, temporary / EXTRA_NAME)
+        _write(_moments_of(model, optimizer), temporary / MOMENTS_NAME)
         atomic_write_json(temporary / STATE_NAME, dict(state))
     for old in step_folders(run)[:-keep]:
         if old.name != f"step-{spare or 0:08d}":
@@ -137,20 +137,72 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
     if checkpoint.config != model.config or problems:
         raise _unusable(newest, "; ".join(problems[:3]) or "it is of another shape")
     weights = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in checkpoint.tensors():
-            weights[name].copy_(tensor)
     try:
-        with safe_open(newest / MOMENTS_NAME, framework="pt") as file:
-            for name, weight in weights.items():
-                moments = {m: file.get_tensor(f"{hugging_face_name(name)}.{m}") for m in MOMENTS}
-                step = torch.tensor(float(state["updates"]), device=weight.device)
-                optimizer.state[weight] = {"step": step} | {
-                    m: value.to(weight.device, copy=True) for m, value in moments.items()
-                }
-    except (SafetensorError, OSError) as error:
+        with torch.no_grad():
+            for name, tensor in checkpoint.tensors():
+                weights[name].copy_(tensor)
+            extra = _read(newest / EXTRA_NAME, _extra(model))
+            for name, tensor in extra.items():
+                weights[name].copy_(tensor)
+        wanted = {
+            _moment_name(name, moment, model): (weight, moment)
+            for name, weight in weights.items()
+            if weight.requires_grad
+            for moment in MOMENTS
+        }
+        for stored, tensor in _read(newest / MOMENTS_NAME, wanted).items():
+            weight, moment = wanted[stored]
+            entry = optimizer.state.setdefault(weight, {})
+            entry["step"] = torch.tensor(float(state["updates"]), device=weight.device)
+            entry[moment] = tensor.to(weight.device, copy=True)
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unusable(newest, str(error)) from error
     return state
+
+
+def _extra(model: Transformer) -> list[str]:
+    """The names of weights that the model's shape does not know."""
+    known = shapes_of(model.config)
+    return [name for name, _ in model.named_parameters() if name not in known]
+
+
+def _moment_name(name: str, moment: str, model: Transformer) -> str:
+    """The name in the file of a weight's moment: model.norm.weight.exp_avg."""
+    known = name in shapes_of(model.config)
+    return f"{hugging_face_name(name) if known else name}.{moment}"
+
+
+def _moments_of(model: Transformer, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """The moments of the trained weights, by their names in the file."""
+    return {
+        _moment_name(name, moment, model): optimizer.state[weight][moment]
+        for name, weight in model.named_parameters()
+        if weight in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a file of their own; none, no file."""
+    if tensors:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, path, metadata={"format": "pt"})
+
+
+def _read(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a file, which are to be those wanted.
+
+    Raises:
+        ValueError: others are missing or there: other weights were trained then.
+    """
+    found: dict[str, Tensor] = {}
+    if path.exists() or wanted:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    different = sorted(found.keys() ^ set(wanted))
+    if different:
+        raise ValueError(f"it was saved with other trained weights: {', '.join(different[:3])}")
+    return found
 
 
 def _unusable(folder: Path, why: str) -> UserError:

@@ -40,7 +40,7 @@ from codecria.data.rows.shards import ShardSet
 from . import resume
 from .allocator import keep_freed_memory
 from .card import model_card
-from .optim import build_optimizer, learning_rate
+from .optim import build_optimizer, learning_rate, trained_weights
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 
@@ -100,7 +100,8 @@ class Trainer:
 
     Args:
         run: what to do.
-        model: float32 weights to start from, on the device to train on.
+        model: float32 weights to start from, on the device to train on; those that ask for no
+            gradient stay as they are.
         mixture: the opened training data, as `run.sources` names it.
         validation: (name, validation split) of each source that has one.
         folder: the run folder.
@@ -128,7 +129,7 @@ class Trainer:
         keep_freed_memory()
         self.run = run
         self.recipe = run.recipe
-        self.model = model.train().requires_grad_(True)
+        self.model = model.train()
         self.model.recompute = run.recompute
         self.device = model.tok_embeddings.device
         self.mixture = mixture
@@ -139,7 +140,8 @@ class Trainer:
         self.report = report
         self.infilling = infilling
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
-        self.optimizer = build_optimizer(model, self.recipe)
+        self.trained = trained_weights(model)
+        self.optimizer = build_optimizer(self.trained, self.recipe)
         self.forward = compiled(model) if run.compiled else model
         self.skipped: list[int] = []
         self.stop_requested = False
@@ -203,7 +205,7 @@ class Trainer:
             total += loss.detach()
             if self.infilling is not None or self.dialogs:
                 by_kind += loss_by_kind(each, part)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
         lr = learning_rate(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()

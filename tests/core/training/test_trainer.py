@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.model.transformer import Transformer
 from codecria.core.training import stage as stages
 from codecria.core.training.optim import learning_rate
 from codecria.core.training.planner import plan_stage
@@ -231,6 +233,52 @@ def test_a_bfloat16_run_keeps_float32_masters_and_publishes_bfloat16(
     assert {part.dtype for part in saved.weights.stored.values()} == {"float32"}
     published = Checkpoint.open(tmp_path / "run").weights
     assert {part.dtype for part in published.stored.values()} == {"bfloat16"}
+
+
+class PartlyFrozen(Trainer):
+    """A trainer of a model with a frozen matrix and a weight that its shape does not know."""
+
+    extra: ClassVar[torch.Tensor]
+
+    def __init__(self, run: Any, model: Any, *others: Any, **named: Any) -> None:
+        model.layers[0].attention.wq.weight.requires_grad_(False)
+        model.layers[1].attention.wq.register_parameter(
+            "adapter", torch.nn.Parameter(self.extra.clone())
+        )
+        model.layers[1].attention.wq.forward = self.adapted(model.layers[1].attention.wq)
+        super().__init__(run, model, *others, **named)
+
+    def adapted(self, linear: Any) -> Any:
+        return lambda x: torch.nn.functional.linear(x, linear.weight + linear.adapter)
+
+
+def test_frozen_and_extra_weights_are_trained_saved_and_resumed_by_name(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kills: moments of all weights or by place, extra weights lost, frozen ones decayed.
+    PartlyFrozen.extra = torch.linspace(-0.1, 0.1, 16 * 16).view(16, 16)
+    monkeypatch.setattr(stages, "Trainer", PartlyFrozen)
+    train(request(shards, save_every=4), tmp_path / "whole")
+    train(request(shards, save_every=4), tmp_path / "cut", stop_after=5)
+    train(request(shards, save_every=4), tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    saved = [tmp_path / run / "checkpoints" / "step-00000008" for run in ("whole", "cut")]
+    adapter = "layers.1.attention.wq.adapter"
+    extra = [load_file(folder / "extra.safetensors") for folder in saved]
+    assert list(extra[0]) == [adapter]
+    assert torch.equal(extra[0][adapter], extra[1][adapter])
+    assert not torch.equal(extra[0][adapter], PartlyFrozen.extra)
+    moments = load_file(saved[0] / "optimizer.safetensors")
+    assert f"{adapter}.exp_avg" in moments
+    assert not [name for name in moments if name.startswith("model.layers.0.self_attn.q_proj")]
+    first = Transformer(Checkpoint.open(tmp_path / "whole").config)
+    first.initialise(0)
+    frozen = "layers.0.attention.wq.weight"
+    assert torch.equal(weights(tmp_path / "whole")[frozen], dict(first.named_parameters())[frozen])
+    monkeypatch.setattr(stages, "Trainer", Trainer)
+    (tmp_path / "whole" / "model").rename(tmp_path / "model")
+    with pytest.raises(UserError, match="saved with other trained weights"):
+        train(request(shards, save_every=4), tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
