@@ -19,9 +19,9 @@ from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
 from codecria.core.checkpoints.probe import suspicions
 from codecria.core.model.config import ModelConfig
+from codecria.core.training.meter import read_metrics
 from codecria.core.training.resume import step_folders
 from codecria.core.training.run import METRICS_NAME, RUN_NAME, recorded
-from codecria.core.training.trainer import read_metrics
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file
 from codecria.data.rows.shards import (

@@ -11,6 +11,7 @@ from codecria.data.rows.infill_rows import InfillRows
 from codecria.data.rows.rows import Counts
 from codecria.data.tokenizer.tokenizer import INFILL_EXTENSION
 
+from .meter import read_metrics
 from .plan import InfillPlan, Plan, Rate, Reach, SourcePlan, make_plan, plan_sources
 from .probe import measured_rate
 from .recipes import Recipe, parent_of, requested
@@ -19,7 +20,6 @@ from .run import METRICS_NAME
 from .settle import Settings, settle
 from .sources import share_beyond
 from .stage import Stage
-from .trainer import read_metrics
 
 LLAMA_VOCABULARY = 32_000  # pieces of the Llama 2 tokenizer, which every chain starts with
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from .settle import Settings
 from .start import FromScratch, Start
 from .trainer import Outcome, Report, Trainer
 from .vocabulary import MATRICES, Vocabulary, grown
+from .world import ALONE, World
 
 PUBLISHED = "model"  # in the run folder
 # What --force removes, the record last: a kill in between leaves a run that can be replaced again.
@@ -80,28 +82,34 @@ def run_stage(
     report: Report,
     warn: Callable[[str], None],
     started: Callable[[Trainer], None],
+    world: World = ALONE,
 ) -> Outcome:
     """Train in the run folder `out`, from its beginning or from where it stopped.
 
     Args:
         stage: what to do.
         out: the run folder, locked while this runs.
-        report: called with each metrics record.
-        warn: called with what may change the last bits of a resumed run, or its schedule.
+        report: called with each metrics record, in the main process.
+        warn: called, in the main process, with what may change the last bits of a resumed run, or
+            its schedule.
         started: called with the trainer before its first step, so that a signal can stop it.
+        world: the processes that train together; each calls this.
 
     Raises:
         UserError: the folder holds another run or is in use, the disk is too small, or training
             failed.
     """
-    with locked(out):
-        now = stage.standing(out)
-        for warning in now.warnings:
-            warn(warning)
-        stage = replace(stage, run=_begin(stage.run, now, out))
+    with contextlib.ExitStack() as held:
+        world.on_main(lambda: held.enter_context(locked(out)))
+        now = world.on_main(lambda: stage.standing(out))
+        if world.is_main:
+            for warning in now.warnings:
+                warn(warning)
+        stage = replace(stage, run=world.on_main(lambda: _begin(stage.run, now, out)))
         vocabulary = stage.vocabulary
         if vocabulary.content is not None:
-            atomic_write(vocabulary.path, vocabulary.content)
+            content = vocabulary.content
+            world.on_main(lambda: atomic_write(vocabulary.path, content))
         trainer = Trainer(
             stage.run,
             _weights(stage),
@@ -112,6 +120,7 @@ def run_stage(
             peak_flops=stage.settings.peak_flops,
             report=report,
             infilling=vocabulary.infilling,
+            world=world,
         )
         started(trainer)
         return trainer.fit()

@@ -10,14 +10,10 @@ Shapes: B rows of a micro-batch, T tokens of a row, C = dim.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import resource
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +23,24 @@ from torch import Tensor
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import DTYPES, publish
 from codecria.core.model.attention import Backend
-from codecria.core.model.batch import batch_loss, loss_by_kind, mean_loss
+from codecria.core.model.batch import batch_loss, loss_by_kind
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
 from codecria.data.formats.infill import Order
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.rows.mixture import Mixture
-from codecria.data.rows.rows import DIALOG, KINDS, Counts
+from codecria.data.rows.rows import KINDS
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
 from .allocator import keep_freed_memory
 from .card import model_card
+from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
+from .world import ALONE, World
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -62,27 +60,6 @@ class Outcome:
     trained: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """What one optimiser step showed.
-
-    Attributes:
-        loss: mean over the step's targets, in nats.
-        grad_norm: of the gradient before clipping.
-        lr: the learning rate.
-        skipped: the loss or the gradient was not finite, and the step changed nothing.
-        by_kind: (4,2) sums of losses and counts of targets, see `loss_by_kind`.
-        counts: of the step's documents, where infilling is on.
-    """
-
-    loss: Tensor
-    grad_norm: float
-    lr: float
-    by_kind: Tensor
-    counts: Counts | None
-    skipped: bool = False
-
-
 def make_deterministic() -> None:
     """Forbid every algorithm whose result may differ between two equal runs."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
@@ -95,8 +72,8 @@ def make_deterministic() -> None:
 class Trainer:
     """Trains one model on one mixture, as one run says, in one run folder.
 
-    Call it with the folder's lock held. It prints nothing: `report` is given each record that is
-    also written to metrics.jsonl.
+    Call it with the folder's lock held by the main process. It prints nothing: there `report` is
+    called with each record that is written to metrics.jsonl.
 
     Args:
         run: what to do.
@@ -109,6 +86,7 @@ class Trainer:
         peak_flops: measured matrix-product peak in FLOP/s, for MFU; 0 if unknown.
         report: called with each metrics record.
         infilling: how documents are infilled, if the recipe says so.
+        world: the processes that train together; the main one writes the folder and reports.
     """
 
     def __init__(
@@ -123,10 +101,12 @@ class Trainer:
         peak_flops: float,
         report: Report,
         infilling: Infilling | None = None,
+        world: World = ALONE,
     ) -> None:
         assert (infilling is None) == (run.recipe.infill is None), f"{run.recipe.name}: {infilling}"
         make_deterministic()
         keep_freed_memory()
+        self.world = world
         self.run = run
         self.recipe = run.recipe
         self.model = model.train()
@@ -157,8 +137,7 @@ class Trainer:
         if first >= self.recipe.steps and (self.folder / "model").is_dir():
             return Outcome(first, finished=True, trained=0)
         self._recover_metrics(first)
-        meter = Meter(self.run, self.peak_flops, self.device)
-        step = first
+        meter = Meter(self.run, self.peak_flops, self.device, self.world)
         with Loader(
             self.mixture,
             context=self.recipe.context,
@@ -171,18 +150,20 @@ class Trainer:
             learn=self.recipe.learn,
         ) as batches:
             for step, batch in enumerate(batches, start=first):
+                meter.received()
                 meter.add(self.step(step, batch))
                 done = step + 1
                 if self._due(done, self.run.log_every):
                     self._log(meter.read(done, self.mixture))
-                if self._saves(done) or self.stop_requested:
+                stop = self._anyone_stops()
+                if self._saves(done) or stop:
                     # Save before evaluating: a failing evaluation must not cost the step.
                     self._save(done)
                     meter.pause()
-                if self._due(done, self.run.eval_every) and not self.stop_requested:
+                if self._due(done, self.run.eval_every) and not stop:
                     self._log({"step": done} | self.evaluate())
                     meter.pause()
-                if self.stop_requested:
+                if stop:
                     return Outcome(done, finished=done == self.recipe.steps, trained=done - first)
         self._publish()
         return Outcome(self.recipe.steps, finished=True, trained=self.recipe.steps - first)
@@ -278,6 +259,10 @@ class Trainer:
                 count=count,
             )
 
+    def _anyone_stops(self) -> bool:
+        """Whether a signal reached any of the processes: then all save and stop."""
+        return self.world.largest([float(self.stop_requested)])[0] > 0
+
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.recipe.steps
 
@@ -360,130 +345,19 @@ class Trainer:
         that was due and did not finish is run.
         """
         path = self.folder / METRICS_NAME
-        kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []
-        atomic_write(path, "".join(json_line(record) for record in kept).encode())
-        validated = any(r["step"] == done and "validation_loss" in r for r in kept)
+
+        def cut() -> bool:
+            kept = [r for r in read_metrics(path) if r["step"] <= done] if path.exists() else []
+            atomic_write(path, "".join(json_line(record) for record in kept).encode())
+            return any(r["step"] == done and "validation_loss" in r for r in kept)
+
+        validated = self.world.on_main(cut)
         if done and self._due(done, self.run.eval_every) and not validated:
             self._log({"step": done} | self.evaluate())
 
     def _log(self, record: dict[str, Any]) -> None:
+        if not self.world.is_main:
+            return
         with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(json_line(record))
         self.report(finite(record))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line torn by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
-
-
-class Meter:
-    """Speed and means between two log lines.
-
-    Args:
-        run: gives batch and model.
-        peak_flops: of matrix products, FLOP/s; 0 if unknown.
-        device: whose memory is reported.
-    """
-
-    def __init__(self, run: RunConfig, peak_flops: float, device: torch.device) -> None:
-        self.flops = run.model.training_flops(run.recipe.context)
-        self.peak_flops = peak_flops
-        self.device = device
-        self.recipe = run.recipe
-        self.losses: list[float] = []
-        self.steps = 0
-        self.by_kind = torch.zeros(KINDS, 2, dtype=torch.float64)
-        self.counts = Counts()
-        self.grad_norm = self.lr = 0.0
-        self.busy_s = 0.0
-        self.since = time.perf_counter()
-
-    def add(self, result: Stepped) -> None:
-        """Count one step's result."""
-        now = time.perf_counter()
-        self.busy_s += now - self.since
-        self.since = now
-        self.steps += 1
-        if result.counts is not None:
-            self.counts += result.counts
-        if result.skipped:
-            return
-        self.grad_norm, self.lr = result.grad_norm, result.lr
-        self.losses.append(result.loss.item())
-        self.by_kind += result.by_kind.cpu()
-
-    def pause(self) -> None:
-        """Leave out the time since the last step: it went into saving or evaluating."""
-        self.since = time.perf_counter()
-
-    def read(self, done: int, mixture: Mixture) -> dict[str, Any]:
-        """The record of the steps since the last call."""
-        speed = tokens_per_second(self.steps * self.recipe.batch_tokens, self.busy_s)
-        recipe = self.recipe
-        ledger = mixture.ledger(
-            done * recipe.rows, context=recipe.context, seed=recipe.seed, infill=recipe.infill
-        )
-        record = {
-            "step": done,
-            "tokens": done * self.recipe.batch_tokens,
-            "tokens_per_s": round(speed, 1),
-            "mfu": mfu(speed, self.flops, self.peak_flops),
-            "memory_gb": round(peak_memory_bytes(self.device) / 1e9, 3),
-            "shares": {entry.name: round(entry.achieved, 6) for entry in ledger},
-            "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
-        }
-        if self.losses:  # all steps may have been skipped
-            mean = sum(self.losses) / len(self.losses)
-            record |= {"loss": mean, "lr": self.lr, "grad_norm": self.grad_norm}
-        if recipe.infill is not None:
-            record |= infilling_record(self.by_kind, self.counts)
-        if any(source.shards.dialogs for source in mixture.sources):
-            record |= {
-                "dialog_loss": mean_loss(self.by_kind, slice(DIALOG, None)),
-                "replay_loss": mean_loss(self.by_kind, slice(0, DIALOG)),
-            }
-        self.losses, self.steps, self.busy_s = [], 0, 0.0
-        self.by_kind, self.counts = torch.zeros_like(self.by_kind), Counts()
-        return record
-
-
-def infilling_record(by_kind: Tensor, counts: Counts) -> dict[str, Any]:
-    """The losses of each kind and what became of the documents, for a metrics record.
-
-    Args:
-        by_kind: from `loss_by_kind`, summed over some steps.
-        counts: of the same steps.
-    """
-    return {
-        "plain_loss": mean_loss(by_kind, slice(0, 1)),
-        "infill_loss": mean_loss(by_kind, slice(Order.PSM, Order.SPM + 1)),
-        "psm_loss": mean_loss(by_kind, slice(Order.PSM, Order.PSM + 1)),
-        "spm_loss": mean_loss(by_kind, slice(Order.SPM, Order.SPM + 1)),
-        "infill": asdict(counts)
-        | {"effective_rate": round(counts.infilled_tokens / max(1, counts.tokens), 6)},
-    }
-
-
-def tokens_per_second(tokens: int, seconds: float) -> float:
-    """Tokens over seconds; 0 before any time has passed."""
-    return tokens / seconds if seconds > 0 else 0.0
-
-
-def mfu(tokens_per_s: float, flops_per_token: float, peak_flops: float) -> float | None:
-    """Model FLOPs utilisation: (6 P + 6 L d T) tokens/s over the measured peak (DECISIONS)."""
-    return round(tokens_per_s * flops_per_token / peak_flops, 4) if peak_flops else None
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory the process has held: of the device, or resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024  # macOS counts bytes, Linux KiB

@@ -12,13 +12,14 @@ import torch
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.training.card import stages_of, training_seconds_of
 from codecria.core.training.examples import examples
+from codecria.core.training.meter import read_metrics
 from codecria.core.training.planner import plan_paper, planned_model, reach_of
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.sources import share_beyond
 from codecria.core.training.stage import run_stage
-from codecria.core.training.trainer import Trainer, read_metrics
+from codecria.core.training.trainer import Trainer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.rows.shards import ShardSet
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from codecria.core.training.meter import read_metrics
 from codecria.core.training.recipes import Recipe
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import Stage, run_stage
-from codecria.core.training.trainer import read_metrics
 from codecria.data.rows.loader import RunRows
 from codecria.data.rows.rows import IGNORE, Row
 from codecria.data.tokenizer.tokenizer import Tokenizer

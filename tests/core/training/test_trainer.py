@@ -13,12 +13,13 @@ from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.model.transformer import Transformer
 from codecria.core.training import stage as stages
+from codecria.core.training.meter import mfu, read_metrics, tokens_per_second
 from codecria.core.training.optim import learning_rate
 from codecria.core.training.planner import plan_stage
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import Stage, run_stage
-from codecria.core.training.trainer import Outcome, Trainer, mfu, read_metrics, tokens_per_second
+from codecria.core.training.trainer import Outcome, Trainer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -344,6 +345,20 @@ def test_the_plan_of_a_run_counts_its_own_data(shards: Path, tmp_path: Path) -> 
     assert source.unique == stage.mixture.sources[0].shards.n_tokens
     assert source.drawn == pytest.approx(8 * 128, rel=0.5)
     assert plan.as_json()["steps"] == 8
+
+
+def test_records_hold_the_wait_for_data_and_the_time_of_a_step_apart(
+    shards: Path, tmp_path: Path
+) -> None:
+    # Kills: waiting counted as work, or left out of the speed.
+    _, records = train(request(shards, log_every=2), tmp_path / "run")
+    steps = [r for r in records if "loss" in r]
+    assert [r["step"] for r in steps] == [2, 4, 6, 8]
+    for record in steps:
+        assert record["data_wait_s"] >= 0
+        assert record["step_s"] > 0
+        whole = record["data_wait_s"] + record["step_s"]
+        assert record["tokens_per_s"] == pytest.approx(128 / whole, rel=1e-2)
 
 
 def test_speed_figures_are_what_they_say() -> None:

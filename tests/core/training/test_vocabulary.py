@@ -14,12 +14,13 @@ from codecria.core.inference.generator import Generator
 from codecria.core.model.batch import loss_by_kind
 from codecria.core.training import stage as stages
 from codecria.core.training.examples import examples
+from codecria.core.training.meter import infilling_record, read_metrics
 from codecria.core.training.planner import plan_stage
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import run_stage
-from codecria.core.training.trainer import Trainer, infilling_record, read_metrics
+from codecria.core.training.trainer import Trainer
 from codecria.core.training.vocabulary import grown
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Infiller, Order

@@ -1,0 +1,146 @@
+"""The processes that train one run together: one, or those that torchrun has started.
+
+A run folder has one writer, the main process. The others learn from it what it read or wrote, and a
+mistake that it finds ends all of them. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from codecria.data.errors import UserError
+
+T = TypeVar("T")
+TIMEOUT_S = 600.0  # a process that keeps the others waiting longer ends the job
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of a run and the place of this one.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder and reports."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes, of the same shape and type."""
+        return self._reduced(value, distributed.ReduceOp.SUM)
+
+    def largest(self, numbers: Sequence[float]) -> list[float]:
+        """The largest over all processes of each of some numbers."""
+        value = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return list(self._reduced(value, distributed.ReduceOp.MAX).tolist())
+
+    def _reduced(self, value: Tensor, how: Any) -> Tensor:
+        if self.size == 1:
+            return value
+        value = value.clone()
+        distributed.all_reduce(value, op=how)
+        return value
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do something in the main process alone, while the others wait.
+
+        Returns:
+            what it returned, in every process.
+
+        Raises:
+            UserError: the main process raised it; every process does then.
+        """
+        result: tuple[Literal["value", "error", "crash"], Any] = ("crash", None)
+        crash: BaseException | None = None
+        if self.is_main:
+            try:
+                result = ("value", work())
+            except UserError as error:
+                result = ("error", error)
+            except BaseException as error:
+                crash = error
+        kind, value = self.from_main(result)
+        if crash is not None:
+            raise crash
+        if kind == "error":
+            raise value
+        if kind == "crash":
+            raise UserError("the main process failed", hint="see its error")
+        found: T = value
+        return found
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Do something in every process, the main one before the others: it fills the caches."""
+        if self.size == 1:
+            return work()
+        mine: T | None = None
+
+        def first() -> None:
+            nonlocal mine
+            mine = work()
+
+        self.on_main(first)
+        if self.is_main:
+            assert mine is not None, "the work of `main_first` returns a value"
+            return mine
+        return work()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def launched() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+    """Join the other processes of the launch; with one process, `World` of one.
+
+    Args:
+        device: what to compute on; of CUDA devices each process takes the one of its local rank.
+        timeout_s: how long a process waits for the others before it fails.
+    """
+    if not launched():
+        yield World(0, 1, device)
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "nccl"
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        distributed.destroy_process_group()
