@@ -80,17 +80,13 @@ class World:
             UserError: the main process raised it; every process does then.
         """
         result: tuple[Literal["value", "error", "crash"], Any] = ("crash", None)
-        crash: BaseException | None = None
-        if self.is_main:
-            try:
+        try:
+            if self.is_main:
                 result = ("value", work())
-            except UserError as error:
-                result = ("error", error)
-            except BaseException as error:
-                crash = error
-        kind, value = self.from_main(result)
-        if crash is not None:
-            raise crash
+        except UserError as error:
+            result = ("error", error)
+        finally:  # a crash goes its way here, once the others know
+            kind, value = self.from_main(result)
         if kind == "error":
             raise value
         if kind == "crash":
