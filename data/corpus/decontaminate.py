@@ -12,6 +12,8 @@ of a column which problem it holds. Evidence is a window of the text that is als
 
                are the same; keywords, called builtins, numbers, operators and attributes stay
 
+Texts inside other texts are searched too: in JSON, in strings, behind line numbers (`unwrap.py`).
+
 What is not evidence is left out when the index is made: windows met in more problems than `shared`
 (imports, test frames; translations of one problem count once), and windows that say little (rows
 of numbers, lines that repeat). The answer for a text depends on that text alone.
@@ -44,6 +46,7 @@ from codecria.data.files import atomic_writer, digest_bytes, digest_json
 
 from . import problems as problem_files
 from . import shingles
+from .unwrap import views
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -63,6 +66,7 @@ SEGMENT = 1 << 15  # windows hashed at once, from one running sum
 NAMED = 3  # problems that `hits` names
 NAMED_MISSING = 20  # problems that `facts` names as not indexed
 LAYOUT = 1  # of the saved file, and of what the hashes mean
+SEARCH = 2  # counted up when the same index finds more or less in the same text
 
 _BASE = 0xD1342543DE82EF95  # odd, of the polynomial over words or tokens
 _POSITION = np.uint64(0xFFFF)
@@ -518,20 +522,29 @@ class Index:
     def problems_in(self, texts: pa.Array) -> list[list[str]]:
         """For each text the problems found in it, those with most windows first."""
         counts: dict[int, Counter[str]] = {}
-        for begin, block in _blocks(texts):
-            for found, _ in self._search(block):
+        for numbers, column in _searched(texts):
+            for found, _ in self._search(column):
                 for text, problem in zip(
                     found.texts.tolist(), found.problems.tolist(), strict=True
                 ):
-                    counts.setdefault(begin + text, Counter())[self._problems[problem]] += 1
+                    counts.setdefault(numbers[text], Counter())[self._problems[problem]] += 1
         return [
             sorted(counts[i], key=lambda name: (-counts[i][name], name)) if i in counts else []
             for i in range(len(texts))
         ]
 
     def find(self, text: str) -> list[Hit]:
-        """All problems found in one text, with what was found and where, most windows first."""
-        hits = []
+        """All problems found in one text, with what was found and where, most windows first.
+
+        What is found in several forms of the text (`unwrap.py`) is given for the first of them.
+        """
+        hits: dict[tuple[str, str, Kind], Hit] = {}
+        for form in (text, *views(text)):
+            for hit in self._find(form):
+                hits.setdefault((hit.problem, hit.file, hit.kind), hit)
+        return sorted(hits.values(), key=lambda hit: (-hit.grams, hit))
+
+    def _find(self, text: str) -> Iterator[Hit]:
         data = text.encode("utf-8", "replace")
         column = shingles.column([data.decode()])
         lines = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
@@ -545,8 +558,7 @@ class Index:
             for problem, count in counts.items():
                 line = int(np.searchsorted(lines, starts[first[problem]])) + 1
                 name, file = self._problems[problem], self._files[problem]
-                hits.append(Hit(name, file, kind, count, line))
-        return sorted(hits, key=lambda hit: (-hit.grams, hit))
+                yield Hit(name, file, kind, count, line)
 
     def _search(self, texts: pa.Array) -> Iterator[tuple[_Found, Kind]]:
         """What is found in some texts, piece by piece."""
@@ -674,6 +686,25 @@ class Index:
             about["facts"],
             about["digest"],
         )
+
+
+def _searched(texts: pa.Array) -> Iterator[tuple[Sequence[int], pa.Array]]:
+    """(numbers of texts, what is searched of them): the texts, then their other forms."""
+    for begin, block in _blocks(texts):
+        yield range(begin, begin + len(block)), block
+    numbers: list[int] = []
+    forms: list[str] = []
+    held = 0
+    for number, text in enumerate(texts.to_pylist()):
+        for form in views(text):
+            numbers.append(number)
+            forms.append(form)
+            held += len(form)
+        if held > BLOCK_BYTES:
+            yield numbers, shingles.column(forms)
+            numbers, forms, held = [], [], 0
+    if forms:
+        yield numbers, shingles.column(forms)
 
 
 def _blocks(texts: pa.Array) -> Iterator[tuple[int, pa.Array]]:
@@ -874,7 +905,7 @@ class _Maker:
             "grams_shared": common,
         }
         marks = "".join(sorted(self.marks)).encode()
-        digest = digest_bytes(digest_json([LAYOUT, asdict(self.recipe)]).encode(), marks)
+        digest = digest_bytes(digest_json([LAYOUT, SEARCH, asdict(self.recipe)]).encode(), marks)
         by_source = [names[owner] for owner in owners]
         files_by_source = [file for _, file in self.sources]
         return Index(
