@@ -97,7 +97,7 @@ demo: venv
 	@printf '\n--- exercises in wordings that no stage saw: heads completed, then questions answered\n'
 	for stage in base infill long; do $(DEMO_TESTED) --model $(DEMO)/$$stage \
 		--out $(DEMO)/$$stage.scores.jsonl || exit 1; done
-	$(DEMO_TESTED) --model $(DEMO)/chat --form chat --out $(DEMO)/chat.scores.jsonl
+	$(DEMO_TESTED) --model $(DEMO)/chat --prompt-form chat --out $(DEMO)/chat.scores.jsonl
 	@printf '\n--- self-instruct: it answers other exercises, tests filter, it learns what is kept\n'
 	$(CODECRIA) self-instruct --model $(DEMO)/chat --tests-file $(DEMO)/train.jsonl \
 		--prompts examples/prompts $(DEMO_ROUND) --set solutions_tokens=48 --out $(DEMO)/made
@@ -111,7 +111,7 @@ demo-round:
 		kept=$${run#*=}; out=$(DEMO)/$${run%%=*}; \
 		$(CODECRIA) instruct --init $(DEMO)/chat --any-init $${kept:+--dialogs} $${kept:+$$kept} \
 			$(DEMO_TUNE) --steps $(word 5,$(DEMO_STEPS)) $(DEMO_STAGE) --out $$out && \
-		$(DEMO_TESTED) --model $$out --form chat --out $$out.scores.jsonl || exit 1; done
+		$(DEMO_TESTED) --model $$out --prompt-form chat --out $$out.scores.jsonl || exit 1; done
 	@printf '\n--- before (A) and after (B) the round\n'
 	$(CODECRIA) evaluate compare $(DEMO)/chat.scores.jsonl $(DEMO)/with.scores.jsonl
 	@printf '\n--- trained as long without (A) and with (B) what was kept\n'

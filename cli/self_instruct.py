@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import render
+from . import options, render
 from .commands import QuickGroup
-from .options import ConfirmMode, pairs_of
+from .options import pairs_of
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HELP = """Make instruction data: questions, tests, solutions; what passes the tests is kept.
 
 A model is asked for questions, for tests of each, and for several solutions; all run in the
-sandbox, and the first that passes is kept. The same command goes on where it stopped.
+sandbox, and the first that passes is kept. Rerun the same command to resume.
 
 Example: codecria self-instruct --model run --out made --questions 1000
 """
@@ -39,7 +39,16 @@ REPORT_HELP = """Show the funnel of a finished run again.
 
 Example: codecria self-instruct report made
 """
-Tier = Literal["auto", "bwrap", "native", "command", "none"]
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """Fields of `settings.Settings` for `--set`, each with its `=`."""
+    from dataclasses import fields
+
+    from codecria.core.self_instruct.settings import Settings
+
+    names = [f"{field.name}=" for field in fields(Settings)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,116 +64,215 @@ def register(app: typer.Typer) -> None:
 def self_instruct(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="Checkpoint or run folder to ask.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run.")] = None,
-    questions: Annotated[
-        int | None, typer.Option(min=1, help="Questions to ask for [default: the preset's].")
-    ] = None,
-    solutions: Annotated[
-        int | None, typer.Option(min=1, help="Solutions of each [default: the paper's 10].")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Repeats the same texts.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="verified, or paper: without filters that it does not describe.")
-    ] = "verified",
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; repeatable."),
-    ] = None,
-    endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="OpenAI-compatible, as http://127.0.0.1:8000/v1."),
-    ] = None,
-    endpoint_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model at --endpoint.")
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="CKPT",
+            help="Checkpoint or run folder that answers every stage.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = None,
     questions_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Who asks: a checkpoint, a name at --endpoint, or URL#NAME."
+            metavar="MODEL",
+            help="Model for the questions: a checkpoint, a name at --endpoint, or URL#NAME.",
+            rich_help_panel=options.INPUT,
         ),
     ] = None,
     tests_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Who writes tests, likewise.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Model for the tests.", rich_help_panel=options.INPUT),
     ] = None,
     solutions_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Who answers, likewise.")
-    ] = None,
-    form: Annotated[
-        Literal["auto", "chat", "few-shot"],
+        str | None,
         typer.Option(
-            metavar="FORM", help="chat, or few-shot for base models [default: as it was tuned]."
+            metavar="MODEL", help="Model for the solutions.", rich_help_panel=options.INPUT
         ),
-    ] = "auto",
-    key_env: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    retries: Annotated[int, typer.Option(min=0, help="Of a request that failed.")] = 5,
-    request_timeout: Annotated[float, typer.Option(help="Seconds of one request.")] = 600.0,
-    skip_failed: Annotated[
-        bool, typer.Option("--skip-failed", help="Go on without answers that did not come.")
-    ] = False,
-    emit_requests: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write requests as OpenAI batch, and stop.")
-    ] = None,
-    responses: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Take their answers; repeatable.")
     ] = None,
     questions_file: Annotated[
-        Path | None, typer.Option(help="Questions of yours: .txt or .jsonl.")
+        Path | None,
+        typer.Option(help="Your own questions: .txt or .jsonl.", rich_help_panel=options.INPUT),
     ] = None,
     tests_file: Annotated[
-        Path | None, typer.Option(help="Questions with tests of yours: .jsonl.")
+        Path | None,
+        typer.Option(help="Your own questions with tests: .jsonl.", rich_help_panel=options.INPUT),
     ] = None,
     prompts_folder: Annotated[
-        Path | None, typer.Option("--prompts", metavar="DIR", help="Prompts of yours.")
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="DIR",
+            help="Your own prompts; `self-instruct prompts` writes files to start from.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = None,
-    decontaminate: Annotated[
-        list[Path] | None, typer.Option(help="Evaluation file that no item may hold; repeatable.")
+    decontaminate: options.Decontaminate = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Run folder; rerun the same command to resume.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Questions to ask for [default: the preset's].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    solutions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Solutions of each question [default: the preset's].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed.", rich_help_panel=options.SAMPLING)
+    ] = None,
+    preset: Annotated[
+        Literal["verified", "paper"],
+        typer.Option(
+            help="verified, or paper: without filters that the paper does not describe.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = "verified",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Override a setting; repeatable.",
+            rich_help_panel=options.SAMPLING,
+            autocompletion=complete_settings,
+        ),
+    ] = None,
+    prompt_form: Annotated[
+        Literal["auto", "chat", "few-shot"],
+        typer.Option(
+            help="How the model is asked: its chat form, or worked examples as text for a base"
+            " model; auto chooses by the checkpoint.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = "auto",
+    stop_after: Annotated[
+        Literal["questions", "tests", "solutions"] | None,
+        typer.Option(help="Stop after this stage.", rich_help_panel=options.SAMPLING),
     ] = None,
     near_dedup: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Drop questions as similar as this, from 0 to 1: as 0.7."),
+        typer.Option(
+            metavar="S",
+            help="Drop questions whose word sets are this similar, from 0 to 1, such as 0.7.",
+            rich_help_panel=options.SCORING,
+        ),
     ] = None,
     probe_tests: Annotated[
         bool | None,
         typer.Option(
-            "--probe-tests/--no-probe-tests", help="Drop tests that pass constants or arguments."
+            "--probe-tests/--no-probe-tests",
+            help="Drop tests that a function returning a constant or its argument passes.",
+            rich_help_panel=options.SCORING,
         ),
     ] = None,
     drop_flaky: Annotated[
         bool | None,
-        typer.Option("--drop-flaky/--no-drop-flaky", help="Run what passed twice more."),
+        typer.Option(
+            "--drop-flaky/--no-drop-flaky",
+            help="Run what passed twice more, and drop what then fails.",
+            rich_help_panel=options.SCORING,
+        ),
     ] = None,
     dedup_solutions: Annotated[
         bool | None,
-        typer.Option("--dedup-solutions/--no-dedup-solutions", help="Run equal syntax trees once."),
+        typer.Option(
+            "--dedup-solutions/--no-dedup-solutions",
+            help="Run solutions with equal syntax trees once.",
+            rich_help_panel=options.SCORING,
+        ),
     ] = None,
-    stop_after: Annotated[
-        Literal["questions", "tests", "solutions"] | None,
-        typer.Option(metavar="STAGE", help="questions, tests or solutions."),
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.",
+            rich_help_panel=options.ENDPOINT,
+        ),
     ] = None,
-    sandbox: Annotated[
-        Tier, typer.Option(metavar="TIER", help="Where programs run; none is no sandbox at all.")
-    ] = "auto",
-    sandbox_command: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="For --sandbox command.")
+    endpoint_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Model name at --endpoint.", rich_help_panel=options.ENDPOINT
+        ),
     ] = None,
-    confirm: ConfirmMode = "passes",
-    workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of one program.")] = 3.0,
-    memory_mb: Annotated[int, typer.Option(min=16, help="Of one program.")] = 1_024,
-    batch: Annotated[int, typer.Option(min=1, help="Answers drawn side by side.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto (as stored where that is fast), float32, bfloat16.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; one when cores are busy.")
+    key_env: Annotated[
+        str,
+        typer.Option(
+            metavar="VARIABLE",
+            help="Environment variable that holds the endpoint's key.",
+            rich_help_panel=options.ENDPOINT,
+        ),
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests at once.", rich_help_panel=options.ENDPOINT)
+    ] = 8,
+    retries: Annotated[
+        int,
+        typer.Option(min=0, help="Retries of a failed request.", rich_help_panel=options.ENDPOINT),
+    ] = 5,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Time limit of one request, seconds, from connecting to the last byte.",
+            rich_help_panel=options.ENDPOINT,
+        ),
+    ] = 600.0,
+    skip_failed: Annotated[
+        bool,
+        typer.Option(
+            "--skip-failed",
+            help="Continue without the answers that failed.",
+            rich_help_panel=options.ENDPOINT,
+        ),
+    ] = False,
+    emit_requests: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the open requests as an OpenAI batch, and stop.",
+            rich_help_panel=options.ENDPOINT,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    responses: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answers to --emit-requests; repeatable.",
+            rich_help_panel=options.ENDPOINT,
+        ),
+    ] = None,
+    sandbox: options.Tier = "auto",
+    sandbox_command: options.SandboxCommand = None,
+    confirm: options.ConfirmMode = "passes",
+    workers: options.Workers = None,
+    timeout: Annotated[
+        float,
+        typer.Option(help="Time limit per program, seconds.", rich_help_panel=options.SANDBOX),
+    ] = 3.0,
+    memory_mb: options.MemoryMb = 1_024,
+    batch: options.Batch = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Parse, make, show."""
     if context.invoked_subcommand is not None:
@@ -201,7 +309,7 @@ def self_instruct(
         import torch
 
         torch.set_num_threads(threads)
-    chosen: Form | None = None if form == "auto" else prompt_files.check_form(form)
+    chosen: Form | None = None if prompt_form == "auto" else prompt_form
     request = Request(
         out=out,
         settings=settings_of(preset, asked),
@@ -328,14 +436,10 @@ def _open(
 def execute(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Which part, from 1.")] = "1/1",
-    sandbox: Annotated[
-        Tier, typer.Option(metavar="TIER", help="Where programs run; none is no sandbox at all.")
-    ] = "auto",
-    sandbox_command: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="For --sandbox command.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Programs side by side.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    sandbox: options.Tier = "auto",
+    sandbox_command: options.SandboxCommand = None,
+    workers: options.Workers = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Parse, run, show."""
     from codecria.core.sandbox.config import SandboxConfig
@@ -371,7 +475,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def report(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Read, show."""
     from codecria.core.self_instruct.record import report_of

@@ -18,14 +18,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, digest_json
 from codecria.data.formats.chat import Dialog, Message, Role, problem_of
 
 Form = Literal["chat", "few-shot"]
-FORMS: tuple[str, ...] = get_args(Form)
 FOLDER = Path(__file__).with_name("templates")
 # What each prompt may be given, and what it must use.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -181,14 +180,3 @@ def _parse(name: str, path: Path) -> Template:
             hint="turns begin with a line '=== user' or '=== assistant'; see docs/self-instruct.md",
         )
     return Template(name, turns)
-
-
-def check_form(form: str) -> Form:
-    """A form by its name.
-
-    Raises:
-        UsageError: there is no such form.
-    """
-    if form not in FORMS:
-        raise UsageError(f"there is no form {form!r}", hint="forms: auto, " + ", ".join(FORMS))
-    return cast(Form, form)
