@@ -298,7 +298,7 @@ def generate(
         if in_place:
             assert file is not None, "--in-place without a file"
             assert asked.content is not None, "a file without content"
-            output.write_in_place(file, asked.content, asked.gap, completion)
+            output.write_in_place(file, asked.content, asked.gap, completion, printed=diff)
         return
     if chat:
         events = output.stripped(events)
@@ -325,6 +325,8 @@ def _check_combination(
 
     if in_place and file is None:
         raise UsageError("--in-place needs a file to write", hint="name it with --file")
+    if in_place and file is not None and not file.is_file():
+        raise UsageError(f"{file} is not a regular file", hint="leave out --in-place")
     if diff and asked.gap is None:
         raise UsageError("--diff needs a gap to fill", hint="name one, as with --file and --at")
     if chat and heal:

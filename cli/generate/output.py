@@ -33,6 +33,7 @@ def payload(out: Path | None) -> Iterator[Write]:
     if out is None:
         yield _to_stdout
         return
+    from codecria.cli.signals import ending_in_order
     from codecria.data.files import atomic_writer, write_error
 
     path = out.resolve()  # a symbolic link stays one
@@ -43,7 +44,7 @@ def payload(out: Path | None) -> Iterator[Write]:
         except OSError as error:
             raise write_error(path, error) from error
         return
-    with atomic_writer(path) as raw:
+    with ending_in_order(f"stopped: {out} was not written"), atomic_writer(path) as raw:
         if path.exists():
             os.fchmod(raw.fileno(), stat.S_IMODE(path.stat().st_mode))
         yield lambda text: raw.write(text.encode())
@@ -148,7 +149,9 @@ def patch_name(file: Path | None) -> str:
     return str(path.relative_to(here if path.is_relative_to(here) else path.anchor))
 
 
-def write_in_place(file: Path, read: bytes, gap: Gap, completion: Completion) -> None:
+def write_in_place(
+    file: Path, read: bytes, gap: Gap, completion: Completion, *, printed: bool = False
+) -> None:
     """Write the file with its gap filled; its mode, its owner and a link to it stay.
 
     Args:
@@ -156,6 +159,7 @@ def write_in_place(file: Path, read: bytes, gap: Gap, completion: Completion) ->
         read: its content when the prompt was made.
         gap: the place in it.
         completion: what fills the gap.
+        printed: whether the middle is on stdout already.
 
     Raises:
         UserError: the middle has no end, or the file is another one by now. It stays as it is; in
@@ -174,7 +178,8 @@ def write_in_place(file: Path, read: bytes, gap: Gap, completion: Completion) ->
     except OSError:
         same = False
     if not same:
-        _to_stdout(gap.shown(completion.text))
+        if not printed:
+            _to_stdout(gap.shown(completion.text))
         raise UserError(
             f"{file} was changed while the middle was generated, and is left as it is",
             hint="the middle is on stdout; run the command again to fill the new file",

@@ -1,4 +1,4 @@
-"""Patches of a filled gap: `patch` and `git apply` turn the old file into the new one."""
+"""Gaps in files, and patches that `patch` and `git apply` turn the old file into the new with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from codecria.data.errors import UsageError
 from codecria.data.formats import cursor
 
 # Everything that Python's splitlines takes for a line's end and the programs do not, and a BOM.
@@ -94,3 +95,44 @@ def test_a_patch_reads_as_diff_writes_it() -> None:
         "--- a/src/a.txt\n+++ b/src/a.txt\n@@ -2,7 +2,8 @@\n"
         " two\n three\n four\n-five\n+five!\n+more\n six\n seven\n eight\n"
     )
+
+
+@given(st.text(alphabet="ab é\n", max_size=30), st.data())
+def test_a_gap_is_where_it_was_said_and_filling_nothing_changes_nothing(
+    text: str, data: st.DataObject
+) -> None:
+    for ends in ("\n", "\r\n"):
+        written = text.replace("\n", ends)
+        lines = text.split("\n")
+        line = data.draw(st.integers(1, len(lines)))
+        column = data.draw(st.integers(1, len(lines[line - 1]) + 1))
+        gap = cursor.at_place(written, line, column)
+        assert gap.prefix + gap.suffix == text
+        assert gap.prefix.count("\n") == line - 1
+        assert len(gap.prefix.rpartition("\n")[2]) == column - 1
+        assert gap.filled("") == written
+        assert gap.filled("x\ny") == (gap.prefix + "x\ny" + gap.suffix).replace(
+            "\n", ends if gap.carriage else "\n"
+        )
+
+
+def test_marks_and_mixed_line_ends_stay_as_they_are() -> None:
+    gap = cursor.at_place("\ufeffa\r\nb", 2, 1)
+    assert (gap.prefix, gap.suffix, gap.filled("x\n")) == ("a\n", "b", "\ufeffa\r\nx\r\nb")
+    mixed = cursor.at_marker("a\r\n<FILL_ME>\nb")
+    assert mixed.filled("x") == "a\r\nx\nb"
+
+
+@pytest.mark.parametrize("place", ["", "3", "0:1", "1:0", "a:b", "1:2:3", "-1:2"])
+def test_what_is_no_place_is_refused(place: str) -> None:
+    with pytest.raises(UsageError, match="no place"):
+        cursor.parse_place(place)
+
+
+def test_places_and_markers_that_are_not_there_are_named() -> None:
+    with pytest.raises(UsageError, match="no line 3"):
+        cursor.at_place("a\nb", 3, 1)
+    with pytest.raises(UsageError, match="no column 3"):
+        cursor.at_place("a\nb", 1, 3)
+    with pytest.raises(UsageError, match="at 2 places"):
+        cursor.at_marker("<FILL_ME><FILL_ME>")

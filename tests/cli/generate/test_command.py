@@ -1,37 +1,47 @@
-"""generate beyond completion: files filled at a place, dialogs answered, words healed."""
+"""`generate` beyond completion: files filled at a place, questions answered, chat sessions."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codecria.cli import app as cli
 from codecria.cli.generate.chat import Session
 from codecria.cli.generate.output import stripped, write_in_place
+from codecria.core.checkpoints.checkpoint import publish
 from codecria.core.inference.decoding import Completion, Limits
-from codecria.core.inference.engine import complete
 from codecria.core.inference.generator import Generator
-from codecria.core.inference.healing import heal
 from codecria.core.inference.sampling import Sampling
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 from codecria.data.formats import chat, cursor
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.formats.window import Room
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What one call left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
@@ -48,62 +58,21 @@ def filler(extended: Tokenizer, random_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def run(filler: Path) -> Run:
-    def call(*options: Any, model: Path = filler, stdin: str = "") -> Any:
-        command = [sys.executable, "-m", "codecria.cli", "generate", "--model", model]
+def run(filler: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Run:
+    """Call the command line within this process, as the console script does."""
+
+    def call(*options: Any, model: Path = filler, stdin: str = "") -> Ran:
+        command = ["codecria", "generate", "--model", model]
         command += ["--threads", "1", "--max-tokens", "24", *options]
-        return subprocess.run(
-            list(map(str, command)), input=stdin, capture_output=True, text=True, check=False
-        )
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capfdbinary.readouterr()
+        status = cli.run()
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return Ran(int(status), out.decode(), err.decode())
 
     return call
-
-
-# ------------------------------------------------------------------------------------------ places
-
-
-@given(st.text(alphabet="ab é\n", max_size=30), st.data())
-def test_a_gap_is_where_it_was_said_and_filling_nothing_changes_nothing(
-    text: str, data: st.DataObject
-) -> None:
-    for ends in ("\n", "\r\n"):
-        written = text.replace("\n", ends)
-        lines = text.split("\n")
-        line = data.draw(st.integers(1, len(lines)))
-        column = data.draw(st.integers(1, len(lines[line - 1]) + 1))
-        gap = cursor.at_place(written, line, column)
-        assert gap.prefix + gap.suffix == text
-        assert gap.prefix.count("\n") == line - 1
-        assert len(gap.prefix.rpartition("\n")[2]) == column - 1
-        assert gap.filled("") == written
-        assert gap.filled("x\ny") == (gap.prefix + "x\ny" + gap.suffix).replace(
-            "\n", ends if gap.carriage else "\n"
-        )
-
-
-def test_marks_and_mixed_line_ends_stay_as_they_are() -> None:
-    gap = cursor.at_place("\ufeffa\r\nb", 2, 1)
-    assert (gap.prefix, gap.suffix, gap.filled("x\n")) == ("a\n", "b", "\ufeffa\r\nx\r\nb")
-    mixed = cursor.at_marker("a\r\n<FILL_ME>\nb")
-    assert mixed.filled("x") == "a\r\nx\nb"
-
-
-@pytest.mark.parametrize("place", ["", "3", "0:1", "1:0", "a:b", "1:2:3", "-1:2"])
-def test_what_is_no_place_is_refused(place: str) -> None:
-    with pytest.raises(UsageError, match="no place"):
-        cursor.parse_place(place)
-
-
-def test_places_and_markers_that_are_not_there_are_named() -> None:
-    with pytest.raises(UsageError, match="no line 3"):
-        cursor.at_place("a\nb", 3, 1)
-    with pytest.raises(UsageError, match="no column 3"):
-        cursor.at_place("a\nb", 1, 3)
-    with pytest.raises(UsageError, match="at 2 places"):
-        cursor.at_marker("<FILL_ME><FILL_ME>")
-
-
-# ------------------------------------------------------------------------------------- the command
 
 
 def test_prompt_ids_are_those_of_training(run: Run, extended: Tokenizer, tmp_path: Path) -> None:
@@ -197,6 +166,55 @@ def test_what_an_editor_saved_meanwhile_is_not_overwritten(
     assert path.read_text() == "x = 1\ny\n"
     assert link.is_symlink()
     assert path.stat().st_mode & 0o7777 == 0o640
+
+
+def test_a_refused_write_prints_the_middle_once(
+    filler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("changed\n")
+    gap = cursor.at_place("x = \n", 1, 5)
+    filled = Completion(
+        text="1", ids=(5,), prompt_tokens=1, finish_reason="stop", prefill_s=0, decode_s=0
+    )
+    with pytest.raises(UserError, match="was changed while") as refused:
+        write_in_place(path, b"x = \n", gap, filled, printed=True)
+    assert capsys.readouterr().out == ""
+    assert "on stdout" in str(refused.value.hint)
+
+
+def test_what_is_no_regular_file_is_not_written_in_place(run: Run, tmp_path: Path) -> None:
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    found = run("--file", link, "--at", "1:1", "--in-place")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "is not a regular file" in found.stderr
+
+
+def test_scores_that_are_not_finite_end_the_command_in_one_error(
+    run: Run, extended: Tokenizer, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        dim=16,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        hidden_dim=32,
+        vocab_size=extended.vocab_size,
+        max_context=64,
+    )
+    model = Transformer(config)
+    model.initialise(0)
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    publish(tmp_path / "m", model, dtype=torch.float32, tokenizer=extended.path, lineage={})
+    for options in ([], ["--heal"], ["--temperature", 1], ["--json", "--samples", 3], ["--chat"]):
+        found = run("retur", *options, model=tmp_path / "m")
+        assert (found.returncode, found.stdout) == (1, "")
+        assert found.stderr.startswith("error: the model's scores are not finite")
 
 
 def test_out_is_what_stdout_would_be_and_whole_or_absent(run: Run, tmp_path: Path) -> None:
@@ -311,56 +329,6 @@ def test_a_conversation_in_a_terminal(filler: Path) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-
-
-# ------------------------------------------------------------------------------------------- words
-
-
-def test_healing_takes_back_what_a_longer_piece_begins_with(tokenizer: Tokenizer) -> None:
-    pieces = tokenizer.typed_bytes()
-    ids = tokenizer.encode("    retur", bos=True)
-    kept, opening = heal(ids, pieces)
-    assert opening is not None
-    assert b"".join(pieces[i] for i in kept) + opening.text == b"     retur"
-    whole = tokenizer.encode("\n", bos=True)
-    assert len(heal(whole, pieces)[0]) <= len(whole)
-
-
-@pytest.mark.parametrize("text", ["    retur", "def __ini", "self.to"])
-def test_a_healed_completion_begins_with_what_was_taken_back(
-    tokenizer: Tokenizer, text: str
-) -> None:
-    torch.manual_seed(2)
-    config = ModelConfig(
-        dim=16,
-        n_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        hidden_dim=32,
-        vocab_size=tokenizer.vocab_size + 5,  # rows that no piece has are never drawn
-        max_context=64,
-    )
-    model = Transformer(config).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.2)
-    pieces = tokenizer.typed_bytes()
-    ids, opening = heal(tokenizer.encode(text, bos=True), pieces)
-    assert opening is not None
-    events = complete(
-        model,
-        ids,
-        new_stream=tokenizer.stream,
-        sampling=Sampling(temperature=1.0, seed=3),
-        limits=Limits(max_tokens=12, samples=3),
-        ends=frozenset({tokenizer.eos_id}),
-        opening=opening,
-    )
-    for _, event in events:
-        if isinstance(event, Completion):
-            generated = b"".join(pieces[i] for i in event.ids)
-            assert generated.startswith(opening.text)
-            rest = generated[len(opening.text) :]
-            assert rest.decode("utf-8", "replace") == event.text
 
 
 @given(st.lists(st.text(alphabet="a \n", max_size=4), max_size=6))
