@@ -16,14 +16,16 @@ from codecria.core.checkpoints.checkpoint import (
 )
 from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
+from codecria.core.checkpoints.formats.hugging_face import TOKENIZER_JSON_NAME
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
 from codecria.core.checkpoints.probe import suspicions
+from codecria.core.checkpoints.recognise import not_a_checkpoint, snapshot_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.training.meter import read_metrics
 from codecria.core.training.resume import step_folders
 from codecria.core.training.run import METRICS_NAME, RUN_NAME, recorded
 from codecria.data.errors import UserError
-from codecria.data.files import digest_file
+from codecria.data.files import digest_file, is_lfs_pointer
 from codecria.data.rows.shards import (
     MANIFEST_NAME,
     SETS_NAME,
@@ -51,6 +53,12 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    cached = snapshot_of(path)
+    if cached is not None:
+        path = cached
+    other = path.suffix in (".safetensors", ".json") and path.name != TOKENIZER_JSON_NAME
+    if path.is_file() and (other or is_lfs_pointer(path)):
+        raise not_a_checkpoint(path)
     if path.is_file():
         return _gguf(path, verify=verify) if is_gguf(path) else _tokenizer(path)
     if (path / SETS_NAME).is_file():
@@ -61,8 +69,11 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         return _run(path, verify=verify)
     if (path / CONFIG_NAME).is_file() or is_meta_folder(path):
         return _checkpoint(path, verify=verify)
-    if (path / TOKENIZER_NAME).is_file():
+    if any((path / name).is_file() for name in (TOKENIZER_NAME, TOKENIZER_JSON_NAME)):
         return _tokenizer(path)
+    error = not_a_checkpoint(path)
+    if not error.message.endswith(f"no {PARAMS_NAME}"):
+        raise error
     raise UserError(
         f"{path} is nothing codecria knows",
         hint=f"it looks for {MANIFEST_NAME} (shards), {RUN_NAME} (a run), {CONFIG_NAME}"

@@ -279,6 +279,35 @@ def digest_content(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
 
 
+LFS_POINTER_BYTES = 1024  # the longest pointer of Git LFS
+LFS_POINTER = re.compile(
+    rb"\s*version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/v\d+\s"
+    rb"(?:.*\n)*?oid sha256:[0-9a-f]{64}\s"
+)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is a pointer of Git LFS, left where the file itself was not fetched."""
+    try:
+        with path.open("rb") as file:
+            return LFS_POINTER.match(file.read(LFS_POINTER_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse a pointer of Git LFS.
+
+    Raises:
+        UserError: the file is one.
+    """
+    if is_lfs_pointer(path):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself",
+            hint="run `git lfs pull` in its repository, or download the file",
+        )
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`.
 

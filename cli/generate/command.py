@@ -253,7 +253,14 @@ def generate(
     if threads is not None:
         torch.set_num_threads(threads)
     tokenizer = tokenizer_of(model)
-    longest = context or Checkpoint.open(model).config.max_context
+    checkpoint = Checkpoint.open(model)
+    if chat:
+        from codecria.core.checkpoints.formats.chat_template import template_note
+
+        known = template_note(checkpoint.chat_template(), tokenizer)
+        if known is not None:
+            render.note(known)
+    longest = context or checkpoint.config.max_context
     room = Room(context=longest, max_tokens=max_tokens)
     cut: Truncate = truncate or ("off" if asked.gap is None and not chat else "window")
     if asked.session:

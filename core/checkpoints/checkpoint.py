@@ -60,6 +60,7 @@ from codecria.data.files import (
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .ends import CONFIG_NAME, ENDS_KEY, LINEAGE_NAME, end_ids
+from .recognise import not_a_checkpoint, refuse_quantised, snapshot_of
 
 TOKENIZER_NAME = "tokenizer.model"
 CARD_NAME = "README.md"  # where people and model hubs look for it
@@ -93,7 +94,9 @@ class Checkpoint:
         folder = resolve(path)
         if (folder / CONFIG_NAME).is_file():
             config = read_config(folder)
-            weights: Weights = SafetensorsWeights(placed_weights(folder))
+            placed = placed_weights(folder)
+            refuse_quantised(folder, {}, placed)
+            weights: Weights = SafetensorsWeights(placed)
         else:
             meta = MetaWeights(folder)
             weights, config = meta, _as_recorded(read_meta_config(folder, meta), folder)
@@ -214,11 +217,14 @@ def read_config(folder: Path) -> ModelConfig:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object")
+    refuse_quantised(folder, raw)
     return ModelConfig.from_hugging_face(raw, where=str(path))
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the newest one of a run folder.
+    """The checkpoint folder that `path` means.
+
+    It is the path itself, the newest one of a run folder, or the snapshot of a Hugging Face cache.
 
     Raises:
         UserError: there is none.
@@ -232,11 +238,10 @@ def resolve(path: Path) -> Path:
     steps = sorted((path / "checkpoints").glob("step-*"))
     if steps and (steps[-1] / CONFIG_NAME).is_file():
         return steps[-1]
-    what = "has no config.json and no params.json" if path.is_dir() else "does not exist"
-    raise UserError(
-        f"{path} is not a checkpoint: it {what}",
-        hint="name a folder in the Hugging Face layout or Meta's, or the --out of a finished run",
-    )
+    cached = snapshot_of(path)
+    if cached is not None:
+        return resolve(cached)
+    raise not_a_checkpoint(path)
 
 
 def load_model(

@@ -217,11 +217,6 @@ def convert(
 
 
 def _opened(request: Request) -> Checkpoint:
-    if request.source.is_file() and is_gguf(request.source):
-        raise UserError(
-            f"{request.source} is a GGUF file: these are written and compared, but not converted",
-            hint="convert the checkpoint it was made from",
-        )
     source = Checkpoint.open(request.source)
     problems = source.problems()
     if problems:

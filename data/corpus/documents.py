@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +18,13 @@ import pyarrow.parquet as pq
 
 from codecria.data.compressed import read_blocks
 from codecria.data.errors import UserError
-from codecria.data.files import read_regular
+from codecria.data.files import LFS_POINTER, LFS_POINTER_BYTES, read_regular
 
 from . import languages, licence_texts, licences, units
 from .reasons import Reason
 from .units import TEXT_COLUMNS, InputFile, Unit
 
 PARQUET_ROWS = 256  # rows decoded at once
-POINTER_BYTES = 1024  # the longest pointer of Git LFS
-_POINTER = re.compile(
-    rb"\s*version https?://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/v\d+\s"
-    rb"(?:.*\n)*?oid sha256:[0-9a-f]{64}\s"
-)
 
 # The columns met in code data sets: The Stack, starcoderdata, Dolma, and the plain forms.
 LANGUAGE_COLUMNS = ("lang", "language", "programming_language", "ext", "extension")
@@ -93,7 +87,9 @@ def read(unit: Unit) -> Iterator[Document | Rejected]:
         return
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
         raise UserError(f"{file.path} changed while it was being read", hint="run it again")
-    if file.bytes <= POINTER_BYTES and is_pointer(read_regular(file.path, POINTER_BYTES) or b""):
+    if file.bytes <= LFS_POINTER_BYTES and is_pointer(
+        read_regular(file.path, LFS_POINTER_BYTES) or b""
+    ):
         yield _rejected(file, whole, Reason.LFS_POINTER, file.bytes)
     elif file.kind == "jsonl":
         yield from _read_lines(unit)
@@ -118,7 +114,7 @@ def _rejected(
 
 def is_pointer(data: bytes) -> bool:
     """Whether a file holds what Git LFS puts in place of a large file that was not fetched."""
-    return len(data) <= POINTER_BYTES and _POINTER.match(data) is not None
+    return len(data) <= LFS_POINTER_BYTES and LFS_POINTER.match(data) is not None
 
 
 def decode(data: bytes) -> str | Reason:
@@ -345,7 +341,7 @@ def _record(
         return _rejected(file, identity, Reason.BAD_RECORD, size, problem)
     if "\0" in text:
         return _rejected(file, identity, Reason.BINARY, size)
-    if len(text) <= POINTER_BYTES and is_pointer(text.encode("utf-8", "replace")):
+    if len(text) <= LFS_POINTER_BYTES and is_pointer(text.encode("utf-8", "replace")):
         return _rejected(file, identity, Reason.LFS_POINTER, size)
     if not text.isascii():
         try:

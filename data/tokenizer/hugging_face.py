@@ -23,7 +23,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from codecria.data.errors import UserError
-from codecria.data.files import read_json
+from codecria.data.files import read_json, refuse_lfs_pointer
 
 from .fast_encode import BPE, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED
 
@@ -74,6 +74,7 @@ def model_content(path: Path) -> tuple[Path, bytes]:
         alone = not (path / MODEL_NAME).is_file() and (path / JSON_NAME).is_file()
         file = path / (JSON_NAME if alone else MODEL_NAME)
     if file.name == JSON_NAME and file.is_file():
+        refuse_lfs_pointer(file)
         return file, _extended(rebuilt(file), added_tokens(folder), folder)
     try:
         content = file.read_bytes()
@@ -82,6 +83,7 @@ def model_content(path: Path) -> tuple[Path, bytes]:
             f"cannot read the tokenizer {file}: {error.strerror or error}",
             hint="name a SentencePiece tokenizer.model or a folder that holds one",
         ) from error
+    refuse_lfs_pointer(file)
     if file.name != MODEL_NAME:
         return file, content
     added = added_tokens(folder)

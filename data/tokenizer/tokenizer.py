@@ -210,10 +210,13 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """The ids that no text yields: control, unknown and unused pieces, and sentinels."""
-        return self._sentinels | frozenset(
-            i for i, piece in enumerate(self._model.pieces) if piece.type in _NO_TEXT
-        )
+        """The ids that are no text: control, unknown and unused pieces, and sentinels.
+
+        Added tokens that are not special are text, though text yields them only when parsed.
+        """
+        text = {i for i in self.added if self._model.pieces[i].type == UNUSED}
+        marks = {i for i, piece in enumerate(self._model.pieces) if piece.type in _NO_TEXT}
+        return frozenset((self._sentinels | marks) - text)
 
     @property
     def fast_path(self) -> str:

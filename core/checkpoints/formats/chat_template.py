@@ -46,6 +46,24 @@ TEMPLATES: Mapping[Form, str] = {
 }
 
 
+def template_note(template: str, tokenizer: Tokenizer) -> str | None:
+    """What a user should know where a checkpoint's own template is another than the form used.
+
+    Args:
+        template: the checkpoint's, in Jinja, or empty.
+        tokenizer: its tokenizer, which decides the form (`data/formats/chat.py`).
+
+    Returns:
+        a line; None where there is no template, or one of the form that is used.
+    """
+    form = form_of(tokenizer)
+    marks = ("[INST]", "<<SYS>>") if form == "llama2" else ("Source:", "<step>")
+    if not template or all(mark in template for mark in marks):
+        return None
+    used = "the Llama 2 form ([INST] ... [/INST])" if form == "llama2" else "Code Llama 70B's form"
+    return f"the model's own chat template is not used: the question is put in {used}"
+
+
 def template_for(tokenizer: Tokenizer | None, lineage: Mapping[str, Any]) -> str:
     """The template of a model that was tuned on dialogs; empty for every other."""
     if tokenizer is None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
-from codecria.data.files import read_json
+from codecria.data.files import read_json, refuse_lfs_pointer
 
 from .layout import EMBEDDING, OUTPUT, Pairs, meta_name
 from .weights import Stored, Weights, forget
@@ -287,6 +287,7 @@ def _open_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
     Raises:
         UserError: it is damaged, or holds anything but tensors.
     """
+    refuse_lfs_pointer(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
+from codecria.data.files import refuse_lfs_pointer
 
 from .layout import OUTPUT, Pairs, hugging_face_name, reordered, shapes_of, turned_heads
 
@@ -156,6 +157,8 @@ class SafetensorsWeights(Weights):
             UserError: a file is damaged, or lacks a weight that is placed in it.
         """
         self.files = sorted(set(placed.values()))
+        for path in self.files:
+            refuse_lfs_pointer(path)
         headers = {path: _header(path) for path in self.files}
         for name, path in sorted(placed.items()):
             if name not in headers[path]:
@@ -192,6 +195,7 @@ def names_in(path: Path) -> list[str]:
     Raises:
         UserError: it is damaged or incomplete.
     """
+    refuse_lfs_pointer(path)
     return list(_header(path))
 
 
