@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS
 from codecria.data.errors import UsageError
 from codecria.data.formats.infill import InfillFormat, Scope
+from codecria.data.quantities import parse_count
 from codecria.data.rows.dialog_rows import Learn
 
 
@@ -468,7 +470,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             f"a recipe has no field {', '.join(map(repr, unknown))}",
             hint=f"did you mean {near[0]}?" if near else "fields: " + ", ".join(CHANGEABLE),
         )
-    values = {key: _split(value) if key == "betas" else value for key, value in changes.items()}
+    values = {key: _parsed(key, value) for key, value in changes.items()}
     try:
         changed = TypeAdapter(Recipe).validate_python(asdict(recipe) | values)
     except ValidationError as error:
@@ -480,6 +482,17 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UsageError("; ".join(problems), hint=f"in the recipe {recipe.name} {recipe.size}")
     return changed
+
+
+def _parsed(field: str, value: Any) -> Any:
+    """A field's value in the form that validation takes: counts such as 64K as numbers."""
+    if field == "betas":
+        return _split(value)
+    if isinstance(value, str) and Recipe.__annotations__[field].split(" ")[0] == "int":
+        # Anything else than a count is for validation to refuse, with the field's name.
+        with suppress(UsageError):
+            return parse_count(value)
+    return value
 
 
 def requested(

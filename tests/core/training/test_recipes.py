@@ -182,6 +182,12 @@ def test_the_shortest_runs_have_a_finite_schedule(steps: int) -> None:
     assert all(0 < learning_rate(s, recipe) <= recipe.peak_lr for s in range(steps))
 
 
+@pytest.mark.parametrize("text", ["64K", "6.4e4", "64_000", "64000"])
+def test_counts_of_a_recipe_may_be_written_as_people_write_them(text: str) -> None:
+    changed = override(recipe_for("pretrain", "15m"), {"batch_tokens": text, "context": "512"})
+    assert changed.batch_tokens == 64_000
+
+
 def test_overrides_are_parsed_checked_and_collected() -> None:
     base = recipe_for("pretrain", "15m")
     changed = override(
