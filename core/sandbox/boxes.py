@@ -43,7 +43,7 @@ def is_private(folder: int) -> bool:
     return status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077 == 0
 
 
-def clear(folder: int, *, seconds: float = CLEAR_S) -> bool:
+def clear(folder: int, *, seconds: float = CLEAR_S, but: str = "") -> bool:
     """Remove what is in an open folder of ours, whatever names, modes and depth it has.
 
     A folder in it is emptied, its own folders are moved up beside it, and so on: each is moved
@@ -52,13 +52,14 @@ def clear(folder: int, *, seconds: float = CLEAR_S) -> bool:
     Args:
         folder: a descriptor.
         seconds: after which it ends.
+        but: a name in it that stays.
 
     Returns:
-        whether nothing is left.
+        whether nothing else is left.
     """
     deadline = time.monotonic() + seconds
     with contextlib.suppress(OSError):
-        while names := os.listdir(folder):
+        while names := [name for name in os.listdir(folder) if name != but]:
             gone = False
             for name in names:
                 gone |= _remove(folder, name, deadline)

@@ -10,6 +10,7 @@ This module is read by the fork-server with nothing but the standard library at 
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import contextlib
 import functools
@@ -37,6 +38,8 @@ globals()["__builtins__"] = PRIVATE
 KEY_BYTES = 32
 KEY, PROOF = 200, 201  # descriptors: the key is read from one and written to the other
 BRIDGE = (202, 203)  # where a side of a program in two processes reads and writes
+# So that `watch.MOST_THREADS` fit into the address space of a program, which stacks count for.
+THREAD_STACK_BYTES = 1 << 20
 GO = b"!"  # ahead of the key where it is read
 # The standard library, its parts of this platform's own, and the system's libraries.
 READABLE = [
@@ -71,6 +74,7 @@ def prepare(box: str) -> Pristine:
     """
     for name in PRELOADED:
         __import__(name)
+    _thread.stack_size(THREAD_STACK_BYTES)
     os.environ.clear()
     os.environ.update(HOME=box, TMPDIR=box, PATH="/usr/bin:/bin", TZ="UTC", LANG="C.UTF-8")
     os.chdir(box)

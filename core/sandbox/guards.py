@@ -12,6 +12,7 @@ import re
 import secrets
 
 KEY_CHARACTERS = 64  # a key: so many hexadecimal digits
+LENGTH_CHARACTERS = 12  # of the length of a part that follows the key on standard input
 
 # --- C++ ------------------------------------------------------------------------------------------
 
@@ -147,23 +148,48 @@ def cpp_refusal(source: str) -> str:
 
 JAVA_GUARD_NAME = "CodecriaGuard"
 # The key is in a local variable, which reflection does not reach; modules that could dump or read
-# memory are not there (languages.py).
+# memory are not there (languages.py). The classes come by standard input: no file holds them, and
+# when all are defined nothing holds their bytes.
 _JAVA_GUARD = """\
-public final class CodecriaGuard {
-    public static void main(String[] words) throws Throwable {
-        java.io.FileOutputStream out = new java.io.FileOutputStream(java.io.FileDescriptor.out);
+public final class CodecriaGuard extends ClassLoader {
+    private java.util.Map<String, byte[]> left = new java.util.TreeMap<>();
+
+    private CodecriaGuard() { super(CodecriaGuard.class.getClassLoader()); }
+
+    @Override protected Class<?> findClass(String name) throws ClassNotFoundException {
+        byte[] code = left == null ? null : left.remove(name);
+        if (code == null) throw new ClassNotFoundException(name);
+        return defineClass(name, code, 0, code.length);
+    }
+
+    private static byte[] take(int size) throws java.io.IOException {
         java.io.FileInputStream in = new java.io.FileInputStream(java.io.FileDescriptor.in);
-        byte[] key = new byte[SIZE];
-        for (int have = 0; have < SIZE;) {
-            int got = in.read(key, have, SIZE - have);
+        byte[] taken = new byte[size];
+        for (int have = 0; have < size;) {
+            int got = in.read(taken, have, size - have);
             if (got <= 0) Runtime.getRuntime().halt(71);
             have += got;
         }
+        return taken;
+    }
+
+    private static byte[] part() throws java.io.IOException {
+        return take(Integer.parseInt(new String(take(LENGTH)).trim()));
+    }
+
+    public static void main(String[] words) throws Throwable {
+        java.io.FileOutputStream out = new java.io.FileOutputStream(java.io.FileDescriptor.out);
+        byte[] key = take(SIZE);
+        CodecriaGuard loader = new CodecriaGuard();
+        for (int count = Integer.parseInt(new String(part())); count > 0; count -= 2) {
+            String file = new String(part(), java.nio.charset.StandardCharsets.UTF_8);
+            if (file.endsWith(".class"))
+                loader.left.put(file.substring(0, file.length() - 6).replace('/', '.'), part());
+            else part();
+        }
         String[] used = {USED};
-        String[] made = new java.io.File(words[0]).list();
-        for (String file : made) {
-            if (!file.endsWith(".class")) continue;
-            String name = file.substring(file.lastIndexOf('$') + 1, file.length() - 6);
+        for (String made : loader.left.keySet()) {
+            String name = made.substring(made.lastIndexOf('$') + 1);
             for (String known : used) {
                 if (!known.equals(name)) continue;
                 for (String home : new String[] {"java.lang.", "java.util.", "java.io.",
@@ -181,9 +207,17 @@ public final class CodecriaGuard {
                 }
             }
         }
+        for (String made : new java.util.TreeSet<>(loader.left.keySet()))
+            if (loader.left.containsKey(made)) loader.loadClass(made);
+        loader.left = null;
+        java.lang.reflect.Method entry;
+        entry = loader.loadClass("ENTRY").getDeclaredMethod("main", String[].class);
+        entry.setAccessible(true);
         try {
-            ENTRY.main(new String[0]);
+            entry.invoke(null, (Object) new String[0]);
             out.write(key);
+        } catch (java.lang.reflect.InvocationTargetException raised) {
+            throw raised.getCause();
         } finally {
             java.util.Arrays.fill(key, (byte) 0);
         }
@@ -208,7 +242,7 @@ def java_guard(entry: str, tests: str) -> str:
     used = sorted({name for name in _NAME.findall(tests) if name[0].isupper()} | {"System"})
     listed = ", ".join(f'"{name}"' for name in used)
     text = _JAVA_GUARD.replace("SIZE", str(KEY_CHARACTERS)).replace("USED", listed)
-    return text.replace("ENTRY", entry)
+    return text.replace("LENGTH", str(LENGTH_CHARACTERS)).replace("ENTRY", entry)
 
 
 # --- JavaScript -----------------------------------------------------------------------------------
@@ -222,16 +256,22 @@ JS_GUARD = """\
 (() => {
   const fs = require('fs'), vm = require('vm'), Module = require('module');
   const assert = require('assert');
-  const key = Buffer.alloc(SIZE);
-  for (let have = 0; have < SIZE;) {
-    const got = fs.readSync(0, key, have, SIZE - have, null);
-    if (got <= 0) process.exit(71);
-    have += got;
-  }
+  const take = (size) => {
+    const taken = Buffer.alloc(size);
+    for (let have = 0; have < size;) {
+      const got = fs.readSync(0, taken, have, size - have, null);
+      if (got <= 0) process.exit(71);
+      have += got;
+    }
+    return taken;
+  };
+  const part = () => take(Number(take(LENGTH).toString())).toString('utf8');
+  const key = take(SIZE);
   const fill = Uint8Array.prototype.fill;
   const write = fs.writeSync;
-  const solution = fs.readFileSync(__dirname + '/solution.js', 'utf8');
-  const tests = fs.readFileSync(__dirname + '/tests.js', 'utf8');
+  // Neither is in a file, an argument or the environment.
+  part();
+  const solution = part(), tests = part();
   const refused = new Set(['inspector', 'inspector/promises', 'v8', 'worker_threads', 'cluster',
     'child_process', 'vm', 'module', 'repl', 'wasi', 'diagnostics_channel', 'async_hooks',
     'trace_events', 'perf_hooks', 'test', 'process']);
@@ -274,6 +314,8 @@ JS_GUARD = """\
   const NAMES = ['Object', 'Function', 'Array', 'String', 'Number', 'Boolean', 'Symbol', 'BigInt',
     'Math', 'JSON', 'Map', 'Set', 'WeakMap', 'WeakSet', 'Date', 'RegExp', 'Promise', 'Reflect',
     'Error', 'TypeError', 'RangeError', 'SyntaxError', 'console'];
+  // Frames of the tests' functions, and so their text, are not given out.
+  Object.defineProperty(Error, 'prepareStackTrace', { value: undefined });
   keep(globalThis);
   for (const name of NAMES) {
     keep(globalThis[name]);
@@ -308,11 +350,27 @@ JS_GUARD = """\
     .filter((name) => identifier.test(name) && words.has(name)
       && !['undefined', 'NaN', 'Infinity', 'module', 'exports'].includes(name));
   const values = names.map((name) => globalThis[name]);
+  // What the tests call of the solution's they call through functions in strict mode: the caller
+  // of a function is shown to it otherwise, with its text.
+  const through = { __proto__: null,
+    apply: (wanted, self, given) => apply(wanted, self, given),
+    construct: (wanted, given, target) => construct(wanted, given, target) };
+  const Proxy_ = Proxy, construct = Reflect.construct;
   const { runInThisContext, compileFunction } = vm;
   const complain = (told) => { throw new Error(told); };
   try {
     runInThisContext(solution, { filename: 'solution.js' });
     if (!restore()) complain('the solution has changed what the tests stand on');
+    for (const word of words) {
+      if (!identifier.test(word) || names.includes(word)) continue;
+      let found;
+      try {
+        found = runInThisContext('typeof ' + word + " === 'function' ? " + word + ' : undefined');
+      } catch (none) { continue; }  // a word of the language's
+      if (typeof found !== 'function') continue;
+      names.push(word);
+      values.push(new Proxy_(found, through));
+    }
     const checks = compileFunction('{\\n' + tests + '\\n}', names, { filename: 'tests.js' });
     apply(checks, undefined, values);
     write(1, key);
@@ -320,4 +378,4 @@ JS_GUARD = """\
     apply(fill, key, [0]);  // what is left to run, such as timers, finds nothing
   }
 })();
-""".replace("SIZE", str(KEY_CHARACTERS))
+""".replace("SIZE", str(KEY_CHARACTERS)).replace("LENGTH", str(LENGTH_CHARACTERS))

@@ -1,4 +1,4 @@
-"""The languages beside Python: how each is compiled and run, as data; another is one entry more."""
+"""The languages beside Python, as data: another is one entry of `LANGUAGES` and nothing else."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Step:
     """A program that is executed in the jail.
 
     Attributes:
-        argv: with {tool} for the path of a tool, {build} and {box} for folders, {heap_mb} for half
-            of what the program may have of memory, and {jars} for Java's class path.
+        argv: with {tool} for the path of a tool, {build}, {run} and {box} for folders, {heap_mb}
+            for half of what the program may have of memory, and {jars} for Java's class path.
         wall_s: seconds by the clock; None takes the program's own limit.
         address_bytes: of address space at least, as runtimes reserve more than they use.
         processes: whether it may start others, as compilers do.
@@ -35,36 +35,68 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Language:
-    """A language that the sandbox runs where its tools are.
+class Suite:
+    """What HumanEval-X needs to know of a language.
 
     Attributes:
-        name: as problems name it.
+        end: what ends a function, at which a completion stops.
+        closer: what the stop took, and closes what is open.
+        prelude: ahead of a solution.
+        tests_prelude: ahead of the tests.
+    """
+
+    end: str
+    closer: str
+    prelude: str = ""
+    tests_prelude: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """A language that the sandbox runs where its tools are: all that is to be known of it.
+
+    No source is on a disk while a program runs. `kept` is what remains of the files that were
+    written and compiled; `fed` the program reads from standard input, behind its key.
+
+    Attributes:
+        name: as programs name it.
         title: as people write it.
+        aliases: other names of it, in small letters.
         tools: commands that must be there.
-        version: arguments that make the first tool tell its version.
+        version: arguments that make the first tool print its version.
         files: makes the files of a solution and its tests.
         compile: the steps ahead of the program.
         run: the program.
+        kept: files that remain, by their paths before and behind: the latter in RUN.
+        fed: makes texts of a solution and its tests that the program reads.
+        fed_folder: one whose files the program reads, each its name and what it holds.
         refusal: what in a solution is not run at all; empty where nothing is.
         readable: more that may be read, as patterns of paths.
+        splits: whether solution and tests can run in two processes.
         sample: a solution and its tests, which pass; with "3" for "2", the tests do not.
+        suite: see `Suite`; None where no suite of problems has it.
     """
 
     name: str
     title: str
+    aliases: tuple[str, ...] = ()
     tools: tuple[str, ...]
     version: tuple[str, ...]
     files: Callable[[str, str], dict[str, str]]
     run: Step
     compile: tuple[Step, ...] = ()
+    kept: tuple[tuple[str, str], ...]
+    fed: Callable[[str, str], tuple[str, ...]] = field(default=lambda _source, _tests: ())
+    fed_folder: str = ""
     refusal: Callable[[str], str] = field(default=lambda _source: "")
     readable: tuple[str, ...] = ()
+    splits: bool = False
     sample: tuple[str, str]
+    suite: Suite | None = None
 
 
-def _js_files(source: str, tests: str) -> dict[str, str]:
-    return {"guard.js": guards.JS_GUARD, "solution.js": source, "tests.js": tests}
+def _js_files(_source: str, _tests: str) -> dict[str, str]:
+    return {"guard.js": guards.JS_GUARD}
 
 
 def _java_files(source: str, tests: str) -> dict[str, str]:
@@ -74,6 +106,17 @@ def _java_files(source: str, tests: str) -> dict[str, str]:
         f"guard/{guards.JAVA_GUARD_NAME}.java": guards.java_guard(entry, tests),
         "sources": f"{{build}}/{entry}.java\n{{build}}/guard/{guards.JAVA_GUARD_NAME}.java\n",
     }
+
+
+_CPP_HEADERS = (  # HumanEval-X's C++ takes them as given (its README)
+    *("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring"),
+    *("iostream", "map", "set", "numeric"),
+)
+# Node's console.assert prints and goes on; a failed one must end the program.
+_JS_ASSERT = (
+    "console.assert = (ok, ...told) => {"
+    " if (!ok) throw new Error(['Assertion failed', ...told].join(' ')); };\n"
+)
 
 
 # Without those that read memory or dump it: jdk.unsupported, jdk.management, jdk.attach, jdk.jdi.
@@ -87,11 +130,15 @@ LANGUAGES: Mapping[str, Language] = {
             title="JavaScript",
             tools=("node",),
             version=("--version",),
+            aliases=("js",),
             files=_js_files,
+            kept=(("guard.js", "guard.js"),),
+            fed=lambda source, tests: (source, tests),
+            suite=Suite(end="\n}", closer="\n}\n", tests_prelude=_JS_ASSERT),
             run=Step(
                 argv=(
                     *("{node}", "--max-old-space-size={heap_mb}", "--no-addons"),
-                    *("--stack-trace-limit=5", "{build}/guard.js"),
+                    *("--stack-trace-limit=5", "{run}/guard.js"),
                 ),
                 address_bytes=4 * GIB,  # V8 reserves what it may never use
             ),
@@ -106,7 +153,14 @@ LANGUAGES: Mapping[str, Language] = {
             title="C++",
             tools=("g++",),
             version=("-dumpfullversion",),
+            aliases=("c++",),
             files=guards.cpp_files,
+            kept=(("program", "program"),),
+            suite=Suite(
+                end="\n}",
+                closer="\n}\n",
+                prelude="".join(f"#include<{header}>\n" for header in _CPP_HEADERS),
+            ),
             compile=(
                 Step(
                     argv=(
@@ -120,7 +174,7 @@ LANGUAGES: Mapping[str, Language] = {
                     processes=True,
                 ),
             ),
-            run=Step(argv=("{build}/program",)),
+            run=Step(argv=("{run}/program",)),
             refusal=guards.cpp_refusal,
             sample=(
                 "#include <vector>\nint one() { return 1; }",
@@ -133,6 +187,9 @@ LANGUAGES: Mapping[str, Language] = {
             tools=("java", "javac"),
             version=("-version",),
             files=_java_files,
+            kept=((f"classes/{guards.JAVA_GUARD_NAME}.class", f"{guards.JAVA_GUARD_NAME}.class"),),
+            fed_folder="classes",
+            suite=Suite(end="\n    }\n", closer="\n    }\n}\n"),
             compile=(
                 Step(
                     argv=(
@@ -149,8 +206,8 @@ LANGUAGES: Mapping[str, Language] = {
                 argv=(
                     *("{java}", *_JVM, "-Xmx{heap_mb}m", "-XX:CompressedClassSpaceSize=64m"),
                     *("-Djava.io.tmpdir={box}", "-Duser.home={box}", "-Dfile.encoding=UTF-8"),
-                    *("--limit-modules", JAVA_MODULES, "-ea", "-cp", "{build}/classes{jars}"),
-                    *(guards.JAVA_GUARD_NAME, "{build}/classes"),
+                    *("--limit-modules", JAVA_MODULES, "-ea", "-cp", "{run}{jars}"),
+                    guards.JAVA_GUARD_NAME,
                 ),
                 address_bytes=4 * GIB,  # less is a fatal error of the JVM's
             ),
@@ -163,7 +220,7 @@ LANGUAGES: Mapping[str, Language] = {
         ),
     )
 }
-ALIASES = {"js": "javascript", "c++": "cpp"}
+RUN = "run"  # the folder of what remains while a program runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +261,11 @@ LIBRARIES: Mapping[str, Library] = {
 
 def canonical(language: str) -> str:
     """A language's name as this module has it."""
-    return ALIASES.get(language, language)
+    small = language.lower()
+    for known in LANGUAGES.values():
+        if small == known.name or small in known.aliases:
+            return known.name
+    return small
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +392,9 @@ def job_of(
     extra = [path for pattern in known.readable for path in _matching(pattern)]
     return {
         "files": known.files(source, tests),
+        "kept": known.kept,
+        "fed": known.fed(source, tests),
+        "fed_folder": known.fed_folder,
         "steps": steps,
         "executable": [*_SYSTEM, *sorted(homes)],
         "readable": [*_READ, *extra],

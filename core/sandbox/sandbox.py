@@ -32,6 +32,7 @@ from .worker import BOOT, PYTHON, STEPS
 
 START_S = 30.0  # until a server must be ready
 END_S = 2.0  # for a server to end what it runs, and itself
+ARENAS = "2"  # of glibc's allocator
 GRACE_S = 10.0  # beyond a program's time, until its server counts as lost
 
 
@@ -400,7 +401,12 @@ class _Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={"LANG": "C.UTF-8", "TZ": "UTC", "PATH": os.environ.get("PATH", os.defpath)},
+            env={
+                "LANG": "C.UTF-8",
+                "TZ": "UTC",
+                "PATH": os.environ.get("PATH", os.defpath),
+                "MALLOC_ARENA_MAX": ARENAS,  # each reserves 64 MB of address space for a thread
+            },
             start_new_session=True,
         )
         theirs.close()

@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from . import boxes, jail
@@ -15,6 +16,10 @@ from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
 from .wire import Answer, Bounds
 
 BUILD, BOX = "build", "box"  # folders of a program: what it is made from, and what it writes in
+RUN = "run"  # in the former: what remains while it runs
+LENGTH_CHARACTERS = 12  # see `guards.LENGTH_CHARACTERS`, which a server does not load
+MOST_FED, MOST_PARTS = 64 << 20, 20_000  # bytes and parts that a program reads behind its key
+DEEPEST = 16  # nesting of folders that it reads
 _running: set[int] = set()  # groups that are to end with this process
 
 
@@ -62,16 +67,56 @@ class Runner:
                 file.write(text.replace("{build}", build) if name == "sources" else text)
         *compiling, running = job["steps"]
         for step in compiling:
-            answer = self._run(job, step, last=False)
+            answer = self._run(job, step, None)
             if answer.outcome == "timeout":
                 return answer._replace(detail="it was not compiled in time")
             if answer.outcome != "passed":
                 return answer
-            _allow_execution(self._opened[0])
-        return self._run(job, running, last=True)
+        try:
+            fed = self._seal(job)
+        except OSError as error:
+            return Answer("failed", f"nothing was compiled: {error}", 0.0, 1, "", "")
+        return self._run(job, running, fed)
 
-    def _run(self, job: dict[str, Any], step: dict[str, Any], *, last: bool) -> Answer:
-        """Execute one step; a compiler passes by its status, the program by its proof too."""
+    def _seal(self, job: dict[str, Any]) -> bytes:
+        """Leave nothing in the folder of the build but what runs, and make that executable.
+
+        Returns:
+            what the program reads behind its key.
+
+        Raises:
+            OSError: what should have been compiled is not there, or it is no plain file.
+        """
+        top = self._opened[0]
+        parts = [text.encode(errors="replace") for text in job["fed"]]
+        os.mkdir(RUN, 0o700, dir_fd=top)
+        run = boxes.open_folder(RUN, inside=top)
+        try:
+            for source, name in job["kept"]:
+                folder = _below(top, source.split("/")[:-1])
+                try:
+                    os.rename(source.split("/")[-1], name, src_dir_fd=folder, dst_dir_fd=run)
+                finally:
+                    os.close(folder)
+                _allow(run, name)
+            if job["fed_folder"]:
+                parts += _contents(top, job["fed_folder"])
+            boxes.clear(top, but=RUN)
+        finally:
+            os.close(run)
+        if not parts:
+            return b""
+        return b"".join(_part(part) for part in (str(len(parts)).encode(), *parts))
+
+    def _run(self, job: dict[str, Any], step: dict[str, Any], fed: bytes | None) -> Answer:
+        """Execute one step; a compiler passes by its status, the program by its proof too.
+
+        Args:
+            job: see `judge`.
+            step: one of its.
+            fed: what the program reads behind its key; None where the step is a compiler's.
+        """
+        last = fed is not None
         bounds = Bounds(*job["bounds"])._replace(wall_s=step["wall_s"])
         (given, given_in), (out, out_in), (err, err_in) = (os.pipe() for _ in range(3))
         started = time.monotonic()
@@ -82,7 +127,7 @@ class Runner:
             finally:
                 os._exit(70)  # not reached: it has become another program
         key = os.urandom(KEY_BYTES).hex().encode()
-        feed = key + job["stdin"].encode(errors="replace") if last else b""
+        feed = b"" if fed is None else key + fed + job["stdin"].encode(errors="replace")
         for descriptor in (given, out_in, err_in):
             os.close(descriptor)
         folder = self._box if last else self._build
@@ -112,18 +157,74 @@ class Runner:
         return as_answer(judgement, seconds, code, stdout, stderr)
 
 
-def _allow_execution(build: int) -> None:
-    """Let a compiled program be executed, where there is one: a linker in the jail cannot."""
+def _part(data: bytes) -> bytes:
+    """A part as guards read it: its length in a fixed number of digits, then itself."""
+    return f"{len(data):<{LENGTH_CHARACTERS}}".encode() + data
+
+
+def _below(top: int, names: Sequence[str]) -> int:
+    """A descriptor of a folder below another, no link on the way."""
+    at = os.dup(top)
+    for name in names:
+        try:
+            inner = boxes.open_folder(name, inside=at)
+        finally:
+            os.close(at)
+        at = inner
+    return at
+
+
+def _contents(top: int, name: str) -> list[bytes]:
+    """Paths and contents of the plain files in a folder, in turn.
+
+    Raises:
+        OSError: there are too many, they are too large, or nested too deep.
+    """
+    parts: list[bytes] = []
+    size = 0
+    left = [(_below(top, [name]), "", 0)]
     try:
-        program = os.open("program", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=build)
-    except OSError:
-        return
-    try:
-        status = os.fstat(program)
-        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-            os.fchmod(program, 0o700)
+        while left:
+            folder, path, depth = left.pop()
+            try:
+                for entry in sorted(os.listdir(folder)):  # noqa: PTH208
+                    status = os.stat(entry, dir_fd=folder, follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode) and depth < DEEPEST:
+                        inner = boxes.open_folder(entry, inside=folder)
+                        left.append((inner, f"{path}{entry}/", depth + 1))
+                    elif stat.S_ISREG(status.st_mode):
+                        size += status.st_size
+                        if size > MOST_FED or len(parts) > MOST_PARTS:
+                            raise OSError("it is too much")
+                        parts += [os.fsencode(path + entry), _read(folder, entry)]
+            finally:
+                os.close(folder)
     finally:
-        os.close(program)
+        for folder, _, _ in left:
+            os.close(folder)
+    return parts
+
+
+def _read(folder: int, name: str) -> bytes:
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    with open(file, "rb") as opened:  # noqa: PTH123
+        return opened.read(MOST_FED)
+
+
+def _allow(folder: int, name: str) -> None:
+    """Let a file be executed or read, as its name says, and nothing else, by its owner.
+
+    Raises:
+        OSError: it is no plain file, or has another name too.
+    """
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise OSError(f"{name} is no plain file")
+        os.fchmod(file, 0o400 if "." in name else 0o100)  # a program cannot read itself
+    finally:
+        os.close(file)
 
 
 def _execute(
@@ -155,18 +256,22 @@ def _execute(
         # Of all threads together: runtimes compile and collect beside the program.
         cpu_s=int(2 * step["wall_s"]) + 2,
     )
-    argv = [part.replace("{build}", build).replace("{box}", box) for part in step["argv"]]
-    executable = [*job["executable"], *(() if own else (f"{build}/program",))]
+    run = f"{build}/{RUN}"
+    places = {"{build}": build, "{run}": run, "{box}": box}
+    argv = step["argv"]
+    for mark, path in places.items():
+        argv = [part.replace(mark, path) for part in argv]
+    executable = [*job["executable"], *(() if own else (run,))]
     if job["confined"]:
         jail.confine(
-            readable=[*job["readable"], *(() if own else (build,))],
+            readable=[*job["readable"], *(() if own else (run,))],
             box=folder,
             executable=executable,
             processes=step["processes"],
             files=job["landlock"],
         )
     environment = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
-    environment |= {"TZ": "UTC", "LANG": "C.UTF-8"}
+    environment |= {"TZ": "UTC", "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
     if not job["landlock"]:
         environment["LD_LIBRARY_PATH"] = job["libraries"]
     os.execve(argv[0], argv, environment)
