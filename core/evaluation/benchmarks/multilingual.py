@@ -9,63 +9,38 @@ from __future__ import annotations
 
 import re
 
+from codecria.core.sandbox import languages
+
 from .problems import Problem, Record, text, texts
 
-# What the file calls a language, in the task id or the field, and what the sandbox does.
-LANGUAGES_X = {
-    "Python": "python",
-    "CPP": "cpp",
-    "Java": "java",
-    "JavaScript": "javascript",
-    "Go": "go",
-    "Rust": "rust",
-}
-LANGUAGES_E = {
-    "py": "python",
-    "cpp": "cpp",
-    "java": "java",
-    "js": "javascript",
-    "ts": "typescript",
-    "php": "php",
-    "cs": "csharp",
-    "sh": "bash",
-}
-HEADERS = (  # HumanEval-X's C++ takes them as given (its README)
-    *("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring"),
-    *("iostream", "map", "set", "numeric"),
-)
-CPP_PRELUDE = "".join(f"#include<{header}>\n" for header in HEADERS)
-# Node's console.assert prints and goes on; a failed one must end the program.
-JS_PRELUDE = (
-    "console.assert = (ok, ...told) => {"
-    " if (!ok) throw new Error(['Assertion failed', ...told].join(' ')); };\n"
-)
-# What a new definition begins with: a function of these languages is closed by its brace.
-STOPS_X = {
-    "python": ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```"),
-    "cpp": ("\n}",),
-    "java": ("\n    }\n",),
-    "javascript": ("\n}",),
-}
-CLOSERS_X = {"cpp": "\n}\n", "java": "\n    }\n}\n", "javascript": "\n}\n"}
+# What a new definition begins with; the other languages close a function by its brace.
+PYTHON_STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```")
+NAMES_E = {"py": "python", "ts": "typescript", "cs": "csharp", "sh": "bash"}
 
 
 def parse_x(record: Record) -> Problem:
     """A problem of HumanEval-X; the language stands in its id, as in "CPP/0"."""
     task_id = text(record, "task_id")
-    language = LANGUAGES_X.get(task_id.split("/", 1)[0])
-    if language is None:
+    name, slash, _ = task_id.partition("/")
+    if not slash:
         raise KeyError("task_id")
+    language = languages.canonical(name)
+    suite = _suite(language)
     tests = text(record, "test")
     return Problem(
         task_id=task_id,
         language=language,
         before=text(record, "prompt"),
-        tests=JS_PRELUDE + tests if language == "javascript" else tests,
+        tests=suite.tests_prelude + tests if suite else tests,
         reference=text(record, "canonical_solution"),
-        prelude=CPP_PRELUDE if language == "cpp" else "",
-        stops=STOPS_X.get(language, ()),
+        prelude=suite.prelude if suite else "",
+        stops=PYTHON_STOPS if language == "python" else (suite.end,) if suite else (),
     )
+
+
+def _suite(language: str) -> languages.Suite | None:
+    known = languages.LANGUAGES.get(language)
+    return None if known is None else known.suite
 
 
 def parse_e(record: Record) -> Problem:
@@ -75,7 +50,7 @@ def parse_e(record: Record) -> Problem:
         raise KeyError("language")
     return Problem(
         task_id=text(record, "name"),
-        language=LANGUAGES_E.get(name, name),
+        language=languages.canonical(NAMES_E.get(name, name)),
         before=text(record, "prompt"),
         tests=text(record, "tests"),
         reference=None,
@@ -118,4 +93,5 @@ def closed(problem: Problem, completion: str) -> str:
 
     HumanEval-X's completions hold the function's closing brace, which is also what ends them.
     """
-    return completion + CLOSERS_X.get(problem.language, "")
+    suite = _suite(problem.language)
+    return completion + suite.closer if suite else completion

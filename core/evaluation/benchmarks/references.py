@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codecria.core.sandbox import languages
 from codecria.core.sandbox.config import Confirm
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, digest_json, read_json
@@ -37,7 +38,6 @@ FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
 LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
-COMPILED = frozenset({"cpp", "java", "go", "rust", "csharp", "typescript"})
 FORMAT = 5
 
 
@@ -71,7 +71,8 @@ def cache_folder() -> Path:
 
 def least_s(language: str) -> float:
     """The shortest limit of a language's programs, in seconds."""
-    return LEAST_COMPILED_S if language in COMPILED else LEAST_S
+    known = languages.LANGUAGES.get(language)
+    return LEAST_COMPILED_S if known is not None and known.compile else LEAST_S
 
 
 def limit_s(problem: Problem, reference: Reference | None, timeout_s: float | None) -> float:

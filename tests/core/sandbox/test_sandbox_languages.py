@@ -571,3 +571,192 @@ def _compilers(sandbox: Sandbox) -> list[bytes]:
 
 def test_nothing_is_left_in_the_boxes(sandbox: Sandbox) -> None:
     assert [path for path in Path(sandbox._boxes.path).rglob("*") if not path.is_dir()] == []
+
+
+# --- to read the tests ----------------------------------------------------------------------------
+
+MARK = "expected-by-the-tests-alone"
+JS_LOOKS = {
+    "beside the program": """
+        const fs = require('fs'), path = require('path');
+        const look = (folder, depth) => {
+          let names = [];
+          try { names = fs.readdirSync(folder) } catch (e) {}
+          for (const name of names) {
+            const at = path.join(folder, name);
+            try { console.log(fs.readFileSync(at, 'utf8')) } catch (e) {}
+            if (depth < 3) look(at, depth + 1);
+          }
+        };
+        const beside = path.dirname(process.argv[1]);
+        for (const folder of [beside, '.', '..', '../build', '/proc/self']) look(folder, 0);
+        console.log(process.argv, process.execArgv, process.env);
+    """,
+    "its caller": """
+        let f = add; for (let n = 0; n < 9 && f; n++) { console.log(String(f)); f = f.caller }
+        f = arguments.callee;
+        for (let n = 0; n < 9 && f; n++) { console.log(String(f)); f = f.caller }
+    """,
+    "frames": """
+        Error.prepareStackTrace = (_, frames) => frames;
+        try {
+          for (const frame of new Error().stack)
+            for (const part of [frame.getFunction(), frame.getThis()]) console.log(String(part));
+        } catch (e) {}
+        const held = {}; Error.captureStackTrace(held);
+        console.log(String(held.stack && held.stack[0] && held.stack[0].getFunction));
+    """,
+    "frames of another kind": """
+        try {
+          Object.defineProperty(Error, 'prepareStackTrace', { value: (_, frames) => frames });
+        } catch (e) {}
+        class Mine extends Error {}
+        Mine.prepareStackTrace = (_, frames) => frames;
+        const frames = new Mine().stack;
+        if (Array.isArray(frames)) for (const f of frames) console.log(String(f.getFunction()));
+    """,
+    "standard input": "console.log(require('fs').readFileSync(0, 'utf8'));",
+}
+CPP_LOOKS = {
+    "its own file": """
+        for (const char *name : {__FILE__, "../build/main.cpp", "../build/run/program",
+                "main.cpp", "/proc/self/exe", "/proc/self/cmdline", "/proc/self/fd/0"}) {
+            FILE *f = fopen(name, "r");
+            char text[4096];
+            size_t n;
+            while (f && (n = fread(text, 1, sizeof text, f)) > 0) fwrite(text, 1, n, stdout);
+        }
+    """,
+    "folders": """
+        for (const char *name : {"..", "../build", "../build/run", "/proc/self/cwd/.."}) {
+            DIR *d = opendir(name);
+            while (struct dirent *e = d ? readdir(d) : 0)
+                printf("%s/%s " "expected-by" "-the-tests-alone\\n", name, e->d_name);
+        }
+    """,
+}
+JAVA_LOOKS = {
+    "the class path": """
+        for (String place : System.getProperty("java.class.path").split(":"))
+            try (var walk = Files.walk(Path.of(place).getParent())) {
+                for (Path path : (Iterable<Path>) walk::iterator)
+                    try { System.out.write(Files.readAllBytes(path)); } catch (IOException no) {}
+            } catch (IOException | java.io.UncheckedIOException no) {}
+    """,
+    "resources": """
+        for (String name : new String[] {"Main.class", "/Main.class", "Main.java"})
+            try {
+                var in = Solution.class.getResourceAsStream(name);
+                if (in == null) in = Solution.class.getClassLoader().getResourceAsStream(name);
+                if (in != null) System.out.write(in.readAllBytes());
+            } catch (IOException no) {}
+    """,
+    "what the loader holds": """
+        Object loader = Solution.class.getClassLoader();
+        for (var field : loader.getClass().getDeclaredFields())
+            try {
+                field.setAccessible(true);
+                Object held = field.get(loader);
+                if (held instanceof Map) for (Object code : ((Map<?, ?>) held).values())
+                    System.out.write((byte[]) code);
+            } catch (Exception no) {}
+    """,
+}
+LOOKS = {
+    **{f"js: {name}": ("javascript", body) for name, body in JS_LOOKS.items()},
+    **{f"cpp: {name}": ("cpp", body) for name, body in CPP_LOOKS.items()},
+    **{f"java: {name}": ("java", body) for name, body in JAVA_LOOKS.items()},
+}
+
+
+@pytest.mark.parametrize(("language", "body"), LOOKS.values(), ids=LOOKS)
+def test_a_solution_finds_no_text_of_the_tests(sandbox: Sandbox, language: str, body: str) -> None:
+    looks = program(language, body, ahead="#include <dirent.h>" if language == "cpp" else "")
+    if language == "javascript":  # an arrow function has no caller
+        looks = replace(looks, source=f"function add(a, b) {{ {body}\n return a + b }}")
+    tests = {
+        "javascript": f"{JS_TESTS}\nif (String(add) === '{MARK}') throw 1",
+        "cpp": CPP_TESTS.replace("puts", f'if (got == 4) puts("{MARK}"); puts'),
+        "java": JAVA_TESTS.replace("Integer got", f'String x = "{MARK}"; Integer got'),
+    }
+    found = run(sandbox, replace(looks, tests=tests[language]))
+    assert MARK not in found.stdout, found
+    honest = run(sandbox, replace(program(language, ""), tests=tests[language]))
+    assert honest.outcome is Outcome.PASSED, honest
+
+
+def test_tests_call_a_solutions_functions_and_classes_as_if_nothing_stood_between(
+    sandbox: Sandbox,
+) -> None:
+    source = """
+        class Stack {
+          constructor() { this.items = [] }
+          push(x) { this.items.push(x); return this }
+        }
+        class Deep extends Stack { size() { return this.items.length } }
+        function add(a, b) { return a + b }
+        const later = (f, n) => f(n);
+        async function soon() { return 3 }
+        function* count() { yield 1; yield 2 }
+        add.kind = 'sum';
+    """
+    tests = """
+        const assert = require('assert');
+        const s = new Deep();
+        assert(s.push(1) instanceof Stack && s instanceof Deep && s.size() === 1);
+        assert.strictEqual(add.name, 'add'); assert.strictEqual(add.length, 2);
+        assert.strictEqual(add.kind, 'sum'); assert.strictEqual(add, add);
+        assert.strictEqual(typeof add, 'function'); assert.deepStrictEqual([...count()], [1, 2]);
+        assert.strictEqual(later(n => n + 1, 1), 2); assert(soon() instanceof Promise);
+        assert.strictEqual(add.call(null, 1, 2), 3); assert.strictEqual([1, 2].reduce(add), 3);
+    """
+    verdict = run(sandbox, Program(language="js", source=source, tests=tests))
+    assert verdict.outcome is Outcome.PASSED, verdict
+
+
+# --- another language -----------------------------------------------------------------------------
+
+PERL_GUARD = r"""
+sub take {
+    my ($size, $taken) = ($_[0], '');
+    while (length($taken) < $size) {
+        exit 71 unless sysread(STDIN, $taken, $size - length($taken), length($taken));
+    }
+    return $taken;
+}
+sub part { return take(0 + take(12)); }
+{
+    my $key = take(64);
+    part();
+    my ($solution, $tests) = (part(), part());
+    eval "package main; $solution\n;$tests\n;1" or do { print STDERR "Error: $@"; exit 1; };
+    syswrite(STDOUT, $key);
+}
+"""
+
+
+def test_another_language_is_one_entry(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    perl = languages.Language(
+        name="perl",
+        title="Perl",
+        aliases=("pl",),
+        tools=("perl",),
+        version=("-e", "print $^V"),
+        files=lambda _source, _tests: {"guard.pl": PERL_GUARD},
+        kept=(("guard.pl", "guard.pl"),),
+        fed=lambda source, tests: (source, tests),
+        run=languages.Step(argv=("{perl}", "{run}/guard.pl")),
+        sample=("sub one { return 1 }", "die 'wrong' unless one() + one() == 2"),
+    )
+    monkeypatch.setattr(languages, "LANGUAGES", {**languages.LANGUAGES, "perl": perl})
+    if why := languages.missing("perl"):
+        pytest.skip(why)
+    source, tests = perl.sample
+    assert languages.canonical("PL") == "perl"
+    assert languages.version("perl")
+    right = sandbox.run(Program(language="pl", source=source, tests=tests))
+    assert right.outcome is Outcome.PASSED, right
+    wrong = sandbox.run(Program(language="perl", source=source, tests=tests.replace("2", "3")))
+    assert wrong.outcome is Outcome.FAILED, wrong
+    exits = sandbox.run(Program(language="perl", source="exit 0;", tests=tests))
+    assert exits.outcome is Outcome.FAILED, exits
