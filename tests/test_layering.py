@@ -111,7 +111,7 @@ def test_a_library_stays_where_it_belongs(
 
 PROCESSES = tuple(
     f"core/sandbox/{name}.py"
-    for name in ("worker", "programs", "steps", "child", "bridge", "namespaces")
+    for name in ("worker", "programs", "steps", "child", "bridge", "namespaces", "forker")
 )
 
 

@@ -117,10 +117,6 @@ class Script:
         self.names = visible(names, self.entry)
         self.needs_modules = needs_modules(self.tests, names)
 
-    def forget_tests(self) -> None:
-        """Be the solution alone."""
-        self.tests, self.checks, self.names = "", None, set()
-
     def compile(self) -> None:
         """Compile what is not yet.
 

@@ -14,14 +14,17 @@ import resource
 import signal
 import time
 from types import CodeType
+from typing import NoReturn
 
 from . import boxes, jail
 from .bridge import TESTS_FILE
 from .child import BRIDGE, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
+from .forker import Forker
 from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
-from .wire import Answer, Bounds, Job
+from .wire import Answer, Bounds, Job, unpack_job
 
 ENDS_S = 0.5  # that a solution's process has to end, after its tests'
+SOURCE = 204  # descriptor that a solution of the forker's is read from
 COMPILES_S = 1.0  # that the server gives the compiler
 MOST_SOURCE = 100_000  # characters that it compiles itself
 MOST_TESTS = 64  # compiled tests that are kept: samples of a task have the same
@@ -67,6 +70,15 @@ class Judge:
                 for name, box in self.boxes.items()
             }
             jail.confine_server(readable=READABLE, boxes=folder, files=files)
+        self.forker: Forker | None = None
+
+    def begin(self) -> None:
+        """Fork what must never see a program; ahead of the first."""
+        self.forker = Forker((0, 1, 2, KEY, PROOF, *BRIDGE, SOURCE), self._become_solution)
+
+    def answer(self, fields: list[bytes]) -> Answer:
+        """What became of a job."""
+        return self.judge(unpack_job(fields))
 
     def judge(self, job: Job) -> Answer:
         """Run a program in a child, or its two sides in two, and say what became of it."""
@@ -93,20 +105,22 @@ class Judge:
 
     def _judge_apart(self, job: Job) -> Answer:
         """Run a solution and its tests in a process each; the tests' one alone can prove a pass."""
-        script = self._script(job)
+        script = self._script(job, apart=True)
         (asked, ask), (told, tell) = os.pipe(), os.pipe()
         started = time.monotonic()
         solution = _Child(self, script, job, "solution", (asked, tell))
         tests = _Child(self, script, job, "tests", (told, ask))
         # Theirs alone now: when one side ends, the other reads the end.
-        for descriptor in (ask, asked, tell, told, *BRIDGE):
+        for descriptor in (ask, told, *BRIDGE):
             os.close(descriptor)
         watch = self._watch(job, "tests", tests, started)
         watch.also = solution.number
+        assert self.forker is not None, "begin comes first"
         streams = {**solution.streams, **tests.streams}
         code = os.waitstatus_to_exitcode(watch.until_end(streams))
         # Nobody asks any more: the solution's process ends by itself, or is ended.
         first = self._watch(job, "solution", solution, started)
+        first.reap = self.forker.wait
         first.deadline = min(watch.deadline, time.monotonic() + ENDS_S)
         first_code = os.waitstatus_to_exitcode(first.until_end(solution.streams))
         seconds = time.monotonic() - started
@@ -121,18 +135,32 @@ class Judge:
         tests.close()
         return as_answer(judgement, seconds, code, stdout, stderr)._replace(isolated=True)
 
-    def _script(self, job: Job) -> Script:
-        """The program, compiled where that may be done here."""
-        name = "__main__" if job.stdin else "solution"
-        if job.careful or len(job.source) + len(job.tests) > MOST_SOURCE:
-            return Script(job.source, job.tests, name, job.entry)
-        code = _compiled(job.source, "<solution>")
+    def _script(self, job: Job, *, apart: bool = False) -> Script:
+        """The program, compiled where that may be done here; its tests alone where it is apart."""
+        name = _name(job)
+        source = "" if apart else job.source
+        if job.careful or len(source) + len(job.tests) > MOST_SOURCE:
+            return Script(source, job.tests, name, job.entry)
+        code = _compiled(source, "<solution>")
         checks = self.tests.get(job.tests) or _compiled(job.tests, TESTS_FILE)
         if checks is not None:
             if len(self.tests) >= MOST_TESTS:
                 self.tests.clear()
             self.tests[job.tests] = checks
-        return Script(job.source, job.tests, name, job.entry, code, checks)
+        return Script(source, job.tests, name, job.entry, code, checks)
+
+    def _become_solution(self) -> NoReturn:
+        """In a child of the forker: be the solution that is read here, and nowhere else."""
+        with open(SOURCE, "rb") as file:
+            name, _, source = file.read().decode("utf-8", "surrogatepass").partition("\n")
+        become(
+            Script(source, "", name, ()), self.locks["solution"], os.getppid(), self.clean,
+            side="solution", box=self.boxes["solution"], watched=not self.limited,
+        )  # fmt: skip
+
+
+def _name(job: Job) -> str:
+    return "__main__" if job.stdin else "solution"
 
 
 def _compiled(source: str, name: str) -> CodeType | None:
@@ -179,24 +207,27 @@ class _Child:
         (out, out_in), (err, err_in), (proof, proof_in), (key_out, key_in) = (
             os.pipe() for _ in range(4)
         )
-        # In the child's places before the fork, so that it has nothing to do for them.
-        ends = [(given, 0), (out_in, 1), (err_in, 2), (key_out, KEY), (proof_in, PROOF)]
-        ends += zip(bridge or (), BRIDGE, strict=False)
-        for descriptor, where in ends:
-            os.dup2(descriptor, where, inheritable=where < 3)
-        for descriptor in (given, out_in, err_in, key_out, proof_in):
-            os.close(descriptor)
-        self.number = os.fork()
-        if self.number == 0:
-            if side == "solution":
-                # What is left of them in this process, frames could lead to.
-                script.forget_tests()
-                job.tests = ""
-                judge.tests.clear()
-            become(
-                script, judge.locks[place], judge.number, judge.clean,
-                side=side, box=judge.boxes[place], watched=not judge.limited,
-            )  # fmt: skip
+        ends = [given, out_in, err_in, key_out, proof_in]
+        if side == "solution":
+            assert judge.forker is not None, "begin comes first"
+            ends += [*(bridge or ()), _held(f"{_name(job)}\n{job.source}")]
+            self.number = judge.forker.fork(ends)
+            for descriptor in ends:
+                os.close(descriptor)
+        else:
+            # In the child's places before the fork, so that it has nothing to do for them.
+            places = [*zip(ends, (0, 1, 2, KEY, PROOF), strict=True)]
+            places += zip(bridge or (), BRIDGE, strict=False)
+            for descriptor, where in places:
+                os.dup2(descriptor, where, inheritable=where < 3)
+            for descriptor in ends:
+                os.close(descriptor)
+            self.number = os.fork()
+            if self.number == 0:
+                become(
+                    script, judge.locks[place], judge.number, judge.clean,
+                    side=side, box=judge.boxes[place], watched=not judge.limited,
+                )  # fmt: skip
         # The program waits: it does not run before it is limited.
         _limit(self.number, job.bounds)
         # After the fork: what this process knew before, the child would find in its memory.
@@ -246,9 +277,14 @@ def _given(stdin: str) -> int:
     """A descriptor of what a program reads."""
     if not stdin:
         return os.open("/dev/null", os.O_RDONLY)
-    given = os.memfd_create("stdin")
-    left = stdin.encode(errors="replace")
+    return _held(stdin.encode(errors="replace").decode())
+
+
+def _held(text: str) -> int:
+    """A descriptor of text, to be read from its start."""
+    held = os.memfd_create("held")
+    left = text.encode("utf-8", "surrogatepass")
     while left:
-        left = left[os.write(given, left) :]
-    os.lseek(given, 0, os.SEEK_SET)
-    return given
+        left = left[os.write(held, left) :]
+    os.lseek(held, 0, os.SEEK_SET)
+    return held

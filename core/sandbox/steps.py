@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -46,6 +47,13 @@ class Runner:
         self._build, self._box = f"{folder}/{BUILD}", f"{folder}/{BOX}"
         self._opened = [boxes.open_folder(path) for path in (self._build, self._box)]
         self._limited = limited
+
+    def begin(self) -> None:
+        """Nothing is to be done ahead of the first program."""
+
+    def answer(self, fields: list[bytes]) -> Answer:
+        """What became of a job."""
+        return self.judge(json.loads(fields[0]))
 
     def judge(self, job: dict[str, Any]) -> Answer:
         """Compile a program and run it.

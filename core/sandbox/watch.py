@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import time
+from collections.abc import Callable
 
 from . import boxes
 from .wire import Answer, Bounds
@@ -34,6 +35,7 @@ class Watch:
         reason: why it was killed: "time", or a sentence; empty where it was not.
         deadline: when it is killed.
         also: another process of the same program, which is killed with it.
+        reap: gives the wait status of the process, which has ended.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Watch:
         self.box = box
         self.child = child
         self.also: int | None = None
+        self.reap: Callable[[int], int] = _status
         self.deadline = started + bounds.wall_s
         self.reason = ""
         self._resident_bytes = resident_bytes
@@ -109,7 +112,7 @@ class Watch:
             for descriptor in left_over:
                 if not self._read(descriptor, streams):
                     poll.unregister(descriptor)
-        return os.waitpid(self.child, 0)[1]
+        return self.reap(self.child)
 
     def _read(self, descriptor: int, streams: dict[int, bytearray]) -> bool:
         data = os.read(descriptor, 1 << 16)
@@ -149,6 +152,10 @@ class Watch:
             self.box, disk_bytes=self.bounds.disk_bytes, files=self.bounds.files,
             limited=self._limited, process=self.child,
         )  # fmt: skip
+
+
+def _status(child: int) -> int:
+    return os.waitpid(child, 0)[1]
 
 
 def _written(to: int, data: bytes) -> bytes:

@@ -14,10 +14,11 @@ import gc
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from . import jail, namespaces, steps
-from .wire import Answer, Setup, pack_answer, receive, send, unpack_job
+from .wire import Answer, Setup, pack_answer, receive, send
 
 PYTHON, STEPS = "python", "steps"
 # Makes a package of the folder that is named first, and begins.
@@ -28,6 +29,18 @@ package.__path__ = [sys.argv[1]]
 from sandbox import worker
 worker.main(sys.argv[2:])
 """
+
+
+class Runner(Protocol):
+    """What judges programs of one kind."""
+
+    def begin(self) -> None:
+        """Do what must be done ahead of the first program."""
+        ...
+
+    def answer(self, fields: list[bytes]) -> Answer:
+        """What became of a job."""
+        ...
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,14 +56,15 @@ def main(argv: Sequence[str]) -> None:
         limited = _own_disks(setup)
         if setup.confined:
             jail.drop_privileges()
-        answer = _python(setup, limited) if setup.kind == PYTHON else _steps(setup, limited)
+        runner = _runner(setup, limited)
         _forget()
-        send(jobs, [b"ready"])
         gc.collect()
         gc.freeze()  # so that a child's collector copies no page of what it shares
         gc.disable()  # a server makes no cycles; children switch it on
+        runner.begin()
+        send(jobs, [b"ready"])
         while (fields := receive(jobs)) is not None:
-            send(jobs, pack_answer(answer(fields)))
+            send(jobs, pack_answer(runner.answer(fields)))
     except Exception as error:  # the sandbox hears of it, and starts another server
         import traceback
 
@@ -89,18 +103,12 @@ def _own_disks(setup: Setup) -> bool:
     return False
 
 
-def _python(setup: Setup, limited: bool) -> Callable[[list[bytes]], Answer]:
+def _runner(setup: Setup, limited: bool) -> Runner:
+    if setup.kind == STEPS:
+        return steps.Runner(setup.boxes, limited=limited)
     from .programs import Judge
 
-    judge = Judge(setup.boxes, confined=setup.confined, files=setup.landlock, limited=limited)
-    return lambda fields: judge.judge(unpack_job(fields))
-
-
-def _steps(setup: Setup, limited: bool) -> Callable[[list[bytes]], Answer]:
-    import json
-
-    runner = steps.Runner(setup.boxes, limited=limited)
-    return lambda fields: runner.judge(json.loads(fields[0]))
+    return Judge(setup.boxes, confined=setup.confined, files=setup.landlock, limited=limited)
 
 
 def _forget() -> None:

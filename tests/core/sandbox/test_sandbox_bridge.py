@@ -257,3 +257,62 @@ def test_honest_solutions_use_what_they_are_handed(
 ) -> None:
     verdict = run(sandbox, source, tests)
     assert verdict.outcome is Outcome.PASSED, verdict
+
+
+# --- traces of the tests in a solution's process --------------------------------------------------
+
+READS_MEMORY = """
+import re
+wanted = rb"only[-]the[-]tests[-]know"  # which is not what it looks for
+found = []
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for line in maps:
+        place, mode = line.split()[:2]
+        if not mode.startswith("r") or "[v" in line:
+            continue
+        start, end = (int(part, 16) for part in place.split("-"))
+        try:
+            memory.seek(start)
+            data = memory.read(end - start)
+        except (OSError, ValueError, OverflowError):
+            continue
+        found += [data[m.start() - 40 : m.end() + 40] for m in re.finditer(wanted, data)]
+def f(): return len(found) > 0
+"""
+READS_FRAMES = """
+import sys
+found = []
+def look(value, depth=0):
+    if isinstance(value, (str, bytes)):
+        text = value if isinstance(value, str) else value.decode(errors="replace")
+        found.append("only-the" + "-tests" in text)
+    elif depth < 5 and isinstance(value, dict):
+        for part in list(value.values()): look(part, depth + 1)
+    elif depth < 5 and isinstance(value, (list, tuple, set)):
+        for part in list(value): look(part, depth + 1)
+    elif depth < 5 and hasattr(value, "__dict__"):
+        look(vars(value), depth + 1)
+    elif depth < 5 and hasattr(value, "__slots__"):
+        for name in value.__slots__: look(getattr(value, name, None), depth + 1)
+def f():
+    frame = sys._getframe()
+    while frame:
+        look(dict(frame.f_locals)); look(frame.f_globals); look(frame.f_code.co_consts)
+        frame = frame.f_back
+    return any(found)
+"""
+
+
+@pytest.mark.parametrize("source", [READS_MEMORY, READS_FRAMES], ids=["memory", "frames"])
+def test_a_solutions_process_has_no_trace_of_tests_or_of_other_programs(source: str) -> None:
+    # Unconfined, so that it can read its own memory: what is not there cannot be found.
+    # Kills: a solution forked from a server that has read the tests, now or for a program before.
+    with Sandbox("none", workers=1, confirm=Confirm.ALL, limits=Limits(wall_s=10.0)) as opened:
+        for tests in ("assert f() is False\n# only-the-tests-know", "assert f() is False"):
+            for _ in range(3):
+                verdict = opened.run(Program(source=source, tests=tests))
+                assert verdict.confirmed, verdict
+        before = Program(source="# only-the-tests-know\ndef f(): return False", tests=tests)
+        assert opened.run(before).confirmed
+        assert opened.run(before, confirm=Confirm.PASSES).confirmed
+        assert opened.run(Program(source=source, tests=tests)).confirmed
