@@ -128,6 +128,47 @@ CHEATS = {
     "the tests' names": (
         "import sys\ndef f(x):\n    sys._getframe(1).f_globals['expected'] = 0\n    return 0",
         "expected = 5\nassert f(1) == expected"),
+    "a class of classes that equal everything": (
+        "class M(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\n"
+        "    def __instancecheck__(self, x): return True\n"
+        "class E(metaclass=M):\n    def __eq__(self, other): return True\n"
+        "    def __hash__(self): return 0\n    def __ne__(self, other): return False\n"
+        "def f(x): return E()", CHECK),
+    "a class itself": (
+        "class M(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\n"
+        "class E(metaclass=M): pass\ndef f(x): return E", CHECK),
+    "methods of builtin types, by the mapping behind a proxy": (
+        "class Take:\n    def __ror__(self, held): self.held = held\n"
+        "    def __eq__(self, held):\n        self.held = held\n        return True\n"
+        "for kind in (list, dict, set, int, str):\n    take = Take()\n    vars(kind) == take\n"
+        "    try: take.held['__eq__'] = lambda a, b: True\n    except Exception: pass\n"
+        "def f(x): return [0]", "assert f(1) == [2]"),
+    "ctypes by another name": (
+        "import importlib.machinery, importlib.util, sys, _struct\ntry:\n"
+        "    path = _struct.__file__.replace('_struct', '_ctypes')\n"
+        "    spec = importlib.util.spec_from_file_location('x._ctypes', path)\n"
+        "    module = importlib.util.module_from_spec(spec)\nexcept Exception: pass\n"
+        f"{ALIKE}def f(x): return E()", CHECK),
+    "a subinterpreter": (
+        "try:\n    import _xxsubinterpreters as other\n"
+        "    other.run_string(other.create(), 'import ctypes, os\\nos.write(201, b\"x\" * 32)')\n"
+        f"except Exception: pass\n{ALIKE}def f(x): return E()", CHECK),
+    "how copies are made": (
+        f"import copyreg\n{ALIKE}copyreg.dispatch_table[list] = lambda _: (E, ())\n"
+        "copyreg.pickle(dict, lambda _: (E, ()))\ndef f(x): return [0]",
+        "import copy\nassert copy.deepcopy(f(1)) == [2] or copy.copy({1: 2}) == {3: 4}"),
+    "a class that counts as numbers and lists": (
+        f"import numbers, collections.abc\n{ALIKE}numbers.Number.register(E)\n"
+        "collections.abc.Sequence.register(E)\ndef f(x): return E()",
+        "import numbers\nfound = f(1)\nassert isinstance(found, numbers.Number) and found == 2"),
+    "constants of a function that is handed in": (
+        "def f(g):\n    return max(v for v in g.__code__.co_consts if type(v) is int)",
+        "def g(x):\n    return x == 8077\nassert f(g) == 8077"),
+    "constants by what tests call": (
+        "import gc, sys\ndef f(x):\n    frames = [sys._getframe()]\n"
+        "    while frames[-1].f_back: frames.append(frames[-1].f_back)\n"
+        "    return max((v for fr in frames for v in fr.f_code.co_consts if type(v) is int),"
+        " default=0)", "assert f(1) == 8077"),
 }  # fmt: skip
 
 
@@ -180,11 +221,9 @@ HONEST = {
 
 
 @pytest.mark.parametrize(("source", "tests"), HONEST.values(), ids=HONEST)
-def test_honest_work_passes_also_where_it_is_doubted(
-    sandbox: Sandbox, source: str, tests: str
-) -> None:
+def test_honest_work_of_these_kinds_is_confirmed(sandbox: Sandbox, source: str, tests: str) -> None:
     verdict = run(sandbox, source, tests)
-    assert verdict.outcome is Outcome.PASSED, verdict
+    assert verdict.confirmed, verdict
 
 
 def test_what_tests_take_from_a_solution_though_python_has_it_is_named(sandbox: Sandbox) -> None:
