@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data.corpus import decontaminate, problems, shingles
+from codecria.data.corpus import windows as windows_of
 from codecria.data.corpus.decontaminate import Decontamination, Index, build
 from codecria.data.errors import UserError
 
@@ -284,8 +285,8 @@ def test_short_texts_count_as_wholes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- windows
 
 TOKEN = re.compile(r"[0-9A-Za-z_\x80-\uffff]+|[-+*/%=<>!&|^~.?@$\[]")
-KEYWORDS = set(decontaminate._KEYWORDS.lower().split())
-CALLED = set(decontaminate._CALLED.lower().split()) - KEYWORDS
+KEYWORDS = set(windows_of._KEYWORDS.lower().split())
+CALLED = set(windows_of._CALLED.lower().split()) - KEYWORDS
 
 
 def plain_windows(text: str, size: int) -> list[tuple[object, ...]]:
@@ -325,12 +326,12 @@ CODE = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 @given(st.lists(CODE, min_size=1, max_size=5), st.integers(1, 6))
 def test_windows_of_tokens_are_those_of_a_plain_reading(texts: list[str], size: int) -> None:
     strings = column(*texts)
-    tokens = decontaminate._tokens(strings, shingles.words(strings))
+    tokens = windows_of.tokens_of(strings, shingles.words(strings))
     seen: dict[tuple[object, ...], int] = {}
     found: list[list[int]] = [[] for _ in texts]
-    for begin, windows in decontaminate._token_windows(tokens, size):
+    for begin, windows in windows_of.token_windows(tokens, size):
         places = np.arange(begin, begin + len(windows))
-        owners, is_within = decontaminate._owners(tokens.offsets, places, size)
+        owners, is_within = windows_of.owners_of(tokens.offsets, places, size)
         for owner, value in zip(owners[is_within], windows[is_within], strict=True):
             found[int(owner)].append(int(value))
     for text, values in zip(texts, found, strict=True):
@@ -352,8 +353,8 @@ def test_renaming_changes_no_window(names: list[str], pieces: list[str]) -> None
     hashes = []
     for text in (code, other):
         strings = column(text)
-        tokens = decontaminate._tokens(strings, shingles.words(strings))
-        hashes.append([w.tolist() for _, w in decontaminate._token_windows(tokens, 4)])
+        tokens = windows_of.tokens_of(strings, shingles.words(strings))
+        hashes.append([w.tolist() for _, w in windows_of.token_windows(tokens, 4)])
     assert hashes[0] == hashes[1]
 
 
@@ -362,9 +363,9 @@ def test_windows_of_words_are_the_shingles(texts: list[str], size: int) -> None:
     found = shingles.words(column(*texts))
     expected = shingles.shingles(found, size, whole_short=False)
     ours = []
-    for begin, windows in decontaminate._word_windows(found.hashes, size):
+    for begin, windows in windows_of.word_windows(found.hashes, size):
         places = np.arange(begin, begin + len(windows))
-        ours += windows[decontaminate._owners(found.offsets, places, size)[1]].tolist()
+        ours += windows[windows_of.owners_of(found.offsets, places, size)[1]].tolist()
     same = {(a, b) for a, b in zip(ours, expected.hashes.tolist(), strict=True)}
     assert len(same) == len({a for a, _ in same}) == len({b for _, b in same})
 
@@ -392,7 +393,7 @@ OWN = own_index()
 
 @pytest.mark.parametrize("before", [0, 1, 30, 32])
 def test_leaks_over_the_ends_of_what_is_hashed_at_once_are_found(before: int) -> None:
-    filler = "word " * (decontaminate.SEGMENT - before)
+    filler = "word " * (windows_of.SEGMENT - before)
     leaks = [f"{filler}\n{SOLUTION}", f"{filler}\n{renamed(SOLUTION, NEW_NAMES)}", filler]
     leaks += [leak.replace(" ", "   ") for leak in leaks]  # and of the blocks
     assert OWN.hits(column(*leaks)) == ["HumanEval/900", "HumanEval/900", None] * 2
