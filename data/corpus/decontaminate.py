@@ -307,7 +307,7 @@ class _Maker:
 
 
 def _bare_python(text: str) -> str | None:
-    """Python code without docstrings and comments, laid out anew; None for anything else.
+    """Python code without docstrings and comments, formatted again; None for anything else.
 
     Other versions of Python may write it with other brackets and quotes, which are no tokens.
     """

@@ -358,8 +358,8 @@ def _record(
         or (languages.by_content(inner, text) if inner else None)
         or languages.UNKNOWN
     )
-    told = _known(record, LICENCE_COLUMNS)
-    values = told if isinstance(told, list) else [told]
+    stated = _known(record, LICENCE_COLUMNS)
+    values = stated if isinstance(stated, list) else [stated]
     licence = licence_texts.of_header(text) or licences.join(
         filter(None, map(_text_or_none, values))
     )

@@ -15,7 +15,7 @@ RECORD_SUFFIXES: dict[str, tuple[Kind, Compression | None]] = {
         suffix + packed: ("jsonl", compression)
         for suffix in (".jsonl", ".ndjson", ".json")
         for packed, compression in PACKINGS.items()
-        if suffix + packed != ".json"  # one value, and often somebody's settings
+        if suffix + packed != ".json"  # one value, often a configuration file
     },
     ".parquet": ("parquet", None),
 }

@@ -206,7 +206,7 @@ class Index:
         self._filters = {kind: table.filters() for kind, table in tables.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its parts; what is derived of them is made anew."""
+        """Pickled by its parts; what is derived from them is computed again."""
         return Index, (
             self.recipe,
             self._tables,
@@ -319,7 +319,7 @@ class Index:
         return _Found(np.repeat(owners[keep], counts), np.repeat(places[keep], counts), problems)
 
     def _whole(self, hit: _Found, found: shingles.Words) -> _Found | None:
-        """Those of the windows that go on as the short text does that begins like them."""
+        """Those of the windows that continue like the short text that begins like them."""
         lengths = self._lengths[hit.problems].astype(np.int64)
         keep = hit.places + lengths <= found.offsets[hit.texts + 1]
         rows = hit.problems

@@ -1,8 +1,8 @@
 """Problems of evaluation sets, read from the files they are published in.
 
 HumanEval, its infilling sets, MBPP, MultiPL-E, HumanEval-X, APPS, GSM8K, and any JSON lines, JSON
-or parquet of records with text. What a problem's name is, and which texts a leak of it would hold,
-is told by its fields: see `_identity` and `_texts_of`.
+or parquet of records with text. The fields of a record decide what the problem's name is, and which
+texts a leak of it would hold: see `_identity` and `_texts_of`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _format(path: Path) -> tuple[str, str] | None:
 NAME_FIELDS = ("task_id", "name", "problem_id", "question_id", "id")
 SOLUTION_FIELDS = ("canonical_solution", "reference_solution", "solution")
 OPENING_FIELDS = ("prompt", "declaration")
-TASK_FIELDS = ("text", "prompt")  # in words, beside `code`
+TASK_FIELDS = ("text", "prompt")  # a task in words, in records that have `code`
 # Fields that are no text of the problem. In MultiPL-E, `original` is a path.
 PASSED_FIELDS = frozenset(
     [

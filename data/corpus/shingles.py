@@ -68,7 +68,7 @@ def words(texts: pa.Array) -> Words:
             values = table[data[begin:stop].astype(np.intp)]
             inside = values != 0
             inner = inner[inner < len(inside)]
-        before = np.empty_like(inside)  # a word goes on from the byte before
+        before = np.empty_like(inside)  # the byte before is of the same word
         before[0] = False
         before[1:] = inside[:-1]
         before[inner] = False

@@ -103,7 +103,7 @@ def scan(source: Source, *, max_bytes: int) -> Iterator[InputFile | Skip]:
     """Everything in a source, sorted by path component.
 
     A folder that holds record files and no program is a data set: its record files are read.
-    In any other folder record files are somebody's fixtures, and are skipped with that reason.
+    In any other folder record files are taken for fixtures, and skipped with that reason.
 
     Args:
         source: a source with a path (standard input is spooled to a file first).

@@ -3,7 +3,7 @@ r"""Texts inside other texts: what a program looks like in JSON, in a string, be
 A problem's text may stand in a document as data. `views` undoes what was done to it: escapes
 (`\n`, `\"`, `\u003c`, several levels deep), HTML entities and tags, percent encoding,
 quoted-printable, and what stands before every line: numbers, prompts, marks of a diff. A view is
-searched beside the text itself, so that a wrong guess costs time and finds nothing.
+searched as well as the text itself, so that a wrong guess costs time and finds nothing.
 
 Line breaks that a view brings in are vertical tabs: lines keep the numbers that they have in the
 text.

@@ -60,7 +60,7 @@ def walk(
     Args:
         folder: where to begin.
         source: the name of the source, for the skips.
-        without: a folder that is passed over without a word, wherever it lies.
+        without: a folder that is left out and not counted, wherever it lies.
         follow_links: links that lead out of the folder are followed, each folder once.
     """
     links = _Links(folder, follow=follow_links)

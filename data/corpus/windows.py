@@ -26,7 +26,7 @@ SEGMENT = 1 << 15  # windows hashed at once, from one running sum
 _BASE = 0xD1342543DE82EF95  # odd, of the polynomial over words or tokens
 _POSITION = np.uint64(0xFFFF)
 _WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,%d}" % shingles.LONGEST_WORD)
-# What changes when code is laid out anew: brackets, commas, colons and quotes are no tokens.
+# What changes when code is formatted again: brackets, commas, colons and quotes are no tokens.
 _OPERATORS = b"+-*/%=<>!&|^~.?@$["
 # Words that nobody renames: what Python and the languages its problems are translated into reserve.
 # Left out is what they reserve but programs in another of them use as names (end, string, type).
@@ -141,7 +141,7 @@ def _fixed_words() -> tuple[np.uint64, Unsigned, Flags]:
             table[slots] = hashes
             if_called[slots[len(keywords) :]] = True
             return np.uint64(shift), table, if_called
-    raise AssertionError("no 14 bits tell the fixed words apart")
+    raise AssertionError("no 14 bits distinguish the fixed words")
 
 
 def bytes_of(texts: pa.Array) -> tuple[memoryview, Integers]:

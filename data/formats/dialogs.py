@@ -237,7 +237,7 @@ def _merged_system(dialog: Dialog) -> Dialog:
 
 
 def _with_system(record: Mapping[str, Any], dialog: Dialog) -> Dialog:
-    """With the system prompt that stands beside the turns."""
+    """With the system prompt of a field of its own."""
     prompts: dict[str, str] = {}
     for name in SYSTEMS:
         if record.get(name) is not None and (text := _text(record[name], name)).strip():

@@ -154,7 +154,7 @@ class Infiller:
 
         Args:
             ids: as `example` makes them.
-            order: its order. The ids do not tell: with an empty prefix both begin alike.
+            order: its order. The ids alone do not show it: with an empty prefix both begin alike.
 
         Raises:
             UserError: the ids are no training example.
