@@ -7,25 +7,21 @@ texts a leak of it would hold: see `_identity` and `_texts_of`.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import io
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from codecria.data.compressed import COMPRESSIONS
 from codecria.data.errors import UserError
+from codecria.data.formats import records as record_files
+from codecria.data.formats.records import SUFFIXES
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-COMPRESSIONS = ("", ".gz", ".zst", ".bz2")
+PACKINGS = ("", *COMPRESSIONS)
 
 
 class Problem(NamedTuple):
@@ -87,7 +83,7 @@ def expand(files: Sequence[Path]) -> list[tuple[str, Path]]:
 def _format(path: Path) -> tuple[str, str] | None:
     """(suffix, compression's suffix) by a file's name."""
     name = path.name.lower()
-    for suffix, packed in itertools.product(SUFFIXES, COMPRESSIONS):
+    for suffix, packed in itertools.product(SUFFIXES, PACKINGS):
         if name.endswith(suffix + packed) and not (suffix == ".parquet" and packed):
             return suffix, packed
     return None
@@ -215,92 +211,42 @@ def _strings(value: Any, depth: int = 0) -> Iterator[str]:
                 yield from _strings(item, depth)
 
 
-def records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(line or number from 1, record) of one file.
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, or number from 1, or name; record) of one file.
+
+    A `.json` file may also be an object of records by name.
 
     Raises:
         UserError: it cannot be read, is not a file of problems by its name, or a line is damaged.
     """
-    kind = _format(path)
-    if kind is None:
+    if _format(path) is None:
         raise UserError(
             f"{path} is not a file of problems by its name",
             hint=f"problems are read from {', '.join(SUFFIXES)}, also compressed",
         )
-    suffix, packed = kind
-    try:
-        if suffix == ".parquet":
-            rows = itertools.count(1)
-            with pq.ParquetFile(path) as table:
-                for batch in table.iter_batches(batch_size=256):
-                    for record in batch.to_pylist():
-                        yield str(next(rows)), record
-            return
-        with _open(path, packed) as file:
-            if suffix != ".json":
-                yield from _lines(path, file)
-                return
-            data = file.read()
-    except (OSError, EOFError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot read {path}: {reason}", hint="is the file whole?") from error
-    yield from _json(path, data)
-
-
-def _open(path: Path, packed: str) -> IO[bytes] | gzip.GzipFile | io.BufferedReader:
-    if packed == ".gz":
-        return gzip.open(path)
-    if packed == ".bz2":
-        return bz2.open(path)
-    if packed == ".zst":
-        stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-        return io.BufferedReader(stream)
-    return path.open("rb")
-
-
-def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+    for place, record in record_files.records(path):
+        number = place.strip(":[]")
+        if isinstance(record, record_files.Broken):
             raise UserError(
-                f"{path}:{number} is not valid JSON: {error}",
+                f"{path}:{number} is not valid JSON: {record.problem}",
                 hint="a file of problems has one JSON object a line",
-            ) from error
-        if not isinstance(record, dict):
+            )
+        if place.startswith("[") and _is_by_name(record):
+            yield from ((name, {"name": name, **item}) for name, item in record.items())
+        elif not isinstance(record, dict):
+            if place.startswith("["):
+                raise UserError(f"{path} holds no problem", hint="it needs a list of JSON objects")
             raise UserError(
                 f"{path}:{number} is no JSON object",
                 hint="a file of problems has one JSON object a line",
             )
-        yield str(number), record
-
-
-def _json(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    """The records of a `.json` file: a list, an object by name, one record, or JSON lines."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        head = data.lstrip()[:1]
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and head == b"{":
-            yield from _lines(path, data.splitlines())
-            return
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(
-            f"{path}{line} is not valid JSON: {error}", hint="is the file whole?"
-        ) from error
-    if isinstance(value, dict):
-        if value and all(isinstance(item, dict) for item in value.values()):
-            yield from ((key, {"name": key, **item}) for key, item in value.items())
-            return
-        lists = [item for item in value.values() if isinstance(item, list)]
-        if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict):
-            value = lists[0]  # {"examples": [...], "version": ...}
         else:
-            value = [value]
-    if not isinstance(value, list):
-        raise UserError(f"{path} holds no problem", hint="it needs a list of JSON objects")
-    yield from ((str(number), record) for number, record in enumerate(value, start=1))
+            yield number, record
+
+
+def _is_by_name(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and bool(record)
+        and all(isinstance(item, dict) for item in record.values())
+    )

@@ -108,7 +108,10 @@ def _json(path: Path, data: bytes, single: tuple[str, ...]) -> Iterator[tuple[st
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _lines(iter([data]))
             return
-        raise UserError(f"{path.name} is not JSON: {error}", hint=HINT) from error
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{path}{line} is not valid JSON: {error}", hint="is the file whole?"
+        ) from error
     if isinstance(value, dict) and value.keys().isdisjoint(single):
         lists = [item for item in value.values() if _is_list_of_objects(item)]
         if len(lists) == 1:
