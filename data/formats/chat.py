@@ -1,7 +1,7 @@
 """Dialogs as token ids: the Llama 2 chat form, and the turns of Code Llama 70b Instruct.
 
-The tokenizer decides the form: where it has a `<step>` piece, which ends the turns and which only
-70b's has. Ids are those of the released implementation (PAPER 6):
+The tokenizer decides the form: a `<step>` piece, which only 70b's has, means turns.
+Ids are those of the released implementation (PAPER 6):
 
     llama2   BOS [INST] <<SYS>>\\nsystem\\n<</SYS>>\\n\\nuser [/INST] answer EOS
              BOS [INST] user [/INST]
