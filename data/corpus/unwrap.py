@@ -58,6 +58,8 @@ _PROMPT = re.compile(_BEFORE + r"(?:\.{3,}+:?|In \[[ \d*]*\]:|Out\[[ \d]*\]:)?(?
 _ROW = r"\n[ \n\t>|+*#/;%!\[(-]*+(?:L|line )?\d"
 _MAY_BE_NUMBERED = re.compile(rf"{_ROW}[^\n]*+{_ROW}[^\n]*+{_ROW}")
 _PLACE = re.compile(r"\n[^\s:()\[\]{}\"'=]{1,200}+:\d")
+# Four lines in a row that are printed: echo '...', print("..."), out.println("...").
+_PRINTED = re.compile(r"\n([ \t]*[A-Za-z_][\w.:]*[ \t(<]*+[\"'`])(?:[^\n]*\n\1){3}")
 _LINE = re.compile(r"[^\n\v]*[\n\v]?")
 
 
@@ -131,11 +133,15 @@ def _without_tag(tag: re.Match[str]) -> str:
 
 
 def _without_prefixes(text: str) -> str:
-    """The lines that begin with numbers in a row or with a prompt, without these; others empty."""
+    """The lines behind numbers in a row, prompts or calls that print, without these.
+
+    All other lines are empty, and the text itself comes back where there is no such line.
+    """
     broken = "\n" + text.replace(BREAK, "\n")
     numbered = _MAY_BE_NUMBERED.search(broken) or len(_PLACE.findall(broken)) >= NUMBERED_ROWS
     prompted = ">>> " in text or "...: " in text
-    if not numbered and not prompted:
+    printed = {found[1] for found in _PRINTED.finditer(broken)}
+    if not numbered and not prompted and not printed:
         return text
     lines = _LINE.findall(text)
     kept = [""] * len(lines)
@@ -143,6 +149,10 @@ def _without_prefixes(text: str) -> str:
         for i, line in enumerate(lines):
             if ">>>" in line or "..." in line or "In [" in line:
                 kept[i] = _PROMPT.sub("", line)
+    for prefix in printed:
+        for i, line in enumerate(lines):
+            if line.startswith(prefix):
+                kept[i] = line[len(prefix) :]
     if numbered:
         filled = [i for i, line in enumerate(lines) if line.strip()]
         found = [_NUMBERED.match(lines[i]) for i in filled]

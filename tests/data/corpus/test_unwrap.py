@@ -101,6 +101,10 @@ WRAPPINGS: dict[str, Callable[[str], str]] = {
     "mail": lambda code: quopri.encodestring(code.encode()).decode(),
     "hard spaces": lambda code: code.replace(" ", "\u00a0"),
     "Markdown": lambda code: re.sub(r"([_*\[\]()<>#])", r"\\\1", code),
+    "a shell script": lambda code: "\n".join(f"echo {line!r}" for line in code.split("\n")),
+    "a program that prints": lambda code: "\n".join(
+        f"    out.println({json.dumps(line)});" for line in code.split("\n")
+    ),
     "Windows": lambda code: code.replace("\n", "\r\n"),
 }
 
