@@ -148,6 +148,7 @@ def prepare_data(
     from codecria.data.corpus.licences import parse_wanted
     from codecria.data.corpus.prepare import Engine, prepare, recipe_of
     from codecria.data.corpus.recipe import PrepareRecipe, override
+    from codecria.data.corpus.report import in_order
     from codecria.data.corpus.sources import parse_sources
 
     if address is not None and runner == "processes":
@@ -204,10 +205,11 @@ def prepare_data(
             keep_work=keep_work,
             stdin=sys.stdin.buffer,
         )
+    report = in_order(outcome.report)
     if as_json:
-        render.emit_json(outcome.report)
+        render.emit_json(report)
     else:
-        _show_report(outcome.report)
+        _show_report(report)
     if outcome.unchanged:
         render.note(f"{out} is finished: nothing to do")
     else:

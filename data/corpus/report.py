@@ -21,6 +21,36 @@ def totals(reasons: dict[str, dict[str, dict[str, Any]]]) -> dict[str, int]:
 
 
 UNITS = ("documents", "bytes", "tokens")
+TIMED = ("read", "exact dedup", "near dedup", "tokenizer", "tokens", "shards")  # in `seconds`
+
+
+def in_order(report: dict[str, Any]) -> dict[str, Any]:
+    """A report in the order in which it is shown, whether it was just made or read from its file.
+
+    Steps and stages come as they run, problems and licences by their count, all else by name.
+    """
+    ordered: dict[str, Any] = _by_name(report)
+    for table, names in (("funnel", steps()), ("dropped", steps()), ("seconds", TIMED)):
+        if table in ordered:
+            ordered[table] = _first(ordered[table], names)
+    for language, counts in ordered["languages"].items():
+        ordered["languages"][language] = _first(counts, steps())
+    hits = ordered["benchmarks"]["hits"]
+    ordered["benchmarks"]["hits"] = dict(sorted(hits.items(), key=lambda item: -item[1]))
+    licences = ordered["licences"].items()
+    ordered["licences"] = dict(sorted(licences, key=lambda item: -item[1]["read"]["documents"]))
+    return ordered
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _by_name(value[name]) for name in sorted(value)}
+    return [_by_name(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _first(table: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A table with some names first, in their order."""
+    return {name: table[name] for name in names if name in table} | table
 
 
 def make_report(

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from codecria.cli.app import app
-from codecria.data.corpus import dedup
+from codecria.data.corpus import dedup, filters
 from codecria.data.corpus.explain import explain
 from codecria.data.corpus.prepare import Engine, prepare, recipe_of
 from codecria.data.corpus.recipe import PrepareRecipe, override
-from codecria.data.corpus.report import totals
+from codecria.data.corpus.report import in_order, totals
 from codecria.data.corpus.sources import Source, parse_sources
 from codecria.data.corpus.stages import (
     Charge,
@@ -472,6 +472,19 @@ def test_an_output_inside_its_source_is_no_part_of_it(
     again = prepare(sources, out, RECIPE, model=model)
     assert again.unchanged
     assert again.report == first.report
+
+
+def test_a_report_is_shown_in_one_order_whether_made_or_read_back(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    sources, out = parse_sources([str(corpus / "tree")]), tmp_path / "shards"
+    first = prepare(sources, out, RECIPE, model=model)
+    again = prepare(sources, out, RECIPE, model=model)
+    assert again.unchanged
+    shown, shown_again = (json.dumps(in_order(made.report)) for made in (first, again))
+    assert shown == shown_again
+    assert list(in_order(again.report)["funnel"]) == list(filters.steps())
+    assert next(iter(in_order(again.report)["seconds"])) == "read"
 
 
 def test_full_disks_are_one_clear_error_and_leave_no_shard_set(
