@@ -36,6 +36,7 @@ SPEAKERS = {
     "model": "assistant",
     "developer": "system",
 }
+EMPTY_JSON = ("[]", "{}", "null", "None")  # how an empty list is written in a column of text
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 # Words in the names of fields that hold what an answer depends on.
@@ -258,7 +259,8 @@ def _with_system(record: Mapping[str, Any], dialog: Dialog) -> Dialog:
 def _pair(record: Mapping[str, Any]) -> tuple[Dialog, set[str]]:
     """A question with its material, its answer and what was said before; the fields these took."""
     question = next((name for name in QUESTIONS if _filled(record.get(name))), None)
-    answer = next((name for name in ANSWERS if isinstance(record.get(name), str)), None)
+    answers = [name for name in ANSWERS if isinstance(record.get(name), str)]
+    answer = next((name for name in answers if _filled(record[name])), next(iter(answers), None))
     material = [name for name in MATERIAL if _filled(record.get(name))]
     if question is None and "input" in material:
         question, material = "input", [name for name in material if name != "input"]
@@ -304,7 +306,7 @@ def _check_nothing_is_lost(record: Mapping[str, Any], dialog: Dialog, used: set[
     for name, value in record.items():
         if name in used or not _is_context(str(name)) or not _filled(value):
             continue
-        if isinstance(value, bool | int | float):  # a number or a mark of the record
+        if isinstance(value, bool | int | float) or value in EMPTY_JSON:
             continue
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) and text.strip() in said for text in texts):

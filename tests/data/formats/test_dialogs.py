@@ -93,6 +93,10 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         },
         [("user", "Hello?"), ("assistant", "Hello."), *PAIR],
     ),
+    "an empty answer beside the answer": (
+        {"prompt": "Add.", "output": "", "response": "a + b"},
+        PAIR,
+    ),
     "input as the question": ({"input": "Add.", "output": "a + b"}, PAIR),
     "conversations with roles": (
         {
@@ -150,7 +154,7 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
                 {"role": "assistant", "content": "a + b", "weight": 1, "function_call": {}},
             ],
             "conversations": None,
-            "tools": [],
+            "tools": "[]",
             "history": [],
             "context": " ",
             "document_id": 5,
