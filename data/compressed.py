@@ -25,6 +25,7 @@ COMPRESSIONS: dict[str, Compression] = {
     ".lz4": "lz4",
 }
 BLOCK_BYTES = 1 << 20
+OVERRUN_BYTES = 1 << 12  # before damage shows, in which the next member may begin
 DAMAGE = (zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
@@ -147,7 +148,8 @@ class _Member:
                 given = max(0, given - len(block))
         except DAMAGE:
             pass
-        self.end = self._start + max(1, position)
+        # A member that is cut off takes the head of the next one for its own end.
+        self.end = self._start + max(1, position - OVERRUN_BYTES)
 
 
 def _next_member(raw: IO[bytes], magic: bytes, start: int) -> tuple[int | None, bool]:
