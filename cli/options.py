@@ -56,7 +56,11 @@ OptionalModel = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(min=2, help="Context length in tokens [default: the model's trained context]."),
+    typer.Option(
+        min=2,
+        help="Context length in tokens [default: the model's trained context].",
+        rich_help_panel=INPUT,
+    ),
 ]
 Device = Annotated[
     DeviceName,

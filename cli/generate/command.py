@@ -39,7 +39,6 @@ codecria generate -m run --file app.py --at 42:9 --diff
 
 codecria generate -m run --chat 'What does zip() return?'
 """
-PROMPT = "Prompt"
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +53,7 @@ def generate(
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option(help="Read the prompt from a file.", rich_help_panel=PROMPT),
+        typer.Option(help="Read the prompt from a file.", rich_help_panel=options.INPUT),
     ] = None,
     context: options.Context = None,
     truncate: Annotated[
@@ -63,7 +62,7 @@ def generate(
             help="For a prompt that is too long: off is an error, left cuts the start, window cuts"
             " both sides of the gap; in a chat both leave out the oldest turns"
             " [default: window for gaps and chat, else off].",
-            rich_help_panel=PROMPT,
+            rich_help_panel=options.INPUT,
         ),
     ] = None,
     parse_specials: Annotated[
@@ -71,7 +70,7 @@ def generate(
         typer.Option(
             "--parse-specials",
             help="Parse special tokens in the prompt, and let completions hold them.",
-            rich_help_panel=PROMPT,
+            rich_help_panel=options.INPUT,
         ),
     ] = False,
     heal: Annotated[
@@ -79,7 +78,7 @@ def generate(
         typer.Option(
             "--heal",
             help="Token healing: finish a token that the prompt cuts off.",
-            rich_help_panel=PROMPT,
+            rich_help_panel=options.INPUT,
         ),
     ] = False,
     show_prompt: Annotated[
@@ -87,7 +86,7 @@ def generate(
         typer.Option(
             "--show-tokens",
             help="Print the prompt's ids and pieces on stderr.",
-            rich_help_panel=PROMPT,
+            rich_help_panel=options.INPUT,
         ),
     ] = False,
     file: Annotated[

@@ -1,4 +1,4 @@
-"""A checkpoint and its tokenizer, ready to complete text."""
+"""A loaded checkpoint with its tokenizer and end ids: completes prompts."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Generator:
         """Load a checkpoint folder or a run folder.
 
         Args:
-            path: where it lies, its tokenizer.model within.
+            path: the folder, with its tokenizer.model.
             device: "auto", "cpu" or "cuda".
             dtype: compute type, "auto", "float32" or "bfloat16"; see `_compute_dtype` for auto.
 
         Raises:
-            UserError: it is no checkpoint, or has no tokenizer, or another model's.
+            UserError: it is not a checkpoint, or its tokenizer is missing or another model's.
         """
         checkpoint = Checkpoint.open(path)
         tokenizer = _tokenizer_of(checkpoint)

@@ -1,9 +1,9 @@
-"""Token healing: a prompt that ends inside a token goes on as if it did not.
+"""Token healing: finish a token that the prompt cuts off.
 
-A prompt `retur` ends in pieces the model has hardly seen before what it means, `n`. The last pieces
-are taken back, and the completion must begin with their text: each token drawn either goes on with
-what is left of it, or covers it and more. The paper names this for infilling in the suffix-first
-form, and leaves it out (appendix E).
+The prompt `retur` ends in pieces that training data hardly has before `n`. The last pieces are
+removed from the prompt, and the completion must begin with their text: each token drawn is a part
+of the text that is left, or covers it and more. The paper describes this for suffix-first infilling
+and does not use it (appendix E).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_TOKENS = 4  # taken back
+MOST_TOKENS = 4  # removed from the prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """The text that a completion must begin with, and that its reader has already.
+    """The text that a completion must begin with; it is in the prompt, so it is not shown again.
 
     Attributes:
         text: in UTF-8.
-        pieces: (V,) what each token adds to a text, in UTF-8; nothing for control pieces.
+        pieces: (V,) what each token adds to a text, in UTF-8; empty for control pieces.
     """
 
     text: bytes
     pieces: tuple[bytes, ...]
 
     def allowed(self, left: bytes) -> Tensor:
-        """(V,) which tokens may follow while this much of the opening is left."""
+        """(V,) which tokens may be drawn while this much of the opening is left."""
         return torch.tensor(
             [bool(p) and (p.startswith(left) or left.startswith(p)) for p in self.pieces]
         )
@@ -41,7 +41,7 @@ class Opening:
 
 
 def heal(ids: Sequence[int], pieces: Sequence[bytes]) -> tuple[list[int], Opening | None]:
-    """The prompt without the pieces that a longer one could replace, and what must follow.
+    """The prompt without the last pieces that a longer one may replace, and their text.
 
     Args:
         ids: a prompt whose last part is ordinary text.
@@ -54,7 +54,7 @@ def heal(ids: Sequence[int], pieces: Sequence[bytes]) -> tuple[list[int], Openin
         if not piece:
             break
         joined = piece + joined
-        # A piece that is longer may be what was meant; equal ones are what stands there.
+        # Only a longer piece can be what was meant.
         if _is_text(joined) and any(
             len(other) > len(joined) and other.startswith(joined) for other in pieces
         ):

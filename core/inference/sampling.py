@@ -25,8 +25,7 @@ class Sampling:
         temperature: the scores are divided by it; 0 takes the best token (greedy).
         top_p: keep the smallest set of best tokens that holds this much probability (nucleus).
         top_k: keep this many best tokens; 0 keeps all.
-        seed: sample number n of a prompt draws from a generator seeded with (seed, n), whatever is
-            generated beside it.
+        seed: sample n of a prompt has a random generator of its own, seeded with (seed, n).
     """
 
     temperature: float = 0.0

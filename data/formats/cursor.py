@@ -1,7 +1,7 @@
-"""A gap in a text: where it is, what stands before and after it, and the text with it filled.
+"""A gap in a text: the text before and after it, the text with the gap filled, and the patch.
 
-Line ends are the model's `\\n` while it works, and come back as they were: a file whose lines all
-end in `\\r\\n` is written so again. A byte order mark stays at the start.
+The model reads and writes lines that end in `\\n`. If all lines of a file end in `\\r\\n`, the
+filled file and the patch have `\\r\\n` too. A byte order mark stays at the start.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def parse_place(text: str) -> tuple[int, int]:
     line, separator, column = text.partition(":")
     if not (separator and line.isdecimal() and column.isdecimal() and int(line) and int(column)):
         raise UsageError(
-            f"--at {text!r} is no place in a file", hint="--at LINE:COL, both counted from 1"
+            f"--at {text!r} is not LINE:COL", hint="both count from 1, as in --at 42:9"
         )
     return int(line), int(column)
 

@@ -125,7 +125,7 @@ def test_marks_and_mixed_line_ends_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("place", ["", "3", "0:1", "1:0", "a:b", "1:2:3", "-1:2"])
 def test_what_is_no_place_is_refused(place: str) -> None:
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="is not LINE:COL"):
         cursor.parse_place(place)
 
 
