@@ -254,7 +254,7 @@ def _extension(run: RunConfig, steps: int, warnings: tuple[str, ...]) -> Standin
     note = (
         f"the cosine is planned again over {recipe.steps:,} steps: what was trained at the rates of"
         f" {steps:,} steps stays, so the result is not that of a run of {recipe.steps:,} steps"
-        " (--set schedule=wsd is exact)"
+        " (runs begun with --set schedule=wsd extend exactly)"
     )
     return Standing("extend", (*warnings, note), rewind=steps)
 
