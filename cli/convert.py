@@ -58,6 +58,9 @@ def convert(
     shard_size: Annotated[
         float, typer.Option(min=0.001, help="Largest safetensors file, in GB.")
     ] = 5.0,
+    ranks: Annotated[
+        int, typer.Option(min=1, max=64, help="Files of Meta's layout, a part of the model each.")
+    ] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at DST.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -75,6 +78,7 @@ def convert(
         theta=rope_theta,
         chat=core.Chat(chat),
         max_shard_bytes=int(shard_size * 1e9),
+        ranks=ranks,
         force=force,
     )
     with render.stages() as tell:

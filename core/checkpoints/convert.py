@@ -47,11 +47,14 @@ from codecria.core.checkpoints.formats.meta import (
     CHECKLIST_NAME,
     PARAMS_NAME,
     MetaWeights,
+    check_ranks,
     checklist,
     is_meta_folder,
     listed,
     md5,
     params_of,
+    rank_part,
+    rank_shape,
     write_pickle,
 )
 from codecria.core.checkpoints.formats.weights import Weights
@@ -129,6 +132,7 @@ class Request:
         context, theta: correct what the source says of itself, or does not say.
         chat: the template.
         max_shard_bytes: of a safetensors file.
+        ranks: files of Meta's layout, each a part of a model-parallel model.
         force: replace what is at `out`.
     """
 
@@ -141,6 +145,7 @@ class Request:
     theta: float | None = None
     chat: Chat = Chat.AUTO
     max_shard_bytes: int = MAX_SHARD_BYTES
+    ranks: int = 1
     force: bool = False
 
 
@@ -177,6 +182,9 @@ def convert(
     if request.layout is Layout.GGUF:
         config = _with_frame(config, tokenizer)
     template = _template(source, tokenizer, request, note)
+    if request.ranks != 1 and request.layout is not Layout.META:
+        raise UsageError("--ranks is for Meta's layout", hint="add --to meta")
+    check_ranks(config, request.ranks)
     dtypes = _types(source, config, request)
     size = int(sum(math.prod(s) * d for s, d in _sizes(config, dtypes, request).values()))
     out = request.out
@@ -396,7 +404,7 @@ class _Job:
         self.request, self.source, self.config = request, source, config
         self.tokenizer, self.template, self.dtypes, self.tell = tokenizer, template, dtypes, tell
         self.ends = source.end_ids(tokenizer)
-        self.total = len(_sizes(config, dtypes, request))
+        self.total = len(_sizes(config, dtypes, request)) * request.ranks
         self.done = 0
 
     def _read(self, ours: str, pairs: Pairs) -> Tensor:
@@ -469,15 +477,10 @@ class _Job:
 
     def _write_meta(self, folder: Path) -> None:
         atomic_write_json(folder / PARAMS_NAME, params_of(self.config))
-        shapes = shapes_of(self.config) | {OUTPUT: shapes_of(self.config)[EMBEDDING]}
-        ours = {meta_name(name): name for name in shapes}
-        tied = {OUTPUT: EMBEDDING} if self.config.tied else {}
-        write_pickle(
-            folder / "consolidated.00.pth",
-            {m: (shapes[n], self.dtypes[tied.get(n, n)]) for m, n in ours.items()},
-            lambda m: self._read(tied.get(ours[m], ours[m]), "neighbours"),
-        )
-        files = [folder / PARAMS_NAME, folder / "consolidated.00.pth"]
+        files = [folder / PARAMS_NAME]
+        for rank in range(self.request.ranks):
+            files.append(folder / f"consolidated.{rank:02d}.pth")
+            self._write_rank(files[-1], rank)
         if self.tokenizer is not None:
             atomic_write(folder / TOKENIZER_NAME, self.tokenizer.content)
             files.append(folder / TOKENIZER_NAME)
@@ -486,6 +489,22 @@ class _Job:
         lines = [f"{md5(path)}  {path.name}\n" for path in sorted(files)]
         atomic_write(folder / CHECKLIST_NAME, "".join(lines).encode())
         write_lineage(folder, self.source.lineage(), self.config, {}, ends=self.ends)
+
+    def _write_rank(self, path: Path, rank: int) -> None:
+        ranks = self.request.ranks
+        shapes = shapes_of(self.config) | {OUTPUT: shapes_of(self.config)[EMBEDDING]}
+        ours = {meta_name(name): name for name in shapes}
+        tied = {OUTPUT: EMBEDDING} if self.config.tied else {}
+        write_pickle(
+            path,
+            {
+                m: (rank_shape(n, shapes[n], ranks), self.dtypes[tied.get(n, n)])
+                for m, n in ours.items()
+            },
+            lambda m: rank_part(
+                ours[m], self._read(tied.get(ours[m], ours[m]), "neighbours"), rank, ranks
+            ),
+        )
 
     def compare(
         self, result: Weights, config: ModelConfig, ends: Collection[int]

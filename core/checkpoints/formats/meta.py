@@ -257,6 +257,45 @@ def _axis(ours: str) -> int | None:
     return 0 if ours == OUTPUT or ours.endswith(split) else None
 
 
+def check_ranks(config: ModelConfig, ranks: int) -> None:
+    """See that a model can be divided among ranks as the release's code divides it.
+
+    Raises:
+        UserError: with every size that cannot.
+    """
+    sizes = {
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "hidden_dim": config.hidden_dim,
+        "dim": config.dim,
+        "vocab_size": config.vocab_size,
+    }
+    odd = [f"{name} {size}" for name, size in sizes.items() if size % ranks]
+    if odd:
+        most = math.gcd(*sizes.values())
+        fitting = [str(n) for n in range(1, min(most, 64) + 1) if most % n == 0]
+        raise UserError(
+            f"{ranks} ranks do not divide {', '.join(odd)}",
+            hint=f"this model can be divided among {', '.join(fitting)}"
+            + (" (alone)" if len(fitting) == 1 else ""),
+        )
+
+
+def rank_shape(ours: str, shape: tuple[int, ...], ranks: int) -> tuple[int, ...]:
+    """The shape of one rank's part of a weight."""
+    axis = _axis(ours) if len(shape) == 2 else None
+    return tuple(n // ranks if i == axis else n for i, n in enumerate(shape))
+
+
+def rank_part(ours: str, weight: Tensor, rank: int, ranks: int) -> Tensor:
+    """One rank's part of a weight; norms are repeated."""
+    axis = _axis(ours) if weight.ndim == 2 else None
+    if axis is None:
+        return weight
+    size = weight.shape[axis] // ranks
+    return weight.narrow(axis, rank * size, size)
+
+
 def _ranks(folder: Path) -> list[Path]:
     """The files of the ranks, in order and without gaps."""
     numbers = {}

@@ -602,3 +602,81 @@ def test_a_truncated_gguf_file_is_told(instruct: Path, share: float, tmp_path: P
     (tmp_path / "m.gguf").write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"m.gguf is damaged or incomplete"):
         describe(tmp_path / "m.gguf", verify=False)
+
+
+# Several ranks
+
+
+def wide(tied: bool) -> ModelConfig:
+    return ModelConfig(
+        dim=64,
+        n_layers=2,
+        n_heads=16,
+        n_kv_heads=8,
+        hidden_dim=96,
+        vocab_size=64,
+        rope_theta=1e6,
+        max_context=16_384,
+        tied=tied,
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("tied", [False, True])
+def test_ranks_are_written_as_meta_s_code_divides_and_come_back_bit_for_bit(
+    ranks: int, tied: bool, meta_layout: ModuleType, tmp_path: Path
+) -> None:
+    model = Transformer(wide(tied))
+    model.initialise(3)
+    publish(tmp_path / "m", model, dtype=torch.bfloat16, tokenizer=None, lineage={"step": 1})
+    run(tmp_path / "m", tmp_path / "meta", "meta", ranks=ranks)
+    files = sorted(path.name for path in (tmp_path / "meta").glob("*.pth"))
+    assert files == [f"consolidated.{n:02d}.pth" for n in range(ranks)]
+    # The test's own writer of Meta's layout divides the joined weights alike.
+    whole = Checkpoint.open(tmp_path / "meta").weights
+    joined = {whole.name(name): whole.raw(name) for name in whole.stored}
+    parts = meta_layout.meta_parts(joined, ranks)
+    for name, part in zip(files, parts, strict=True):
+        found = torch.load(tmp_path / "meta" / name, weights_only=True)
+        assert found.keys() - {"rope.freqs"} == part.keys() - {"rope.freqs"}
+        for key in found.keys() & part.keys():
+            assert torch.equal(found[key], part[key]), key
+    run(tmp_path / "meta", tmp_path / "back")
+    assert_same(weights_of(tmp_path / "back"), weights_of(tmp_path / "m"))
+    assert Checkpoint.open(tmp_path / "back").config == wide(tied)
+    run(tmp_path / "back", tmp_path / "again", "meta", ranks=ranks)
+    for name in files:
+        one, other = ((tmp_path / f / name).read_bytes() for f in ("meta", "again"))
+        assert one == other
+
+
+def test_ranks_change_from_one_number_to_another(tmp_path: Path) -> None:
+    model = Transformer(wide(tied=False))
+    model.initialise(3)
+    publish(tmp_path / "m", model, dtype=torch.float32, tokenizer=None, lineage={})
+    source = tmp_path / "m"
+    for ranks in (8, 2, 4, 1):
+        run(source, tmp_path / f"r{ranks}", "meta", ranks=ranks)
+        source = tmp_path / f"r{ranks}"
+    assert_same(weights_of(source), weights_of(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        (3, "n_heads 16, n_kv_heads 8, dim 64, vocab_size 64"),
+        (16, "16 ranks do not .* n_kv_heads 8"),
+    ],
+)
+def test_ranks_that_do_not_divide_the_model_are_refused(
+    ranks: int, message: str, tmp_path: Path
+) -> None:
+    model = Transformer(wide(tied=False))
+    model.initialise(3)
+    publish(tmp_path / "m", model, dtype=torch.float32, tokenizer=None, lineage={})
+    with pytest.raises(UserError, match=message) as error:
+        run(tmp_path / "m", tmp_path / "out", "meta", ranks=ranks)
+    assert "among 1, 2, 4, 8" in str(error.value.hint)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="--ranks is for Meta's layout"):
+        run(tmp_path / "m", tmp_path / "out", "hf", ranks=2)
