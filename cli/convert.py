@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import render
+from . import options, render
 
 HELP = """Convert a checkpoint between Meta's layout, Hugging Face's and GGUF.
 
-The source is recognised by its content; the result is a GGUF file if DST ends in .gguf, else a
-Hugging Face folder. Weights are read one at a time, and the result is compared with the source,
-weight for weight and logit for logit, before it appears.
+The source is recognised by its content. The result is a GGUF file if DST ends in .gguf, else a
+Hugging Face folder. Weights are read one at a time. DST appears only after every weight and the
+logits were compared with the source.
 
 Example: codecria convert CodeLlama-7b code-llama-7b.gguf --dtype q8_0
 """
@@ -26,45 +26,54 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint folder, or a run's --out.")
+        Path, typer.Argument(metavar="SRC", help="Checkpoint folder, or the --out of a run.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="A new folder, or a .gguf file.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="New folder or .gguf file.")],
     to: Annotated[
         Literal["hf", "meta", "gguf"] | None,
-        typer.Option(help="Layout of the result; by default as DST's name says."),
+        typer.Option(help="Layout of the result [default: from the name of DST]."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "q8_0"] | None,
-        typer.Option(help="Type of the weights; by default as they are. q8_0 is GGUF's."),
+        typer.Option(help="Type of the weights [default: unchanged]; q8_0 is for GGUF."),
     ] = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare logits and the source's checklist too, not the weights alone.",
+            help="Also compare the logits and the checklist of the source.",
         ),
     ] = True,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Trained context, where the source is wrong or silent."),
+        typer.Option(
+            min=1, help="Trained context in tokens, if the source records none or a wrong one."
+        ),
     ] = None,
     rope_theta: Annotated[
-        float | None, typer.Option(help="Rotary base, where the source has lost it.")
+        float | None, typer.Option(help="Rotary base, if the source records none or a wrong one.")
     ] = None,
     chat: Annotated[
         Literal["auto", "llama2", "turns", "none"],
-        typer.Option(help="Chat template; auto: the source's own, or that of its kind."),
+        typer.Option(
+            help="Chat template; auto keeps the source's, or adds that of an Instruct model."
+        ),
     ] = "auto",
     shard_size: Annotated[
-        float, typer.Option(min=0.001, help="Largest safetensors file, in GB.")
+        float, typer.Option(min=0.001, help="Largest safetensors file in GB.")
     ] = 5.0,
     ranks: Annotated[
-        int, typer.Option(min=1, max=64, help="Files of Meta's layout, a part of the model each.")
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Number of files in Meta's layout, one for each model-parallel rank.",
+        ),
     ] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at DST.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model at DST.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Convert, compare, and tell."""
+    """Convert, compare, and report."""
     from codecria.core.checkpoints import convert as core
 
     layout = core.Layout(to or ("gguf" if out.suffix == ".gguf" else "hf"))

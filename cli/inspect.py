@@ -1,4 +1,4 @@
-"""`codecria inspect`: what a folder holds, and what is missing or corrupt."""
+"""`codecria inspect`: describes a folder and lists what is missing or corrupt."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import render
+from . import options, render
 
-HELP = """Show what shards, a run, a checkpoint, GGUF or a tokenizer holds, and what is wrong.
+HELP = """Describe shards, a run, a checkpoint, a GGUF file or a tokenizer, and list its faults.
 
-Ends with status 1 when something is missing or corrupt.
+The exit status is 1 if something is missing or corrupt.
 
 Example: codecria inspect shards --document 0
 """
 
-MOST_PARTS = 16  # of one fact; --json tells all
+MOST_PARTS = 16  # shown of one fact; --json prints all
 
 
 def register(app: typer.Typer) -> None:
@@ -27,17 +27,18 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A folder, or a tokenizer.model.")],
+    path: Annotated[Path, typer.Argument(help="Folder, GGUF file or tokenizer.model.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read all content and compare digests.")
+        bool,
+        typer.Option("--verify", help="Read all content and compare it with the recorded digests."),
     ] = False,
     document: Annotated[
-        int | None, typer.Option(help="Print this document of a shard set as text.")
+        int | None, typer.Option(help="Print the document of this number in a shard set.")
     ] = None,
     split: Annotated[
-        Literal["train", "validation"], typer.Option(help="Of which --document is one.")
+        Literal["train", "validation"], typer.Option(help="Split that --document counts in.")
     ] = "train",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Describe the path."""
     from codecria.core.inspect import describe, document_text
