@@ -248,7 +248,7 @@ def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) ->
             errors.flush()
         leave(end.code if isinstance(end.code, int) and 0 <= end.code < 256 else 1)
     except BaseException as error:
-        # The program's own streams may be gone; the verdict then tells the status alone.
+        # The program's own streams may be gone; the verdict then has the status alone.
         with contextlib.suppress(BaseException):
             sys.stderr = errors
             show(type(error), error, error.__traceback__)

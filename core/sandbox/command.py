@@ -27,7 +27,7 @@ from .child import GO, KEY_BYTES
 from .watch import as_answer, judged
 from .wire import Answer, Job
 
-# Reads exactly what it is told to, so that the key stays in the pipe. The parts are modules of a
+# Reads exactly as much as it should, so that the key stays in the pipe. The parts are modules of a
 # package that is nowhere on the disk.
 BOOT = """
 import json, os, sys, types
@@ -71,7 +71,7 @@ def judge(command: Sequence[str], job: Job) -> Answer:
         Path(__file__).with_name(name).read_bytes()
         for name in ("jail.py", "plain.py", "bridge.py", "pristine.py", "child.py")
     ]
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "source": job.source,
         "tests": job.tests,
         "stdin": job.stdin,
@@ -82,7 +82,7 @@ def judge(command: Sequence[str], job: Job) -> Answer:
             "cpu_s": int(bounds.wall_s) + 2,
         },
     }
-    parts.append(json.dumps(told).encode())
+    parts.append(json.dumps(fields).encode())
     given = b"".join(f"{len(part):012}".encode() + part for part in parts) + GO + key
     started = time.monotonic()
     try:

@@ -26,10 +26,10 @@ class Forker:
 
     Args:
         places: the numbers that a child has its descriptors under.
-        start: turns a child of it into a program.
+        start: turns a child into a program, with the number of this process.
     """
 
-    def __init__(self, places: Sequence[int], start: Callable[[], NoReturn]) -> None:
+    def __init__(self, places: Sequence[int], start: Callable[[int], NoReturn]) -> None:
         ours, theirs = _socket.socketpair()
         server = os.getpid()
         if os.fork() == 0:
@@ -65,12 +65,13 @@ class Forker:
 
 
 def _serve(
-    socket: _socket.socket, places: Sequence[int], start: Callable[[], NoReturn], server: int
+    socket: _socket.socket, places: Sequence[int], start: Callable[[int], NoReturn], server: int
 ) -> NoReturn:
     try:
         jail.die_with_parent()
         if os.getppid() != server:
             os._exit(0)
+        own = os.getpid()
         while True:
             data, ancillary, _, _ = socket.recvmsg(1, _socket.CMSG_SPACE(4 * len(places)))
             if not data:
@@ -84,7 +85,7 @@ def _serve(
             child = os.fork()
             if child == 0:
                 socket.close()
-                start()
+                start(own)
             for place in places:
                 if place >= 3:
                     os.close(place)

@@ -328,13 +328,13 @@ def version(language: str) -> str | None:
         return None
     known = LANGUAGES[language]
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             [tools.paths[known.tools[0]], *known.version],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = (told.stdout.strip() or told.stderr.strip()).splitlines()
+    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
     return lines[0].removeprefix("v") if lines else "unknown"
 
 
@@ -361,7 +361,7 @@ _READ = (
 def job_of(
     language: str, source: str, tests: str, needs: tuple[str, ...], memory_bytes: int, wall_s: float
 ) -> dict[str, Any]:
-    """What a worker is told to run: files, steps, and what they may read and execute.
+    """What a server runs: files, steps, and what they may read and execute.
 
     Args:
         language: canonical, and not `missing`.
@@ -398,7 +398,7 @@ def job_of(
         "steps": steps,
         "executable": [*_SYSTEM, *sorted(homes)],
         "readable": [*_READ, *extra],
-        # Where a program's own place in /proc cannot be seen, its loader is told of its libraries.
+        # Where a program's own place in /proc cannot be seen, its loader is given its libraries.
         "libraries": ":".join(f"{home}/lib" for home in sorted(homes)),
     }
 

@@ -2,7 +2,7 @@
 
 The server itself runs nothing of a program. It compiles it, since that costs a child three times as
 much, under a timer that ends the server should the compiler hang; what the compiler cannot do the
-child tries again and tells.
+child tries again, and its error is the verdict's.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ class Judge:
     def _judge_apart(self, job: Job) -> Answer:
         """Run a solution and its tests in a process each; the tests' one alone can prove a pass."""
         script = self._script(job, apart=True)
-        (asked, ask), (told, tell) = os.pipe(), os.pipe()
+        (asked, ask), (answered, reply) = os.pipe(), os.pipe()
         started = time.monotonic()
-        solution = _Child(self, script, job, "solution", (asked, tell))
-        tests = _Child(self, script, job, "tests", (told, ask))
+        solution = _Child(self, script, job, "solution", (asked, reply))
+        tests = _Child(self, script, job, "tests", (answered, ask))
         # Theirs alone now: when one side ends, the other reads the end.
-        for descriptor in (ask, told, *BRIDGE):
+        for descriptor in (ask, answered, *BRIDGE):
             os.close(descriptor)
         watch = self._watch(job, "tests", tests, started)
         watch.also = solution.number
@@ -149,12 +149,12 @@ class Judge:
             self.tests[job.tests] = checks
         return Script(source, job.tests, name, job.entry, code, checks)
 
-    def _become_solution(self) -> NoReturn:
+    def _become_solution(self, forker: int) -> NoReturn:
         """In a child of the forker: be the solution that is read here, and nowhere else."""
         with open(SOURCE, "rb") as file:
             name, _, source = file.read().decode("utf-8", "surrogatepass").partition("\n")
         become(
-            Script(source, "", name, ()), self.locks["solution"], os.getppid(), self.clean,
+            Script(source, "", name, ()), self.locks["solution"], forker, self.clean,
             side="solution", box=self.boxes["solution"], watched=not self.limited,
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _compiled(source: str, name: str) -> CodeType | None:
     _warnings._filters_mutated()  # type: ignore[attr-defined]
     try:
         return compile(source, name, "exec", dont_inherit=True)
-    except Exception:  # whatever it is, the child meets it again, and tells
+    except Exception:  # whatever it is, the child meets it again
         return None
     finally:
         _warnings.filters.remove(_IGNORED)
@@ -232,7 +232,7 @@ class _Child:
         _limit(self.number, job.bounds)
         # After the fork: what this process knew before, the child would find in its memory.
         self.key = os.urandom(KEY_BYTES)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: who watches it is told how
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its status says how
             os.write(key_in, GO + self.key)
         os.close(key_in)
         self._places = {1: out, 2: err, 3: proof}

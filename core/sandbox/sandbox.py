@@ -230,6 +230,8 @@ class Sandbox:
         """The verdict of one run; of a second one in two processes where a pass is confirmed."""
         if languages.canonical(program.language) != "python":
             return self._other_language(program, limits)
+        most = self.limits
+        assert limits.disk_bytes <= most.disk_bytes, f"{limits} exceed the sandbox's own {most}"
         confirm = confirm or self.config.confirm
         splits = confirm is not Confirm.OFF and self._splits(program)
         answer = self._python(program, limits, isolate=splits and confirm is Confirm.ALL)
@@ -422,8 +424,8 @@ class _Server:
             send(self.socket, fields)
         except OSError:
             return None
-        told = self._receive(timeout_s)
-        return None if told is None else unpack_answer(told)
+        reply = self._receive(timeout_s)
+        return None if reply is None else unpack_answer(reply)
 
     def _receive(self, timeout_s: float) -> list[bytes] | None:
         self._set_timeout(timeout_s)

@@ -37,7 +37,7 @@ def survey() -> dict[str, Any]:
         tier = choose_tier()
     except UserError as error:
         why = str(error)
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "tier": None if tier is None else str(tier),
         "why": why,
         "tiers": {
@@ -50,11 +50,11 @@ def survey() -> dict[str, Any]:
         "languages": {},
     }
     if tier is None:
-        return told
+        return found
     with Sandbox(tier, workers=1, limits=LIMITS) as sandbox:
         for name in ("python", *languages.LANGUAGES):
-            told["languages"][name] = _language(sandbox, name)
-    return told
+            found["languages"][name] = _language(sandbox, name)
+    return found
 
 
 def _language(sandbox: Sandbox, name: str) -> dict[str, Any]:

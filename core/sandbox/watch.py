@@ -134,15 +134,15 @@ class Watch:
         self.deadline = float("inf")
 
     def _takes_too_much(self) -> str:
-        """What the child holds beyond its limits, empty where nothing; /proc tells."""
+        """What the child holds beyond its limits, empty where nothing; from /proc."""
         try:
             with open(f"/proc/{self.child}/status", encoding="utf-8") as file:  # noqa: PTH123
-                told = dict(line.split(":", 1) for line in file if ":" in line)
+                status = dict(line.split(":", 1) for line in file if ":" in line)
         except (OSError, ValueError):
             return ""
-        if int(told.get("Threads", "0")) > MOST_THREADS:
+        if int(status.get("Threads", "0")) > MOST_THREADS:
             return "it started more threads than it may"
-        held = int(told.get("VmRSS", "0 kB").split()[0]) << 10
+        held = int(status.get("VmRSS", "0 kB").split()[0]) << 10
         if self._resident_bytes and held > self._resident_bytes + RUNTIME_BYTES:
             return "it took more memory than it may"
         return ""
@@ -195,24 +195,24 @@ def judged(
         return "timeout", "it did not end in time"
     if reason:
         return "resource", reason
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    told = lines[-1] if lines else ""
+    lines = [text.strip() for text in stderr.splitlines() if text.strip()]
+    line = lines[-1] if lines else ""
     if first:
-        told = next((line for line in lines if _TELLING.search(line)), told)
-    told = told[:300]
+        line = next((text for text in lines if _TELLING.search(text)), line)
+    line = line[:300]
     if code == -signal.SIGXCPU:
         return "timeout", "it computed longer than it may"
     if code == -signal.SIGXFSZ:
         return "resource", "a file grew larger than it may"
     if first and (any(word in stderr for word in _NO_MEMORY) or boxes.is_full_error(stderr)):
-        return "resource", told
+        return "resource", line
     if code < 0:
         return "crashed", f"signal {signal.Signals(-code).name}"
-    if told.startswith("MemoryError") or boxes.is_full_error(told):
-        return "resource", told
+    if line.startswith("MemoryError") or boxes.is_full_error(line):
+        return "resource", line
     if code == 0:
         return "failed", "it ended before its last statement"
-    return "failed", told or f"exit status {code}"
+    return "failed", line or f"exit status {code}"
 
 
 # Of what compilers and runtimes print, the line to show, and what says that memory ran out.

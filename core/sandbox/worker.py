@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> None:
     except Exception as error:  # the sandbox hears of it, and starts another server
         import traceback
 
-        told = "".join(traceback.format_exception(error))
+        report = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):
-            os.write(complaints, told.encode(errors="replace"))
+            os.write(complaints, report.encode(errors="replace"))
         os._exit(1)
     os._exit(0)
 
