@@ -233,7 +233,9 @@ def _lock(folder: int) -> None:
 def _sweep(place: int) -> None:
     """Remove what sandboxes of this user left behind that were killed; in use are those locked."""
     deadline = time.monotonic() + CLEAR_S
-    names = [name for name in os.listdir(place) if name.startswith(PREFIX)]
+    names = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(place) if name.startswith(PREFIX)]
     for name in sorted(names):
         with contextlib.suppress(OSError):
             folder = open_folder(name, inside=place)

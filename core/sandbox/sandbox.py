@@ -91,7 +91,13 @@ class Sandbox:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._alone = _Turnstile(self.workers)
-        self._boxes = boxes.Boxes()
+        try:
+            self._boxes = boxes.Boxes()
+        except OSError as error:
+            raise UserError(
+                f"the sandbox has no folder for its programs: {error}",
+                hint="set TMPDIR to a folder that only you can write in",
+            ) from error
         ready = False
         try:
             if self.tier is Tier.COMMAND:

@@ -351,6 +351,25 @@ def test_what_a_killed_sandbox_left_is_removed_and_one_in_use_is_not(user: bool)
     assert told == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("mode", "safe"), [(0o700, True), (0o755, True), (0o1777, True), (0o777, False), (0o775, False)]
+)
+def test_boxes_are_made_only_where_nobody_else_can_move_them(
+    tmp_path: Path, mode: int, safe: bool
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(mode)
+    assert boxes._is_safe(str(place)) is safe
+    assert not boxes._is_safe(str(place / "missing"))
+
+
+@root_alone
+def test_boxes_are_not_made_in_a_folder_of_another_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, USER, USER)
+    assert not boxes._is_safe(str(tmp_path))
+
+
 # --- programs -------------------------------------------------------------------------------------
 
 LEAVES = {
