@@ -378,6 +378,22 @@ def test_whoever_takes_too_much_is_stopped(
     assert len(verdict.stdout) <= 2_000
 
 
+def test_as_many_threads_as_are_documented_live_at_once_and_no_more(sandbox: Sandbox) -> None:
+    source = """
+        import threading, time
+        ends = threading.Event()
+        for n in range({count} - 1): threading.Thread(target=ends.wait).start()
+        assert threading.active_count() == {count}
+        time.sleep({seconds})
+        ends.set()
+    """
+    limits = Limits(wall_s=5.0, disk_bytes=LIMITS.disk_bytes)
+    for count, seconds, outcome in ((256, 0.2, Outcome.PASSED), (280, 3.0, Outcome.RESOURCE)):
+        asked = textwrap.dedent(source.format(count=count, seconds=seconds))
+        verdict = sandbox.run(Program(source=asked), limits)
+        assert verdict.outcome is outcome, (count, verdict)
+
+
 # --- to leave something behind --------------------------------------------------------------------
 
 
