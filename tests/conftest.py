@@ -16,8 +16,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from codecria.data.rows.shards import TokenizerFacts, write_manifest, write_shard
+from codecria.data.rows.shards import TokenizerFacts, write_manifest
 from codecria.data.tokenizer.tokenizer import Tokenizer, train
+from tests.shard_files import write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -50,14 +50,14 @@ from .recipe import PrepareRecipe
 from .report import kept_tables, make_report, merge_reports, totals
 from .sources import Source
 from .stages import (
-    Charge,
     Job,
     Mapper,
+    RunLease,
     Runner,
+    acquire,
     connect,
     end_processes,
     run_stage,
-    take_charge,
 )
 from .tally import Tally
 
@@ -182,7 +182,7 @@ def prepare(
             sources=tuple(sources),
             recipe=recipe,
             identity=identity,
-            charge=take_charge(out / WORK),
+            lease=acquire(out / WORK),
             engine=engine,
             strict=strict,
             onto=onto,
@@ -418,7 +418,7 @@ class _Run:
     sources: tuple[Source, ...]
     recipe: PrepareRecipe
     identity: dict[str, Any]
-    charge: Charge
+    lease: RunLease
     mapper: Mapper
     engine: Engine
     strict: bool
@@ -498,7 +498,7 @@ class _Run:
             stage,
             function,
             jobs,
-            charge=self.charge,
+            lease=self.lease,
             mapper=self.mapper,
             report=self.engine.progress,
             check=check,

@@ -6,8 +6,8 @@ A later run finds the marker, compares the digest, and takes the value from it. 
 so any number of processes gives the same values in the same order.
 
 A killed run leaves its workers behind for a while. Each job therefore holds a shared lock while it
-runs, and checks that its run is still the one in charge: a new run waits for the jobs under way,
-takes charge, and jobs of the old one no longer start. So no late worker overwrites newer files.
+runs, and checks that its run is still the one in lease: a new run waits for the jobs under way,
+takes lease, and jobs of the old one no longer start. So no late worker overwrites newer files.
 
 The only place that starts processes. What maps the jobs is a `Mapper`: joblib's pool on this
 machine, or a Ray or Dask cluster over a folder that all its machines see.
@@ -63,19 +63,19 @@ class Job(Generic[Payload]):
 
 
 class Superseded(Exception):
-    """Raised in a worker of a killed run: another run has taken charge."""
+    """Raised in a worker of a killed run: another run has taken lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """The right of one run to write in its work folder; made by `take_charge`."""
+class RunLease:
+    """The right of one run to write in its work folder; made by `acquire`."""
 
     path: Path
     token: str
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs from taking charge.
+        """Keep other runs from taking lease.
 
         Raises:
             Superseded: one already has.
@@ -87,17 +87,17 @@ class Charge:
             yield
 
 
-def take_charge(folder: Path) -> Charge:
-    """Take charge of a work folder, waiting for jobs that a killed run left under way."""
-    charge = Charge(path=folder / "run", token=uuid.uuid4().hex)
+def acquire(folder: Path) -> RunLease:
+    """Acquire the lease of a work folder, waiting for jobs that a killed run left under way."""
+    lease = RunLease(path=folder / "run", token=uuid.uuid4().hex)
     try:
-        with charge.path.open("a") as file:
+        with lease.path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(0)
-            file.write(charge.token)
+            file.write(lease.token)
     except OSError as error:
-        raise write_error(charge.path, error) from error
-    return charge
+        raise write_error(lease.path, error) from error
+    return lease
 
 
 Run = Callable[[int, Job[Any]], tuple[int, Any]]
@@ -110,7 +110,7 @@ def run_stage(
     function: Callable[[Path, Payload], Any],
     jobs: Sequence[Job[Payload]],
     *,
-    charge: Charge,
+    lease: RunLease,
     mapper: Mapper,
     report: Callable[[Progress], None],
     check: Callable[[Any], None] = lambda _: None,
@@ -121,7 +121,7 @@ def run_stage(
         name: for progress.
         function: called with a job's output path and payload; importable, as processes call it.
         jobs: independent of each other.
-        charge: this run's, over the folder the jobs write to.
+        lease: this run's, over the folder the jobs write to.
         mapper: from `connect`.
         report: called at the start and after each job.
         check: called with each result as it comes, also an old one; may raise to stop.
@@ -140,7 +140,7 @@ def run_stage(
             check(found[0])
     resumed = done = len(jobs) - len(waiting)
     report(Progress(stage=name, done=done, total=len(jobs), resumed=resumed))
-    run = partial(_run, function, charge)
+    run = partial(_run, function, lease)
     with contextlib.closing(mapper(run, jobs, waiting)) as coming:
         for i, result in coming:
             check(result)
@@ -302,10 +302,10 @@ def _call(run: Run, number: int, job: Job[Any]) -> tuple[int, Any]:
 
 
 def _run(
-    function: Callable[[Path, Payload], Any], charge: Charge, number: int, job: Job[Payload]
+    function: Callable[[Path, Payload], Any], lease: RunLease, number: int, job: Job[Payload]
 ) -> tuple[int, Any]:
     """Compute one job; its marker is the last thing written."""
-    with charge.held():
+    with lease.held():
         result = function(job.output, job.payload)
         atomic_write_json(job.marker, {"inputs": job.inputs, "result": result})
     return number, result

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Literal
@@ -148,33 +148,6 @@ class Infiller:
             return [head, before, _ids(special.suffix), behind, _ids(special.middle)]
         assert order == Order.SPM, f"{order!r} is no infilling order"
         return [_ids(bos, special.prefix, special.suffix), behind, _ids(special.middle), before]
-
-    def recompose(self, ids: Sequence[int], order: Order) -> str:
-        """The document that a training example was made from.
-
-        Args:
-            ids: as `example` makes them.
-            order: its order. The ids alone do not show it: with an empty prefix both begin alike.
-
-        Raises:
-            UserError: the ids are no training example.
-        """
-        special, tokenizer = self.special, self.tokenizer
-        found = [int(i) for i in ids]
-        if found and found[-1] == tokenizer.eos_id:
-            found.pop()
-        try:
-            suffix_at, middle_at = found.index(special.suffix), found.index(special.middle)
-            if found[:2] != [tokenizer.bos_id, special.prefix] or found[-1] != special.end:
-                raise ValueError
-        except ValueError:
-            raise UserError("these ids are no infilling example") from None
-        suffix = tokenizer.decode_continuation(found[suffix_at + 1 : middle_at])
-        written = found[middle_at + 1 : -1]
-        if order == Order.SPM:
-            return tokenizer.decode(written) + suffix
-        prefix = tokenizer.decode(found[2:suffix_at])
-        return prefix + tokenizer.decode_continuation(written) + suffix
 
 
 class KnownLines:

@@ -121,33 +121,6 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def write_shard(
-    folder: Path,
-    name: str,
-    *,
-    tokens: npt.NDArray[Any],
-    offsets: npt.NDArray[Any],
-    flags: npt.NDArray[Any],
-    metadata: pa.Table,
-    vocab_size: int,
-) -> ShardEntry:
-    """Write one shard from memory, each file whole or not at all.
-
-    Args:
-        tokens: all ids, documents end to end.
-        vocab_size: decides the width of an id.
-        folder, name, offsets, flags, metadata: see `finish_shard`.
-
-    Returns:
-        the shard's entry for the manifest.
-    """
-    assert offsets[-1] == len(tokens), f"{name}: offsets end at {offsets[-1]} of {len(tokens)}"
-    wide = np.dtype(token_dtype(vocab_size)).newbyteorder("<")
-    with atomic_writer(folder / f"{name}.tokens") as file:
-        file.write(np.ascontiguousarray(tokens, dtype=wide).data)
-    return finish_shard(folder, name, offsets=offsets, flags=flags, metadata=metadata)
-
-
 def finish_shard(
     folder: Path,
     name: str,

@@ -28,6 +28,7 @@ from codecria.data.rows.loader import stack
 from codecria.data.rows.rows import IGNORE, Counts, Row
 from codecria.data.rows.shards import ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.recomposed import recompose
 
 CPU = torch.device("cpu")
 CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
@@ -254,7 +255,7 @@ def test_examples_are_the_runs_own_and_say_what_they_are(base: Path, shards: Pat
     assert len(shown) == 8
     assert {example.order for example in shown} == {"PSM", "SPM"}
     for example in shown:
-        text = infiller.recompose(example.ids, Order[example.order])
+        text = recompose(infiller, example.ids, Order[example.order])
         bare = example.marked
         for name in ("BOS", "PRE", "SUF", "MID", "EOT", "EOS"):
             assert f"[{name}]" in bare

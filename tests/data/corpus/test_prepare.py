@@ -29,13 +29,13 @@ from codecria.data.corpus.recipe import PrepareRecipe, override
 from codecria.data.corpus.report import in_order, totals
 from codecria.data.corpus.sources import Source, parse_sources
 from codecria.data.corpus.stages import (
-    Charge,
     Job,
     Progress,
+    RunLease,
     Superseded,
+    acquire,
     connect,
     run_stage,
-    take_charge,
 )
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import locked, read_json
@@ -523,10 +523,10 @@ def test_the_command_prints_json_alone_and_a_dry_run_writes_nothing(
 
 
 def test_a_late_worker_of_a_killed_run_writes_nothing(tmp_path: Path) -> None:
-    old = take_charge(tmp_path)
+    old = acquire(tmp_path)
     with old.held():
         pass
-    new = take_charge(tmp_path)
+    new = acquire(tmp_path)
     with pytest.raises(Superseded), old.held():
         pass
     job = Job(inputs="x", output=tmp_path / "000000", payload=7)
@@ -536,9 +536,9 @@ def test_a_late_worker_of_a_killed_run_writes_nothing(tmp_path: Path) -> None:
     assert _run_square(job, new) == [49]
 
 
-def _run_square(job: Job[int], charge: Charge) -> list[int]:
+def _run_square(job: Job[int], lease: RunLease) -> list[int]:
     with connect("processes", workers=1) as mapper:
-        return run_stage("s", _square, [job], charge=charge, mapper=mapper, report=lambda _: None)
+        return run_stage("s", _square, [job], lease=lease, mapper=mapper, report=lambda _: None)
 
 
 def _square(_: Path, number: int) -> int:

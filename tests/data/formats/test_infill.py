@@ -22,6 +22,7 @@ from codecria.data.formats.infill import (
     Parts,
 )
 from codecria.data.tokenizer.tokenizer import ModelProto, Tokenizer
+from tests.recomposed import recompose
 
 # PEERS section 4: the ids that Meta's own code gives, by which others were corrected.
 GOLDEN_PREFIX = 'def remove_non_ascii(s: str) -> str:\n    """ '
@@ -104,7 +105,7 @@ def test_an_example_recomposes_to_the_document_byte_for_byte(
         for order in ORDERS:
             for eos in (True, False):
                 ids = each.example(parts, order, eos=eos)
-                assert each.recompose(ids.tolist(), order).encode() == text.encode()
+                assert recompose(each, ids.tolist(), order).encode() == text.encode()
 
 
 @settings(max_examples=100)
@@ -178,8 +179,8 @@ def test_empty_parts_have_no_ids_of_their_own(released_shape: Infiller) -> None:
 
 def test_what_is_no_example_is_refused(infiller: Infiller, tokenizer: Tokenizer) -> None:
     for ids in ([], [1], tokenizer.encode("def f():", bos=True, eos=True)):
-        with pytest.raises(UserError, match="no infilling example"):
-            infiller.recompose(ids, Order.PSM)
+        with pytest.raises(ValueError, match="no infilling example"):
+            recompose(infiller, ids, Order.PSM)
     with pytest.raises(UserError, match="has no infilling pieces"):
         Infiller(tokenizer)
 

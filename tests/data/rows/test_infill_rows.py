@@ -16,6 +16,7 @@ from codecria.data.rows.infill_rows import RESERVE, InfillRows, Layout
 from codecria.data.rows.rows import IGNORE, Counts, Row
 from codecria.data.rows.shards import ROUNDTRIP_LOSSY, ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.recomposed import recompose
 
 Writer = Callable[[Path, list[list[int]], Tokenizer], None]
 SCOPES: list[Scope] = ["document", "context"]
@@ -110,7 +111,7 @@ def test_every_stored_token_is_in_one_row_of_an_epoch(
                 continue
             assert targets[-1] == IGNORE
             assert ids[-1] == (tokenizer.eos_id if eos else infiller.special.end)
-            text = infiller.recompose(ids, order)
+            text = recompose(infiller, ids, order)
             whole[text] += 1
             assert any(text in one for one in texts)
     assert total.tokens == split.n_tokens
@@ -158,7 +159,7 @@ def test_no_document_is_cut_alike_in_two_epochs(infiller: Infiller, split: Shard
     source = rows_of(split, infiller, 512, "document")
     seen = [
         {
-            (infiller.recompose(ids, order), tuple(ids))
+            (recompose(infiller, ids, order), tuple(ids))
             for k in range(epoch * source.rows, epoch * source.rows + 20)
             for ids, _, order in segments(source.row(k))
             if order

@@ -16,8 +16,8 @@ from codecria.data.rows.shards import (
     TokenizerFacts,
     token_dtype,
     write_manifest,
-    write_shard,
 )
+from tests.shard_files import write_shard
 
 documents_lists = st.lists(
     st.lists(st.integers(0, 70_000), min_size=2, max_size=9), min_size=1, max_size=12
