@@ -144,11 +144,13 @@ def prepare_data(
     from joblib import cpu_count
 
     from codecria.data.corpus import filters
+    from codecria.data.corpus.base import recipe_of
     from codecria.data.corpus.languages import parse_languages
     from codecria.data.corpus.licences import parse_wanted
-    from codecria.data.corpus.prepare import Engine, prepare, recipe_of
+    from codecria.data.corpus.prepare import prepare
     from codecria.data.corpus.recipe import PrepareRecipe, override
     from codecria.data.corpus.report import in_order
+    from codecria.data.corpus.runner import Engine
     from codecria.data.corpus.sources import parse_sources
 
     if address is not None and runner == "processes":

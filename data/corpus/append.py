@@ -23,7 +23,7 @@ from codecria.data.tokenizer import tokenizer
 
 from . import dedup, near
 from .near import Near
-from .passes import keys_path
+from .partition_files import keys_path
 
 IDS = pa.schema([("id", pa.string())])
 

@@ -18,7 +18,7 @@ and its part in the digest by which a resumed run knows what is still good.
         def decide(self, batch: pa.RecordBatch, tally: Tally) -> Decision: ...
 
 A step that must see all documents at once is no filter: it scatters keys and joins them, as exact
-dedup does (`passes.py`).
+dedup does (`survivors.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What there is to read, and how it is cut: from sources to partitions of bounded size.
 
-Nothing is opened here but what must be to cut it; reading is the first pass (`passes.py`).
+Nothing is opened here but what must be to cut it; reading is the first pass (`read_pass.py`).
 """
 
 from __future__ import annotations

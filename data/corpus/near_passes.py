@@ -23,7 +23,8 @@ from codecria.data.files import atomic_writer
 from . import dedup, near, shingles
 from .append import OldShard, recall_sketches
 from .near import Near
-from .passes import Corpus, partition_path, read_batches
+from .partition_files import partition_path, read_batches
+from .survivors import Corpus
 
 BUCKET_BYTES = 64 << 20  # of n-grams that a bucket holds, about
 GRAM_BYTES = 8

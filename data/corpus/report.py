@@ -63,7 +63,7 @@ def make_report(
 
     Args:
         tally: merged over all partitions.
-        counts: what `passes.tokens_partition` gave for each partition.
+        counts: what `token_passes.tokens_partition` gave for each partition.
         identity: the recipe and the inputs, whose order the sources have here too.
         benchmarks: what was decontaminated against, if anything.
     """
@@ -130,7 +130,7 @@ class KeptTables:
 
 
 def kept_tables(counts: Sequence[dict[str, Any]], only: str | None = None) -> KeptTables:
-    """The tables of what `passes.tokens_partition` counted, of one group or of all."""
+    """The tables of what `token_passes.tokens_partition` counted, of one group or of all."""
     groups: dict[str, list[int]] = {}
     splits: dict[str, list[int]] = {}
     sources: dict[str, dict[str, list[int]]] = {}

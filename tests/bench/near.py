@@ -23,8 +23,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from codecria.data.corpus import filters, near, shingles
-from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.prepare import prepare
 from codecria.data.corpus.recipe import PrepareRecipe
+from codecria.data.corpus.runner import Engine
 from codecria.data.corpus.sources import Source
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.prepare import prepare
 from codecria.data.corpus.recipe import PrepareRecipe
+from codecria.data.corpus.runner import Engine
 from codecria.data.corpus.sources import Source
 from codecria.data.corpus.stages import Runner, connect
 from codecria.data.errors import UserError

@@ -14,9 +14,10 @@ import pytest
 from codecria.data.corpus import filters
 from codecria.data.corpus.explain import explain
 from codecria.data.corpus.filters import FILTERS, Chain, Decision, Inputs
-from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.prepare import prepare
 from codecria.data.corpus.reasons import Verdict
 from codecria.data.corpus.recipe import PrepareRecipe, override
+from codecria.data.corpus.runner import Engine
 from codecria.data.corpus.sources import Source
 from codecria.data.corpus.tally import Tally
 from codecria.data.errors import UsageError

@@ -23,10 +23,12 @@ from typer.testing import CliRunner
 
 from codecria.cli.app import app
 from codecria.data.corpus import dedup, filters
+from codecria.data.corpus.base import recipe_of
 from codecria.data.corpus.explain import explain
-from codecria.data.corpus.prepare import Engine, prepare, recipe_of
+from codecria.data.corpus.prepare import prepare
 from codecria.data.corpus.recipe import PrepareRecipe, override
 from codecria.data.corpus.report import in_order, totals
+from codecria.data.corpus.runner import Engine
 from codecria.data.corpus.sources import Source, parse_sources
 from codecria.data.corpus.stages import (
     Job,
@@ -271,7 +273,8 @@ import os, signal, sys
 from pathlib import Path
 from codecria.data.corpus.sources import parse_sources
 from codecria.data.corpus.recipe import PrepareRecipe
-from codecria.data.corpus.prepare import Engine, prepare
+from codecria.data.corpus.prepare import prepare
+from codecria.data.corpus.runner import Engine
 
 corpus, model, out, stage, done = sys.argv[1:]
 

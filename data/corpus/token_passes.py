@@ -1,15 +1,8 @@
-"""The passes over a corpus, each a pure function of one partition: files in, files out.
+"""The passes from documents to shards.
 
-    read_partition       units of input -> documents that pass every filter, and their keys
-    join_bucket          a bucket of keys -> exact duplicates that lose
-    (near_passes.py)     sketches, candidates, verification -> near-duplicates that lose
-    summarise_partition  what is left of a partition, for the split and the layout of the shards
-    train_tokenizer      a sample of the training documents -> tokenizer.model
-    tokens_partition     a partition's documents -> ids and flags, scattered to shards by hash
-    write_shard          what was scattered to one shard -> the shard, sorted by the same hash
-
-`prepare.py` maps them. The filters are in `filters.py`. A step that must see all documents at once
-works as the join does: scatter keys, never text, and join buckets.
+train_tokenizer      a sample of the training documents -> tokenizer.model
+tokens_partition     a partition's documents -> ids and flags, scattered to shards by hash
+write_shard          what was scattered to one shard -> the shard, sorted by the same hash
 """
 
 from __future__ import annotations
@@ -33,292 +26,21 @@ from codecria.data.files import atomic_writer, digest_file
 from codecria.data.rows import shards
 from codecria.data.tokenizer import tokenizer
 
-from . import dedup, documents, drops, near
-from .documents import Document, Rejected
-from .filters import Chain, Filter
-from .intake import group_of, load_plan
+from . import dedup, drops, near
+from .intake import group_of
+from .partition_files import (
+    DROPPED_FACTS,
+    METADATA,
+    SPLITS,
+    drops_path,
+    partition_path,
+    read_batches,
+)
 from .reasons import Reason, Verdict
+from .survivors import Corpus
 from .tally import Tally
-from .units import Unit
 
-BATCH_CHARACTERS = 4 << 20
-BATCH_DOCUMENTS = 1024
 CHUNK_BYTES = 32 << 20  # text tokenised before it is scattered
-SPLITS = ("train", "validation")
-
-METADATA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("path", pa.string()),
-        ("language", pa.string()),
-        ("licence", pa.string()),
-        ("redactions", pa.string()),  # "email 2, aws-key 1"; null for none
-        ("bytes", pa.uint32()),
-    ]
-)
-DOCUMENTS = pa.schema(
-    [*METADATA, ("text", pa.string()), ("high", pa.uint64()), ("low", pa.uint64())]
-)
-
-
-# --------------------------------------------------------------------------------------------- read
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadWork:
-    """A partition to read: its plan file, and the filters of its documents."""
-
-    plan: Path
-    filters: Chain
-    buckets: int
-
-
-def read_partition(output: Path, work: ReadWork) -> dict[str, Any]:
-    """Write the partition's documents (.arrow), keys and drops; give its tally."""
-    tally = Tally()
-    steps = work.filters.make()
-    halves: list[tuple[int, int]] = []
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        drops.writing(drops_path(output)) as dropped,
-        atomic_writer(output.with_suffix(".arrow")) as file,
-        pa.ipc.new_file(file, DOCUMENTS, options=options) as writer,
-    ):
-        for batch in _document_batches(load_plan(work.plan), tally, dropped):
-            for step in steps:
-                batch = _filtered(batch, step, tally, dropped)
-            found = [dedup.text_digest(text) for text in batch.column("text").to_pylist()]
-            halves += found
-            columns = {name: batch.column(name) for name in batch.schema.names}
-            columns["bytes"] = pc.binary_length(batch.column("text")).cast(pa.uint32())
-            for half, name in enumerate(("high", "low")):
-                columns[name] = pa.array([digest[half] for digest in found], pa.uint64())
-            arrays = [columns[name] for name in DOCUMENTS.names]
-            writer.write_batch(pa.record_batch(arrays, schema=DOCUMENTS))
-    digests = np.array(halves, dtype=np.uint64).reshape(-1, 2)
-    dedup.scatter(keys_path(output), digests[:, 0], digests[:, 1], buckets=work.buckets)
-    return tally.to_json()
-
-
-def keys_path(output: Path) -> Path:
-    """Where a partition's keys lie, beside its documents."""
-    return output.with_suffix(".keys.arrow")
-
-
-def drops_path(output: Path) -> Path:
-    """Where a partition's dropped candidates lie, beside its documents."""
-    return output.with_suffix(".drops.arrow")
-
-
-def _document_batches(
-    units: Sequence[Unit], tally: Tally, dropped: drops.DropWriter
-) -> Iterator[pa.RecordBatch]:
-    """The units' documents in batches of bounded size; what could not be read is tallied."""
-    held: list[Document] = []
-    characters = 0
-    for unit in units:
-        for item in documents.read(unit):
-            source = item.source if isinstance(item, Rejected) else item.metadata.source
-            tally.found(source, item.input_bytes)
-            tally.passed("named", item.input_bytes)
-            if isinstance(item, Rejected):
-                example = f"{item.id}: {item.detail}" if item.detail else item.id
-                tally.dropped("read", item.reason, item.input_bytes, example)
-                dropped.add(
-                    identity=item.id,
-                    source=source,
-                    path=item.id.removeprefix(f"{source}/"),
-                    step="read",
-                    verdict=Verdict(item.reason, item.detail),
-                    size=item.input_bytes,
-                )
-                continue
-            held.append(item)
-            characters += len(item.text)
-            if characters >= BATCH_CHARACTERS or len(held) >= BATCH_DOCUMENTS:
-                yield _batch(held, tally)
-                held, characters = [], 0
-    if held:
-        yield _batch(held, tally)
-
-
-def _batch(held: Sequence[Document], tally: Tally) -> pa.RecordBatch:
-    schema = pa.schema([field for field in DOCUMENTS if pa.types.is_string(field.type)])
-    rows = {
-        "id": [document.id for document in held],
-        "source": [document.metadata.source for document in held],
-        "path": [document.metadata.path for document in held],
-        "language": [document.metadata.language for document in held],
-        "licence": [document.metadata.licence for document in held],
-        "redactions": [None] * len(held),
-        "text": [document.text for document in held],
-    }
-    batch = pa.record_batch([pa.array(rows[name], pa.string()) for name in schema.names], schema)
-    for document, size in zip(held, _text_bytes(batch), strict=True):
-        tally.read(document.metadata.language, document.metadata.licence, size)
-    return batch
-
-
-def _text_bytes(batch: pa.RecordBatch) -> list[int]:
-    """The texts' sizes in UTF-8."""
-    sizes: list[int] = pc.binary_length(batch.column("text")).to_pylist()
-    return sizes
-
-
-def _filtered(
-    batch: pa.RecordBatch, step: Filter, tally: Tally, dropped: drops.DropWriter
-) -> pa.RecordBatch:
-    """The rows a filter keeps, everything tallied."""
-    before = _text_bytes(batch)
-    batch, verdicts = step.decide(batch, tally)
-    after, named = _text_bytes(batch), batch.column("language").to_pylist()
-    for i, verdict in enumerate(verdicts):
-        if verdict is None:
-            tally.passed(step.step, after[i], named[i])
-            continue
-        known = {name: batch.column(name)[i].as_py() for name in DROPPED_FACTS}
-        example = f"{known['id']}: {verdict.detail}" if verdict.detail else known["id"]
-        tally.dropped(step.step, verdict.reason, before[i], example)
-        identity = known.pop("id")
-        dropped.add(identity=identity, step=step.step, verdict=verdict, size=before[i], **known)
-    if not any(verdicts):
-        return batch
-    return batch.filter(pa.array([verdict is None for verdict in verdicts], pa.bool_()))
-
-
-DROPPED_FACTS = ("id", "source", "path", "language", "licence")
-
-
-# ---------------------------------------------------------------------------- what stands and falls
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """The documents read, and the files that say which of them others stand for.
-
-    Attributes:
-        read: the folder of the read stage.
-        old: how many partitions at the front are shards of the set that is appended to; they hold
-            keys and ids alone, and never lose.
-        partitions: all, the old ones among them.
-        exact, near: files of losers.
-    """
-
-    read: Path
-    old: int
-    partitions: int
-    exact: tuple[Path, ...] = ()
-    near: tuple[Path, ...] = ()
-
-    def lost(self, partition: int) -> dict[int, tuple[Reason, dedup.Winner]]:
-        """A partition's rows that lose -> why, and to whom."""
-        found: dict[int, tuple[Reason, dedup.Winner]] = {}
-        for reason, files in (
-            (Reason.NEAR_DUPLICATE, self.near),
-            (Reason.EXACT_DUPLICATE, self.exact),
-        ):
-            for path in files:
-                lost = dedup.lost_of(path, partition)
-                found |= {row: (reason, winner) for row, winner in lost.items()}
-        return found
-
-    def survivors(
-        self, partition: int, columns: Sequence[str] | None = None
-    ) -> Iterator[tuple[pa.RecordBatch, list[tuple[Reason, dedup.Winner] | None]]]:
-        """A partition's batches, and for each row None (it stays) or who stands for it."""
-        lost = self.lost(partition)
-        row = 0
-        for batch in read_batches(self.path(partition).with_suffix(".arrow"), columns):
-            yield batch, [lost.get(i) for i in range(row, row + batch.num_rows)]
-            row += batch.num_rows
-
-    def path(self, partition: int) -> Path:
-        """The name, without an ending, of a partition's files."""
-        return partition_path(self.read, partition)
-
-    def ids(self, partition: npt.NDArray[Any], row: npt.NDArray[Any]) -> list[str]:
-        """The ids of documents at these places, each partition read once."""
-        found = np.empty(len(partition), dtype=object)
-        for number in np.unique(partition).tolist():
-            here = np.flatnonzero(partition == number)
-            batches = read_batches(self.path(number).with_suffix(".arrow"), ["id"])
-            table = pa.Table.from_batches(batches)
-            found[here] = table["id"].take(pa.array(row[here])).to_pylist()
-        return list(found)
-
-
-def partition_path(folder: Path, number: int) -> Path:
-    """The name, without an ending, of one partition's files in a stage's folder."""
-    return folder / f"{number:06d}"
-
-
-def read_batches(
-    path: Path, columns: Sequence[str] | None = None, *, start: int = 0, step: int = 1
-) -> Iterator[pa.RecordBatch]:
-    """The batches of an Arrow file one at a time, or some of them, or some of their columns."""
-    with pa.OSFile(str(path)) as file:  # read, not mapped: mapped pages would stay and add up
-        reader = pa.ipc.open_file(file)
-        if columns is not None:
-            fields = [reader.schema.get_field_index(name) for name in columns]
-            options = pa.ipc.IpcReadOptions(included_fields=fields)
-            reader = pa.ipc.open_file(file, options=options)
-        for i in range(start, reader.num_record_batches, step):
-            yield reader.get_batch(i)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinWork:
-    """A bucket of keys to join over all partitions of the read stage."""
-
-    corpus: Corpus
-    bucket: int
-
-
-def join_bucket(output: Path, work: JoinWork) -> int:
-    """Write the bucket's exact duplicates (.arrow); how many there are."""
-    corpus = work.corpus
-    files = [keys_path(corpus.path(i)) for i in range(corpus.partitions)]
-    lost = dedup.join(files, work.bucket)
-    ids = corpus.ids(lost.kept_partition, lost.kept_row)
-    dedup.write_lost(output.with_suffix(".arrow"), lost, ids)
-    return len(ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryWork:
-    """A partition whose survivors are counted by group and source."""
-
-    corpus: Corpus
-    partition: int
-    group_by: str
-
-
-def summarise_partition(output: Path, work: SummaryWork) -> dedup.Summary:  # noqa: ARG001
-    """What is kept of a partition, by group and source."""
-    keys: list[str] = []
-    parts: list[npt.NDArray[Any]] = []
-    facts = ["source", "language", "high", "low", "bytes"]
-    for batch, fates in work.corpus.survivors(work.partition, facts):
-        kept = np.array([fate is None for fate in fates], dtype=bool)
-        columns = [batch.column(name).to_numpy() for name in ("high", "low", "bytes")]
-        parts.append(np.stack([column[kept].astype(np.uint64) for column in columns]))
-        sources, found = (batch.column(name).to_pylist() for name in ("source", "language"))
-        keys += [
-            summary_key(group_of(source, language, work.group_by), source)
-            for source, language, stays in zip(sources, found, kept, strict=True)
-            if stays
-        ]
-    high, low, size = np.concatenate([np.zeros((3, 0), dtype=np.uint64), *parts], axis=1)
-    return dedup.summarise(keys, high, low, size)
-
-
-def summary_key(group: str, source: str) -> str:
-    """A group and a source as the key of a summary."""
-    return json.dumps([group, source])
-
-
-# ---------------------------------------------------------------------------------------- tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,9 +76,6 @@ def train_tokenizer(output: Path, work: TrainWork) -> str:
         threads=work.threads,
     )
     return model.digest
-
-
-# ------------------------------------------------------------------------------------------- tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -578,9 +297,6 @@ def _write_chunk(
             pa.LargeListArray.from_arrays(offsets, values),
         ]
         writer.write_batch(pa.record_batch(columns, schema=schema))
-
-
-# ------------------------------------------------------------------------------------------- shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
