@@ -438,7 +438,7 @@ def test_a_tokenizer_is_trained_on_what_trains(corpus: Path, tmp_path: Path) -> 
 def test_languages_are_filtered_in_trees_and_in_records(
     corpus: Path, model: Path, tmp_path: Path
 ) -> None:
-    recipe = replace(RECIPE, languages=("C",))
+    recipe = replace(RECIPE, filters={**RECIPE.filters, "languages": ("C",)})
     report = prepare(sources_of(corpus), tmp_path / "out", recipe, model=model).report
     assert list(report["languages"]) == ["C", "Python"]
     assert report["languages"]["Python"]["kept"]["documents"] == 0
@@ -550,13 +550,9 @@ def _square(_: Path, number: int) -> int:
 
 def test_settings_override_any_field_and_misfits_are_named() -> None:
     recipe = override(RECIPE, ["quality.programming.longest_line=7", "seed=3", "dedup=none"])
-    assert recipe.filters["quality"] is not None
-    assert (recipe.filters["quality"].programming.longest_line, recipe.seed, recipe.dedup) == (
-        7,
-        3,
-        "none",
-    )
-    assert override(RECIPE, ["quality=null"]).quality is None
+    limits = recipe.filters["quality"]
+    assert (limits.programming.longest_line, recipe.seed, recipe.dedup) == (7, 3, "none")
+    assert override(RECIPE, ["quality=null"]).filters["quality"] is None
     for setting in (
         "sed=3",
         "quality.max_byte=1",
