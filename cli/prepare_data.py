@@ -12,6 +12,7 @@ import typer
 from codecria.data.errors import UsageError
 
 from . import render
+from .options import INPUT, MACHINE, OUTPUT, AsJson
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -21,15 +22,41 @@ if TYPE_CHECKING:
 HELP = """Turn source code into shards of token ids to train on.
 
 Sources are folders and git work trees, single files, JSON lines (plain or compressed) and .parquet
-files, or - for JSON lines on standard input; NAME=PATH names a source. What is generated, odd,
-unwanted or already there is dropped, secrets are replaced, near-duplicates and evaluation problems
-are kept out; the rest is tokenised, shuffled and split. A run that was stopped goes on where it
-was; a run that is finished does nothing. Every decision can be asked for with --explain.
+files, or - for JSON lines on standard input; NAME=PATH names a source. Generated, odd and unwanted
+files and duplicates are dropped, secrets are replaced, near-duplicates and evaluation problems are
+left out; the rest is tokenised, shuffled and split. Rerun the same command to resume a stopped run;
+a finished run does nothing. --explain shows why a file was kept or dropped.
 
 Example: codecria prepare-data ~/src more=rows.parquet --train-tokenizer --out shards
+
+Example: codecria prepare-data code=~/src --tokenizer tokenizer.model --languages python,c++
+--licenses permissive --decontaminate HumanEval.jsonl.gz --out shards
+
+Example: codecria prepare-data --explain src/pkg/module.py --out shards
 """
 
+# Help groups of this verb alone.
+FILTERS = "Filters"
+SHARDS = "Shards"
+RUN = "Run"
+
 MEBI = 1 << 20
+
+
+def complete_languages(incomplete: str) -> list[str]:
+    """Language names for the shell to complete, also after a comma."""
+    from codecria.data.corpus.languages import table
+
+    before, comma, last = incomplete.rpartition(",")
+    names = (name for name in sorted(table().by_alias) if name.lower().startswith(last.lower()))
+    return [f"{before}{comma}{name}" for name in names]
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """Fields of the recipe for --set, each with its `=`."""
+    from codecria.data.corpus.recipe import field_names
+
+    return [f"{name}=" for name in field_names() if name.startswith(incomplete)]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,103 +66,186 @@ def register(app: typer.Typer) -> None:
 
 def prepare_data(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the shards.", file_okay=False)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder for the shards.", file_okay=False),
+    ],
     sources: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=]PATH...", help="What to read, - for stdin."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.model, or a folder that holds one.")
+        Path | None,
+        typer.Option(help="A tokenizer.model, or a folder that holds one.", rich_help_panel=INPUT),
     ] = None,
     train_tokenizer: Annotated[
-        bool, typer.Option("--train-tokenizer", help="Train a tokenizer on the documents kept.")
+        bool,
+        typer.Option(
+            "--train-tokenizer",
+            help="Train a tokenizer on the documents kept.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
-    vocab_size: Annotated[int, typer.Option(help="Pieces of a trained tokenizer.", min=2)] = 32_000,
+    vocab_size: Annotated[
+        int, typer.Option(help="Pieces of a trained tokenizer.", min=2, rich_help_panel=INPUT)
+    ] = 32_000,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append", help="Add the sources to the set at --out.", rich_help_panel=INPUT
+        ),
+    ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links",
+            help="Also read links whose target lies outside a source.",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Stop at damaged input instead of counting it.", rich_help_panel=INPUT
+        ),
+    ] = False,
     languages: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Keep only these languages, e.g. python,c++.")
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Keep only these languages, e.g. python,c++.",
+            rich_help_panel=FILTERS,
+            autocompletion=complete_languages,
+        ),
     ] = "",
     licenses: Annotated[
         str,
         typer.Option(
             metavar="permissive|NAME,...|any",
-            help="Keep only these licences; `unknown` among them keeps what tells none.",
+            help="Keep only these licences; unknown keeps files that state none.",
+            rich_help_panel=FILTERS,
         ),
     ] = "any",
     quality: Annotated[
-        bool, typer.Option("--quality/--no-quality", help="Drop generated, minified, odd files.")
+        bool,
+        typer.Option(
+            "--quality/--no-quality",
+            help="Drop generated, minified and odd files.",
+            rich_help_panel=FILTERS,
+        ),
     ] = True,
     redact: Annotated[
-        bool, typer.Option("--redact/--no-redact", help="Replace secrets and e-mail addresses.")
+        bool,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Replace secrets and e-mail addresses.",
+            rich_help_panel=FILTERS,
+        ),
     ] = True,
     decontaminate: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Drop what holds a problem of this evaluation set."),
+        typer.Option(
+            metavar="FILE",
+            help="Drop documents that hold a problem of this evaluation set; repeatable.",
+            rich_help_panel=FILTERS,
+        ),
     ] = None,
     dedup: Annotated[
-        Literal["near", "exact", "none"], typer.Option(help="Which duplicates to remove.")
+        Literal["near", "exact", "none"],
+        typer.Option(help="Which duplicates to drop.", rich_help_panel=FILTERS),
     ] = "near",
-    group_by: Annotated[
-        Literal["none", "source", "kind", "language"],
-        typer.Option(help="One shard set of each, to be mixed in training (kind: code, prose)."),
-    ] = "none",
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME=W,...", help="Shares of the groups in training, e.g. code=85,prose=7."
-        ),
-    ] = "",
-    validation_share: Annotated[
-        float,
-        typer.Option(help="Share to validate on, at least one document a source.", min=0, max=0.5),
-    ] = 0.005,
-    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Override any field of the recipe, e.g. quality.programming.longest_line=2000.",
+            help="Override a recipe field, e.g. quality.programming.longest_line=2000; repeatable.",
+            rich_help_panel=FILTERS,
+            autocompletion=complete_settings,
         ),
     ] = None,
-    append: Annotated[
-        bool, typer.Option("--append", help="Add the sources to the set at --out, by its recipe.")
-    ] = False,
-    explain: Annotated[
-        str, typer.Option(metavar="PATH", help="Say why this document is in OUT or is not.")
+    group_by: Annotated[
+        Literal["none", "source", "kind", "language"],
+        typer.Option(
+            help="One shard set for each (kind: code or prose), to mix in training.",
+            rich_help_panel=SHARDS,
+        ),
+    ] = "none",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME=W,...",
+            help="Shares of the groups in training, e.g. code=85,prose=7.",
+            rich_help_panel=SHARDS,
+        ),
     ] = "",
-    follow_links: Annotated[
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the documents for validation, at least one of each source.",
+            min=0,
+            max=0.5,
+            rich_help_panel=SHARDS,
+        ),
+    ] = 0.005,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the shuffle.", rich_help_panel=SHARDS)
+    ] = 0,
+    explain: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Show why this document was kept or dropped.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "",
+    dry_run: Annotated[
         bool,
-        typer.Option("--follow-links", help="Also read links whose target lies outside a source."),
+        typer.Option(
+            "--dry-run", help="List what would be read, and stop.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace an output made from other inputs or settings.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    keep_work: Annotated[
+        bool,
+        typer.Option(
+            "--keep-work", help="Keep the intermediate files in OUT/.work.", rich_help_panel=RUN
+        ),
     ] = False,
     workers: Annotated[
-        int, typer.Option(help="Processes; 0 for one a core. Changes no byte.", min=0)
+        int,
+        typer.Option(
+            help="Worker processes; 0 is one per core. The output is the same.",
+            min=0,
+            rich_help_panel=MACHINE,
+        ),
     ] = 0,
     runner: Annotated[
         Literal["processes", "ray", "dask"],
-        typer.Option(help="What does the work; a cluster needs a folder all its machines see."),
+        typer.Option(
+            help="Where the work runs; a cluster needs a shared folder.", rich_help_panel=MACHINE
+        ),
     ] = "processes",
     address: Annotated[
-        str | None, typer.Option(help="Of the cluster [default: one on this machine].")
+        str | None,
+        typer.Option(
+            help="Address of the cluster [default: one on this machine].", rich_help_panel=MACHINE
+        ),
     ] = None,
     partition_mb: Annotated[
         int | None,
-        typer.Option(help="Input a process works on at once [default: up to 64].", min=1),
+        typer.Option(
+            help="Input per partition, MB [default: up to 64].", min=1, rich_help_panel=MACHINE
+        ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Damaged input is an error, not a counted skip.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output made from other inputs or settings.")
-    ] = False,
-    keep_work: Annotated[
-        bool, typer.Option("--keep-work", help="Leave the files between the stages in OUT/.work.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be read, and write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on stdout.")
-    ] = False,
 ) -> None:
     """Parse the options, run, and show the report."""
     if explain:

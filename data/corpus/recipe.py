@@ -105,6 +105,19 @@ class PrepareRecipe:
             ) from error
 
 
+def field_names() -> list[str]:
+    """Every field that `override` knows, dotted."""
+
+    def leaves(value: Any, name: str) -> list[str]:
+        if not isinstance(value, dict):
+            return [name]
+        below = (leaves(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
+        return [leaf for each in below for leaf in each]
+
+    names = leaves(PrepareRecipe().to_json(), "")
+    return [name for name in names if name not in OPTIONS_OF_THEIR_OWN]
+
+
 def override(recipe: PrepareRecipe, settings: Sequence[str]) -> PrepareRecipe:
     """The recipe with `KEY=VALUE` settings applied; keys may be dotted, values are JSON or text.
 
