@@ -2,7 +2,7 @@
 
 The facts are GitHub linguist's (names, extensions, file names, interpreters), chosen for what code
 corpora hold and written down anew. An extension that several languages share has one default, the
-reader met most often in public code; `ambiguous.py` tells the others by what a file says.
+reader met most often in public code; `ambiguous.py` knows the others by what a file says.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def language_class(language: str) -> LanguageClass:
 
 
 def by_path(path: str) -> str | None:
-    """The language a path's name tells, or None: whole name first, then the longest extension."""
+    """The language of a path by its name, or None: whole name first, then the longest extension."""
     name = PurePosixPath(path).name
     if found := table().by_filename.get(name):
         return found
@@ -83,7 +83,7 @@ def by_path(path: str) -> str | None:
 
 
 def by_content(path: str, text: str) -> str | None:
-    """The language of a file: what its name tells, checked by its text where names are shared."""
+    """The language of a file: by its name, checked by its text where names are shared."""
     default = by_path(path)
     if default is None:
         return by_shebang(text)
@@ -91,7 +91,7 @@ def by_content(path: str, text: str) -> str | None:
 
 
 def possible_by_path(path: str) -> frozenset[str]:
-    """All languages that a path's name can mean; empty where it tells none."""
+    """All languages that a path's name can mean; empty where it means none."""
     default = by_path(path)
     if default is None:
         return frozenset()

@@ -80,7 +80,7 @@ def candidate_bands(output: Path, work: CandidateWork) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterWork:
-    """The files of pairs, and the sketches that tell how large the documents in them are."""
+    """The files of pairs, and the sketches, which hold the sizes of the documents in them."""
 
     pairs: Path
     files: int

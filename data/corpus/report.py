@@ -118,7 +118,7 @@ class KeptTables:
     """What was kept, as documents, bytes and tokens.
 
     Attributes:
-        groups, splits, languages, licences: by name; a licence nobody told is "unknown".
+        groups, splits, languages, licences: by name; a document without one is "unknown".
         sources: by name, then by split, both splits always there.
     """
 

@@ -1,4 +1,4 @@
-"""E-mail addresses, told from the many other things that are written with an `@`."""
+"""E-mail addresses, as opposed to the many other things that are written with an `@`."""
 
 from __future__ import annotations
 
