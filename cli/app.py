@@ -12,7 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
+from codecria.data.errors import (
+    ExitStatus,
+    Interrupted,
+    ReportedElsewhere,
+    UsageError,
+    UserError,
+)
 
 from . import (
     convert,
@@ -176,7 +182,12 @@ _register()
 
 def main() -> None:
     """Run the command line; the one place where errors become messages and exit statuses."""
-    sys.exit(run())
+    status = run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The threads of gloo now and then abort the process as it is torn down (torch 2.13).
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run() -> int:
@@ -206,8 +217,11 @@ def run() -> int:
 
 def _report(error: Exception) -> int:
     """Say on stderr why the work ended; its exit status."""
+    if isinstance(error, ReportedElsewhere):
+        return error.status
     if isinstance(error, Interrupted):
-        render.error(error.message)
+        if error.message:
+            render.error(error.message)
         return error.status
     if hasattr(error, "format_message"):  # Typer's parser, whose error classes are private
         return parser_errors.report(error)

@@ -26,9 +26,9 @@ class StopSignal:
     received: int = 0
 
     @property
-    def terminated(self) -> bool:
-        """Whether it was SIGTERM."""
-        return self.received == signal.SIGTERM
+    def interrupted(self) -> bool:
+        """Whether it was SIGINT."""
+        return self.received == signal.SIGINT
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from codecria.core.training.request import StageRequest
     from codecria.core.training.stage import Stage
     from codecria.core.training.trainer import Outcome, Trainer
+    from codecria.core.training.world import World
 
 PRETRAIN_HELP = """Train a model on code, from fresh weights or from a checkpoint.
 
@@ -192,12 +193,15 @@ def verb(name: str, *others: str) -> Callable[..., None]:
                 "there is no --out", hint="name a folder for the run, such as --out run"
             )
         else:
+            from codecria.core.machine import choose_device
             from codecria.core.training.stage import run_stage
+            from codecria.core.training.world import joined
 
-            stage = _resolve(request, out)
-            with _watching(stage, as_json=as_json) as (signal, watchers):
-                outcome = run_stage(stage, out, warn=render.warn, **watchers)
-            _conclude(stage, out, outcome, signal)
+            with joined(choose_device(request.device)) as world:
+                stage = _resolve(request, out, world)
+                with _watching(stage, as_json=as_json) as (signal, watchers):
+                    outcome = run_stage(stage, out, warn=render.warn, world=world, **watchers)
+                _conclude(stage, out, outcome, signal, world)
 
     parameters = [*_options_of(name, others), *_COMMON]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -288,13 +292,23 @@ def _request(given: dict[str, Any], threads: int | None) -> StageRequest:
     return StageRequest(**given)
 
 
-def _resolve(request: StageRequest, out: Path) -> Stage:
-    """The stage, with what is about to happen in a few lines on stderr."""
+def _resolve(request: StageRequest, out: Path, world: World) -> Stage:
+    """The stage, with what is about to happen in a few lines on stderr of the main process."""
     from codecria.core.training.resolve import resolve
+    from codecria.core.training.stage import agreed
 
-    stage = resolve(request, out=out)
-    stage.standing(out)  # refuse before announcing
-    announce(stage, out)
+    def opened() -> Stage:
+        stage = resolve(request, out=out)
+        stage.standing(out)  # refuse before announcing
+        return stage
+
+    if not world.is_main:
+        render.set_quiet(True)
+    stage = agreed(world.main_first(opened), world)
+    if world.is_main:
+        announce(stage, out)
+    if world.size > 1:
+        render.note(f"{world.size} processes share each batch")
     return stage
 
 
@@ -318,7 +332,7 @@ def _watching(stage: Stage, *, as_json: bool) -> Iterator[tuple[StopSignal, dict
         yield signal, {"report": report, "started": started}
 
 
-def _conclude(stage: Stage, out: Path, outcome: Outcome, signal: StopSignal) -> None:
+def _conclude(stage: Stage, out: Path, outcome: Outcome, signal: StopSignal, world: World) -> None:
     """Say what came of a run.
 
     Raises:
@@ -328,9 +342,11 @@ def _conclude(stage: Stage, out: Path, outcome: Outcome, signal: StopSignal) -> 
 
     if not outcome.finished:
         raise Interrupted(
-            ExitStatus.TERMINATED if signal.terminated else ExitStatus.INTERRUPTED,
+            ExitStatus.INTERRUPTED if signal.interrupted else ExitStatus.TERMINATED,
             f"stopped and saved at step {outcome.step} of {stage.run.recipe.steps};"
-            " rerun the same command to resume",
+            " rerun the same command to resume"
+            if world.is_main
+            else "",
         )
     if outcome.trained == 0:
         render.note(f"{out} is finished: nothing to do")

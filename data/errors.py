@@ -42,6 +42,18 @@ class UsageError(UserError):
     status = ExitStatus.USAGE
 
 
+class ReportedElsewhere(UserError):
+    """An error that the main process of several reports; the others end with its status.
+
+    Args:
+        error: the main process's.
+    """
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.status = error.status
+
+
 class Interrupted(Exception):
     """A signal stopped the work after everything worth keeping was saved.
 

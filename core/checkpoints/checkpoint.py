@@ -352,6 +352,7 @@ def publish(
     lineage: Mapping[str, Any],
     card: str = "",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write a model as a checkpoint folder that appears whole or not at all.
 
@@ -359,6 +360,7 @@ def publish(
         path: the folder; an older one is replaced.
         model, dtype, tokenizer, lineage, max_shard_bytes: as for `write_checkpoint`.
         card: the model card, or none.
+        read: gives a weight by our name, where the model holds parts of them; by default its own.
 
     Raises:
         UserError: it cannot be written, for lack of space for example; `path` is as it was.
@@ -370,7 +372,7 @@ def publish(
         write_checkpoint(
             folder,
             model.config,
-            dict(model.named_parameters()).__getitem__,
+            read or dict(model.named_parameters()).__getitem__,
             dtype=dtype,
             tokenizer=tokenizer,
             lineage=lineage,

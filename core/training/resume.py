@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from codecria.core.checkpoints.formats.hugging_face import write_tensors
 from codecria.core.checkpoints.formats.layout import hugging_face_name, shapes_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
@@ -31,6 +31,9 @@ from codecria.data.files import (
     remove_leftovers,
     require_free_space,
 )
+
+from .parallel import Read, placed, with_whole_tensors
+from .world import ALONE, World
 
 STATE_NAME = "state.json"
 MOMENTS_NAME = "optimizer.safetensors"
@@ -72,6 +75,7 @@ def save(
     tokenizer: Path | None,
     keep: int,
     spare: int | None = None,
+    world: World = ALONE,
 ) -> Path:
     """Save a step, then remove all but the newest `keep`.
 
@@ -82,39 +86,53 @@ def save(
         tokenizer: the tokenizer.model to put beside the weights.
         keep: at least 1.
         spare: a step that is kept beside them.
+        world: the processes that hold the model; each calls this, the main one writes.
 
     Raises:
         UserError: it cannot be written; the older steps are untouched.
     """
-    folder = run / "checkpoints" / f"step-{state['step']:08d}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    require_free_space(folder.parent, size_bytes(model.config))
+    extra = _extra(model)
     weights = dict(model.named_parameters())
-    with atomic_folder(folder) as temporary:
-        write_checkpoint(
-            temporary,
-            model.config,
-            weights.__getitem__,
-            dtype=torch.float32,
-            tokenizer=tokenizer,
-            lineage=state,
-        )
-        extra = {name: weights[name] for name in _extra(model)}
-        _write(extra, temporary / EXTRA_NAME)
-        _write(_moments_of(model, optimizer), temporary / MOMENTS_NAME)
-        atomic_write_json(temporary / STATE_NAME, dict(state))
-    for old in step_folders(run)[:-keep]:
-        if old.name != f"step-{spare or 0:08d}":
-            shutil.rmtree(old)
-    return folder
+    moments = _moments_of(model, optimizer)
+
+    def write(read: Read) -> Path:
+        folder = run / "checkpoints" / f"step-{state['step']:08d}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        require_free_space(folder.parent, size_bytes(model.config))
+        with atomic_folder(folder) as temporary:
+            write_checkpoint(
+                temporary,
+                model.config,
+                read,
+                dtype=torch.float32,
+                tokenizer=tokenizer,
+                lineage=state,
+            )
+            for name, tensors in (
+                (EXTRA_NAME, {name: weights[name] for name in extra}),
+                (MOMENTS_NAME, moments),
+            ):
+                if tensors:
+                    planned = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
+                    write_tensors(temporary / name, planned, read)
+            atomic_write_json(temporary / STATE_NAME, dict(state))
+        for old in step_folders(run)[:-keep]:
+            if old.name != f"step-{spare or 0:08d}":
+                shutil.rmtree(old)
+        return folder
+
+    return with_whole_tensors(world, weights | moments, write)
 
 
-def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict[str, Any] | None:
+def restore(
+    run: Path, model: Transformer, optimizer: torch.optim.AdamW, world: World = ALONE
+) -> dict[str, Any] | None:
     """Put the newest saved step into the model and the optimiser.
 
     Args:
         run: the run folder, whose lock is held; leftovers of a killed save are removed.
         model, optimizer: of the same shape; overwritten in place.
+        world: the processes that hold the model; each calls this and reads its own part.
 
     Returns:
         the state that was saved, or None where nothing was.
@@ -122,13 +140,9 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
     Raises:
         UserError: the newest step is damaged.
     """
-    if not (run / "checkpoints").is_dir():
+    newest = world.on_main(lambda: _newest(run))
+    if newest is None:
         return None
-    remove_leftovers(run / "checkpoints")
-    folders = step_folders(run)
-    if not folders:
-        return None
-    newest = folders[-1]
     state = read_json(newest / STATE_NAME)
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise _unusable(newest, "its state.json names no step")
@@ -140,10 +154,10 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
     try:
         with torch.no_grad():
             for name, tensor in checkpoint.tensors():
-                weights[name].copy_(tensor)
+                weights[name].copy_(placed(tensor, weights[name]))
             extra = _read(newest / EXTRA_NAME, _extra(model))
             for name, tensor in extra.items():
-                weights[name].copy_(tensor)
+                weights[name].copy_(placed(tensor, weights[name]))
         wanted = {
             _moment_name(name, moment, model): (weight, moment)
             for name, weight in weights.items()
@@ -154,10 +168,19 @@ def restore(run: Path, model: Transformer, optimizer: torch.optim.AdamW) -> dict
             weight, moment = wanted[stored]
             entry = optimizer.state.setdefault(weight, {})
             entry["step"] = torch.tensor(float(state["updates"]), device=weight.device)
-            entry[moment] = tensor.to(weight.device, copy=True)
+            entry[moment] = placed(tensor, weight)
     except (SafetensorError, OSError, ValueError) as error:
         raise _unusable(newest, str(error)) from error
     return state
+
+
+def _newest(run: Path) -> Path | None:
+    """The newest saved step, what a killed save left removed."""
+    if not (run / "checkpoints").is_dir():
+        return None
+    remove_leftovers(run / "checkpoints")
+    folders = step_folders(run)
+    return folders[-1] if folders else None
 
 
 def _extra(model: Transformer) -> list[str]:
@@ -180,13 +203,6 @@ def _moments_of(model: Transformer, optimizer: torch.optim.AdamW) -> dict[str, T
         if weight in optimizer.state
         for moment in MOMENTS
     }
-
-
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a file of their own; none, no file."""
-    if tensors:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, path, metadata={"format": "pt"})
 
 
 def _read(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:

@@ -13,14 +13,14 @@ import torch
 
 from codecria.core.checkpoints.checkpoint import load_model
 from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UserError
+from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
 from codecria.data.rows.dialog_shards import DialogReport
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
-from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, record, standing
+from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, differences, record, standing
 from .settle import Settings
 from .start import FromScratch, Start
 from .trainer import Outcome, Report, Trainer
@@ -73,6 +73,45 @@ class Stage:
                 hint="choose another --out",
             )
         return standing(out, self.run, extend=self.extend, force=self.force)
+
+
+def agreed(stage: Stage, world: World) -> Stage:
+    """A stage as the main process settled it, after a check that the others have the same.
+
+    What each process measured on its machine may differ (type, compilation): the main process
+    decides. What the run is may not.
+
+    Raises:
+        UserError: a process has other data, another checkpoint or version, or the batch cannot be
+            shared equally.
+    """
+    if world.size == 1:
+        return stage
+    run = world.from_main(stage.run)
+    others = world.from_all(run_facts(stage.run) | {"torch": torch.__version__})
+
+    def check() -> None:
+        for rank, facts in enumerate(others):
+            if changed := differences(others[0], facts):
+                raise UserError(
+                    f"process {rank} would train another run than process 0: {'; '.join(changed)}",
+                    hint="give every machine the same data, checkpoint, options and versions",
+                )
+        if run.recipe.rows % world.size:
+            raise UsageError(
+                f"a batch of {run.recipe.rows} rows cannot be shared equally by"
+                f" {world.size} processes",
+                hint=f"start as many processes as divide {run.recipe.rows}, or --set batch_tokens",
+            )
+
+    world.on_main(check)
+    return replace(stage, run=run, settings=replace(stage.settings, device=world.device))
+
+
+def run_facts(run: RunConfig) -> dict[str, Any]:
+    """What decides the weights of a run, without what a machine's speed decides."""
+    settled = ("dtype", "compiled", "attention")
+    return {key: value for key, value in run.identity().items() if key not in settled}
 
 
 def run_stage(

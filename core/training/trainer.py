@@ -10,10 +10,11 @@ Shapes: B rows of a micro-batch, T tokens of a row, C = dim.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from codecria.data.files import atomic_write, finite, json_line, remove_leftover
 from codecria.data.formats.infill import Order
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.rows.mixture import Mixture
-from codecria.data.rows.rows import KINDS
+from codecria.data.rows.rows import KINDS, Counts
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
@@ -38,6 +39,7 @@ from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
+from .parallel import Read, clip_gradients, shard, with_whole_tensors
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 from .world import ALONE, World
@@ -120,6 +122,7 @@ class Trainer:
         self.report = report
         self.infilling = infilling
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
+        shard(model, world)
         self.trained = trained_weights(model)
         self.optimizer = build_optimizer(self.trained, self.recipe)
         self.forward = compiled(model) if run.compiled else model
@@ -148,6 +151,7 @@ class Trainer:
             document_mask=self.recipe.document_mask,
             infilling=self.infilling,
             learn=self.recipe.learn,
+            share=(self.world.rank, self.world.size),
         ) as batches:
             for step, batch in enumerate(batches, start=first):
                 meter.received()
@@ -173,30 +177,41 @@ class Trainer:
 
         Args:
             step: counted from 0.
-            batch: all rows of the step.
+            batch: all rows of the step; with several processes, this one's share of them.
 
         Raises:
             UserError: the loss or the norm is not finite and the recipe says to stop.
         """
         total = torch.zeros((), device=self.device)
         by_kind = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
+        count = int(self.world.total(torch.tensor(batch.n_targets, device=self.device)))
         for part in batch.split(self.run.micro_batch_size):
-            loss, each = self._loss(part, count=batch.n_targets, forward=self.forward)
+            loss, each = self._loss(part, count=count, forward=self.forward)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             if self.infilling is not None or self.dialogs:
                 by_kind += loss_by_kind(each, part)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.clip_norm)
+        total, by_kind = self.world.total(total), self.world.total(by_kind)
+        counts = self._counts_of_all(batch.counts)
+        norm = clip_gradients(self.trained.values(), self.recipe.clip_norm)
         lr = learning_rate(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()
             self._not_finite(step, total.item(), norm.item())
-            return Stepped(total, norm.item(), lr, by_kind, batch.counts, skipped=True)
+            return Stepped(total, norm.item(), lr, by_kind, counts, skipped=True)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Stepped(total, norm.item(), lr, by_kind, batch.counts)
+        return Stepped(total, norm.item(), lr, by_kind, counts)
+
+    def _counts_of_all(self, counts: Counts | None) -> Counts | None:
+        """The counts of the whole batch, of which this process has its share."""
+        if counts is None or self.world.size == 1:
+            return counts
+        mine = asdict(counts)
+        sums = self.world.total(torch.tensor(list(mine.values()), device=self.device))
+        return Counts(**dict(zip(mine, sums.tolist(), strict=True)))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -224,7 +239,7 @@ class Trainer:
             if infilling is not None and split.dialogs:
                 continue
             total = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
-            for batch in validation_batches(
+            batches = validation_batches(
                 split,
                 context=self.recipe.context,
                 rows=self.run.eval_rows,
@@ -232,16 +247,24 @@ class Trainer:
                 document_mask=self.recipe.document_mask,
                 infilling=infilling,
                 learn=self.recipe.learn,
-            ):
+            )
+            for batch, counted in self._shared(batches):
                 _, each = self._loss(batch, count=1, forward=self.model)
-                total += loss_by_kind(each, batch)
-            loss, count = total[kinds].sum(0).tolist()
+                if counted:
+                    total += loss_by_kind(each, batch)
+            loss, count = self.world.total(total)[kinds].sum(0).tolist()
             if count:
                 losses[source] = loss / count
         weights = {s.path: s.weight for s in self.run.sources}
         share = sum(weights[source] for source in losses)
         mean = sum(weights[s] * loss for s, loss in losses.items()) / share if share else None
         return {f"{name}_loss": mean, name: losses}
+
+    def _shared(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """This process's batches, as many for each; one that fills a gap does not count."""
+        batches = iter(batches)
+        while group := list(itertools.islice(batches, self.world.size)):
+            yield group[min(self.world.rank, len(group) - 1)], self.world.rank < len(group)
 
     def _loss(
         self, batch: Batch, *, count: int, forward: Callable[..., Any]
@@ -286,7 +309,7 @@ class Trainer:
 
     def _restore(self) -> int:
         """Steps already done, their state loaded."""
-        state = resume.restore(self.folder, self.model, self.optimizer)
+        state = resume.restore(self.folder, self.model, self.optimizer, self.world)
         if state is None:
             return 0
         self.skipped = list(state["skipped"])
@@ -301,25 +324,31 @@ class Trainer:
             tokenizer=self.tokenizer,
             keep=self.run.keep,
             spare=self._before_decay,
+            world=self.world,
         )
 
     def _publish(self) -> None:
-        remove_leftovers(self.folder)
         lineage = self._lineage(self.recipe.steps)
-        publish(
-            self.folder / "model",
-            self.model,
-            dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
-            tokenizer=self.tokenizer,
-            lineage=lineage,
-            card=model_card(
-                self.run,
-                self.mixture,
+
+        def write(read: Read) -> None:
+            remove_leftovers(self.folder)
+            publish(
+                self.folder / "model",
+                self.model,
+                dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
+                tokenizer=self.tokenizer,
                 lineage=lineage,
-                metrics=read_metrics(self.folder / METRICS_NAME),
-                device=machine.device_name(),
-            ),
-        )
+                card=model_card(
+                    self.run,
+                    self.mixture,
+                    lineage=lineage,
+                    metrics=read_metrics(self.folder / METRICS_NAME),
+                    device=machine.device_name(),
+                ),
+                read=read,
+            )
+
+        with_whole_tensors(self.world, dict(self.model.named_parameters()), write)
 
     def _lineage(self, done: int) -> dict[str, Any]:
         """What a checkpoint of this moment was made from."""

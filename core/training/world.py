@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from codecria.data.errors import UserError
+from codecria.data.errors import ReportedElsewhere, UserError
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0  # a process that keeps the others waiting longer ends the job
@@ -70,8 +70,20 @@ class World:
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def from_all(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def on_main(self, work: Callable[[], T], *, answer: Callable[[Any], object] | None = None) -> T:
         """Do something in the main process alone, while the others wait.
+
+        Args:
+            work: called in the main process.
+            answer: called in the others with what `work` passes to `ask`.
 
         Returns:
             what it returned, in every process.
@@ -86,13 +98,28 @@ class World:
         except UserError as error:
             result = ("error", error)
         finally:  # a crash goes its way here, once the others know
-            kind, value = self.from_main(result)
+            kind, value = self._ended(result, answer)
         if kind == "error":
-            raise value
+            if self.is_main:
+                raise value
+            raise ReportedElsewhere(value)
         if kind == "crash":
-            raise UserError("the main process failed", hint="see its error")
+            raise ReportedElsewhere(UserError("the main process failed", hint="see its error"))
         found: T = value
         return found
+
+    def _ended(self, result: Any, answer: Callable[[Any], object] | None) -> Any:
+        """The result of the main process's work; what it asks before is answered."""
+        kind, value = self.from_main(result)
+        while kind == "ask":
+            assert answer is not None, f"nothing answers {value}"
+            answer(value)
+            kind, value = self.from_main(result)
+        return kind, value
+
+    def ask(self, value: object) -> None:
+        """Have the other processes answer, within the work of `on_main`."""
+        self.from_main(("ask", value))
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do something in every process, the main one before the others: it fills the caches."""
@@ -138,5 +165,6 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield World(distributed.get_rank(), distributed.get_world_size(), device)
+        distributed.barrier()  # nobody leaves while another still waits for it
     finally:
         distributed.destroy_process_group()

@@ -192,6 +192,7 @@ class Loader:
         infilling: how documents are infilled, if at all.
         learn: the tokens of dialogs with loss.
         ahead: batches made ahead.
+        share: (n, of): only the n-th of `of` equal parts of every batch, counted from 0.
     """
 
     def __init__(
@@ -207,9 +208,12 @@ class Loader:
         infilling: Infilling | None = None,
         learn: Learn = "answers",
         ahead: int = 4,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._rows = RunRows(mixture, context=context, seed=seed, infilling=infilling, learn=learn)
+        assert batch_rows % share[1] == 0, f"{batch_rows} rows in {share[1]} parts"
         self._batch_rows = batch_rows
+        self._share = share
         self._document_mask = document_mask
         self._steps = range(start, stop)
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, ahead))
@@ -217,9 +221,11 @@ class Loader:
         self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, made here and now."""
-        first = step * self._batch_rows
-        rows = [self._rows.row(i) for i in range(first, first + self._batch_rows)]
+        """This share of the batch of a step, made here and now."""
+        part, parts = self._share
+        count = self._batch_rows // parts
+        first = step * self._batch_rows + part * count
+        rows = [self._rows.row(i) for i in range(first, first + count)]
         return stack(rows, document_mask=self._document_mask)
 
     def __enter__(self) -> Self:

@@ -75,7 +75,7 @@ def write_weights(
     ]
     digests = {}
     for name, shard in zip(names, shards, strict=True):
-        digests[name] = _write_file(folder / name, shard, read)
+        digests[name] = write_tensors(folder / name, shard, read)
     if len(shards) > 1:
         placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         atomic_write_json(
@@ -88,7 +88,19 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return int(torch.Size(shape).numel()) * dtype.itemsize
 
 
-def _write_file(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> str:
+def write_tensors(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> str:
+    """Write one safetensors file, a tensor at a time.
+
+    Args:
+        path: of the file.
+        planned, read: as for `write_weights`.
+
+    Returns:
+        the digest of the file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in planned.items():

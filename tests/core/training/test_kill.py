@@ -39,7 +39,7 @@ def dying(function):
     return lambda *a, **k: die() if next(calls) == when else function(*a, **k)
 
 if where == "moments":        # weights are written, the optimiser's moments are not
-    resume.save_file = dying(resume.save_file)
+    resume.write_tensors = dying(resume.write_tensors)
 elif where == "rename":       # the folder is whole, and not yet in its place
     resume.atomic_write_json = dying(resume.atomic_write_json)
 elif where == "publish":

@@ -1,0 +1,247 @@
+"""Two processes against one: gradients, losses, weights on disk, resuming, signals and refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codecria.data.tokenizer.tokenizer import Tokenizer
+
+# Each process compares the gradients of its shards with those of a whole model on the whole batch.
+GRADIENTS = """
+import numpy as np, torch
+from codecria.core.model.batch import batch_loss
+from codecria.core.model.config import ModelConfig
+from codecria.core.model.transformer import Transformer
+from codecria.core.training.parallel import clip_gradients, shard, whole
+from codecria.core.training.world import joined
+from codecria.data.rows.rows import IGNORE, Counts, Row
+from codecria.data.rows.loader import stack
+
+def model(tied):
+    made = Transformer(ModelConfig(dim=24, n_layers=3, n_heads=6, n_kv_heads=2, hidden_dim=35,
+                                   vocab_size=41, tied=tied))
+    made.initialise(5)
+    return made
+
+def rows(count):
+    draws = np.random.default_rng(0)
+    for n in range(count):
+        ids, targets = draws.integers(0, 41, (2, 12)).astype(np.int32)
+        targets[: 3 * n] = IGNORE  # as many targets in no two rows
+        yield Row(ids, targets, (5, 7), np.zeros(12, dtype=np.uint8))
+
+with joined(torch.device("cpu"), timeout_s=60) as world:
+    for tied in (True, False):
+        for masked in (True, False):
+            for recompute in (True, False):
+                batch = stack(list(rows(4)), document_mask=masked)
+                one, split = model(tied), model(tied)
+                one.recompute = split.recompute = recompute
+                shard(split, world)
+                options = {"device": world.device, "backend": "sdpa"}
+                loss, _ = batch_loss(one, batch, count=batch.n_targets, **options)
+                loss.backward()
+                share = list(rows(4))[2 * world.rank : 2 * world.rank + 2]
+                mine = stack(share, document_mask=masked)
+                count = int(world.total(torch.tensor(mine.n_targets)))
+                assert count == batch.n_targets
+                total = torch.zeros(())
+                for part in mine.split(1):  # accumulated over two passes
+                    part_loss, _ = batch_loss(split, part, count=count, **options)
+                    part_loss.backward()
+                    total += part_loss.detach()
+                torch.testing.assert_close(world.total(total), loss.detach(), atol=1e-6, rtol=1e-6)
+                wanted = {name: w.grad for name, w in one.named_parameters()}
+                for name, weight in split.named_parameters():
+                    assert weight.to_local().numel() < weight.numel(), f"{name} is whole"
+                    torch.testing.assert_close(
+                        whole(weight.grad), wanted[name], atol=1e-7, rtol=2e-5, msg=name
+                    )
+                norms = [clip_gradients(m.parameters(), 0.01) for m in (one, split)]
+                torch.testing.assert_close(*norms, atol=0, rtol=1e-5)
+                for name, weight in split.named_parameters():
+                    torch.testing.assert_close(
+                        whole(weight.grad), wanted[name], atol=1e-7, rtol=2e-5, msg=name
+                    )
+    print("equal")
+"""
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one of its processes."""
+    return os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class Launch:
+    """Processes of one command that find each other, ended with the block.
+
+    Args:
+        commands: the arguments of each process's Python.
+    """
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        port = free_port()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, *command],
+                env=environment(rank, len(commands), port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, command in enumerate(commands)
+        ]
+
+    def end(self, timeout_s: float = 240) -> list[tuple[int, str, str]]:
+        """Status, stdout and stderr of each."""
+        try:
+            found = [process.communicate(timeout=timeout_s) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [
+            (process.returncode, *streams)
+            for process, streams in zip(self.processes, found, strict=True)
+        ]
+
+
+def pretrain(shards: Path, out: Path, *more: str) -> list[str]:
+    """A command that trains eight steps."""
+    options = f"--steps 8 --save-every 3 --eval-every 4 --eval-rows 5 --log-every 1 {MACHINE}"
+    changes = "--set context=32 --set batch_tokens=256 --set peak_lr=5e-3 --micro-batch-size 2"
+    words = ["-m", "codecria.cli", "pretrain", "--data", str(shards), "--size", "1m"]
+    return [*words, "--out", str(out), *options.split(), *changes.split(), *more]
+
+
+MACHINE = "--device cpu --dtype float32 --compile off --threads 1"
+
+
+def run(shards: Path, out: Path, *, size: int) -> None:
+    """Train to the end, or from where it stopped."""
+    command = pretrain(shards, out)
+    if size == 1:
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *command], env=alone, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        return
+    for status, _, errors in Launch([command] * size).end():
+        assert status == 0, errors
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def model_of(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    """The same steps with the same losses and norms, but for the order of sums."""
+    mine, theirs = records(one), records(other)
+    assert [r["step"] for r in mine] == [r["step"] for r in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        for key in ("loss", "grad_norm", "validation_loss"):
+            assert (key in a) == (key in b), f"step {a['step']} {key}"
+            if key in a:
+                assert a[key] == pytest.approx(b[key], rel=2e-5), f"step {a['step']} {key}"
+    weights = model_of(other)
+    for name, weight in model_of(one).items():
+        torch.testing.assert_close(weight, weights[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def stopped(shards: Path, out: Path, *, size: int) -> None:
+    """Start a run and send SIGTERM to its last process after some steps: all save and end."""
+    launch = Launch([pretrain(shards, out)] * size)
+    deadline = time.monotonic() + 120
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert time.monotonic() < deadline, launch.end(1)
+        assert launch.processes[0].poll() is None, launch.end(1)
+        time.sleep(0.01)
+    launch.processes[-1].send_signal(signal.SIGTERM)
+    found = launch.end()
+    assert [status for status, _, _ in found] == [143] * size, found
+    assert "stopped and saved at step" in found[0][2]
+    assert found[-1][2].count("\n") == 1, "the signalled process says that it saves, no more"
+
+
+def test_the_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    # Kills: means for sums, a count of targets of one process, gradients clipped by a part's norm.
+    for status, output, errors in Launch([["-c", GRADIENTS]] * 2).end():
+        assert status == 0, errors
+        assert output == "equal\n"
+
+
+@pytest.fixture(scope="module")
+def enough(
+    tokenizer: Tokenizer, corpus: list[str], shard_writer: Any, tmp_path_factory: Any
+) -> Path:
+    folder: Path = tmp_path_factory.mktemp("parallel") / "code"
+    documents = [tokenizer.encode(text[:1500], bos=True, eos=True) for text in corpus]
+    shard_writer(folder, documents, tokenizer)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_run_of_one_and_resume_it_either_way(
+    enough: Path, tmp_path: Path
+) -> None:
+    # Kills: rows by process, a resumed row counter of one process, parts saved as wholes.
+    one, two, cut, other = (tmp_path / name for name in ("one", "two", "cut", "other"))
+    run(enough, one, size=1)
+    run(enough, two, size=2)
+    assert_close_runs(one, two)
+    stopped(enough, cut, size=2)
+    stopped(enough, other, size=2)
+    run(enough, cut, size=2)  # the same layout: the same bits
+    mine, theirs = model_of(two), model_of(cut)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert [r.get("loss") for r in records(two)] == [r.get("loss") for r in records(cut)]
+    run(enough, other, size=1)  # another one: the same but for rounding
+    assert_close_runs(one, other)
+
+
+@pytest.mark.slow
+def test_processes_that_would_train_different_runs_are_refused_in_one_line(
+    enough: Path, tmp_path: Path
+) -> None:
+    # Kills: rows of two seeds in one batch, a message from every process.
+    out = tmp_path / "run"
+    different = [pretrain(enough, out), pretrain(enough, out, "--set", "seed=1")]
+    uneven = [pretrain(enough, out)] * 3
+    for commands, message, status in (
+        (different, "process 1 would train another run than process 0: recipe.seed: 0 -> 1", 1),
+        (uneven, "a batch of 8 rows cannot be shared equally by 3 processes", 2),
+    ):
+        found = Launch(commands).end()
+        assert [code for code, _, _ in found] == [status] * len(commands), found
+        assert message in found[0][2]
+        assert [errors for _, _, errors in found[1:]] == [""] * (len(commands) - 1)
