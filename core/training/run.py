@@ -17,6 +17,7 @@ the new one. Two changes can be asked for: more steps (`--extend`), or another r
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -122,6 +123,7 @@ def environment() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": device,
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
 
@@ -307,7 +309,8 @@ def _warnings(page: Mapping[str, Any], run: RunConfig) -> tuple[str, ...]:
     known = page["run"]
     parts = {"micro_batch_size": known.get("micro_batch_size", known.get("micro_rows"))}
     found = differences(
-        page["environment"] | parts, environment() | {"micro_batch_size": run.micro_batch_size}
+        {"processes": 1} | page["environment"] | parts,
+        environment() | {"micro_batch_size": run.micro_batch_size},
     )
     return tuple(f"resuming with {line}: the last bits may differ" for line in found)
 
