@@ -172,8 +172,6 @@ def generate(
     max_tokens: Annotated[
         int,
         typer.Option(
-            "--max-tokens",
-            "-n",
             help="Longest completion, in tokens.",
             rich_help_panel=options.SAMPLING,
         ),
@@ -183,7 +181,10 @@ def generate(
     top_k: options.TopK = 0,
     seed: options.Seed = 0,
     samples: Annotated[
-        int, typer.Option(help="Number of completions.", rich_help_panel=options.SAMPLING)
+        int,
+        typer.Option(
+            "--samples", "-n", help="Number of completions.", rich_help_panel=options.SAMPLING
+        ),
     ] = 1,
     stop: Annotated[
         list[str] | None,
