@@ -87,6 +87,7 @@ def enter(disks: Sequence[Disk], life: int) -> None:
         server = os.fork()
         if server == 0:
             return
+        jail.drop_privileges()
         while True:  # what loses its parent in here is this process's to wait for
             process, status = os.wait()
             if process == server:
@@ -117,6 +118,7 @@ def _keep(init: int, life: int) -> NoReturn:
     """Wait for the end of everything, or end it; does not return."""
     signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    jail.drop_privileges()
     ended = os.pidfd_open(init)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
