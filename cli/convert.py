@@ -90,8 +90,8 @@ def convert(
         ranks=ranks,
         force=force,
     )
-    with render.stages() as tell:
-        report = core.convert(request, tell, render.note)
+    with render.stages() as progress:
+        report = core.convert(request, progress, render.note)
     if as_json:
         render.emit_json(report)
     else:

@@ -51,20 +51,20 @@ def inspect(
             render.note(json.dumps(known, ensure_ascii=False))
             sys.stdout.write(text)
         return
-    told = describe(path, verify=verify)
+    described = describe(path, verify=verify)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(described)
     else:
-        facts = dict(told["facts"])
+        facts = dict(described["facts"])
         lineage = facts.pop("lineage", None)
         rows = [(name.replace("_", " "), _shown(value)) for name, value in facts.items()]
-        render.table(f"{told['kind']} {told['path']}", ["", ""], rows, to_stdout=True)
+        render.table(f"{described['kind']} {described['path']}", ["", ""], rows, to_stdout=True)
         if lineage:
             for line in _drawn(lineage):
                 render.output(line)
-        for line in told["problems"]:
+        for line in described["problems"]:
             render.warn(line)
-    if told["problems"]:
+    if described["problems"]:
         raise typer.Exit(code=1)
 
 

@@ -1,4 +1,4 @@
-"""What a folder holds, told as JSON values: shards, a run, a checkpoint, or a tokenizer."""
+"""Describe what a path holds as JSON values: shards, a run, a checkpoint, GGUF, or a tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
 from codecria.core.checkpoints.formats.hugging_face import TOKENIZER_JSON_NAME
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
-from codecria.core.checkpoints.probe import suspicions
+from codecria.core.checkpoints.probe import contradictions
 from codecria.core.checkpoints.recognise import not_a_checkpoint, snapshot_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.training.meter import read_metrics
@@ -97,7 +97,9 @@ def document_text(path: Path, number: int, split: str = "train") -> tuple[str, d
     return tokenizer.decode(framed[1:-1]), shards.metadata(number)
 
 
-def _told(kind: str, path: Path, facts: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def _description(
+    kind: str, path: Path, facts: dict[str, Any], problems: list[str]
+) -> dict[str, Any]:
     return {"kind": kind, "path": str(path), "facts": facts, "problems": problems}
 
 
@@ -119,7 +121,7 @@ def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
 def _tokenizer(path: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(path)
     facts = _tokenizer_facts(tokenizer) | {"encoding": tokenizer.fast_path}
-    return _told("tokenizer", path, facts, [])
+    return _description("tokenizer", path, facts, [])
 
 
 def _sets(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -127,12 +129,12 @@ def _sets(path: Path, *, verify: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     problems: list[str] = []
     for name, folder in sets_in(path).items():
-        told = _shards(folder, verify=verify)
-        facts[name] = {key: told["facts"][key] for key in ("documents", "tokens", "digest")}
+        described = _shards(folder, verify=verify)
+        facts[name] = {key: described["facts"][key] for key in ("documents", "tokens", "digest")}
         if name in weights:
             facts[name]["weight"] = weights[name]
-        problems += [f"{name}: {line}" for line in told["problems"]]
-    return _told("shard sets", path, facts, problems)
+        problems += [f"{name}: {line}" for line in described["problems"]]
+    return _description("shard sets", path, facts, problems)
 
 
 def _shards(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def _shards(path: Path, *, verify: bool) -> dict[str, Any]:
         "recipe": manifest.recipe,
         "digest": manifest.digest,
     }
-    return _told("shards", path, facts, problems)
+    return _description("shards", path, facts, problems)
 
 
 def _model_facts(config: ModelConfig) -> dict[str, Any]:
@@ -192,9 +194,9 @@ def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
         checkpoint = Checkpoint.open(path)
         problems = checkpoint.problems()
     except UserError as error:
-        # Weights are missing or damaged; the shape can be told all the same.
+        # Weights are missing or damaged; the shape is known all the same.
         facts = read_params(path) if meta else _model_facts(read_config(path))
-        return _told("checkpoint", path, {"layout": layout} | facts, [error.message])
+        return _description("checkpoint", path, {"layout": layout} | facts, [error.message])
     config = checkpoint.config
     weights: Counter[str] = Counter()
     for part in checkpoint.weights.stored.values():
@@ -225,8 +227,8 @@ def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
             and tokenizer is not None
             and tokenizer.vocab_size <= config.vocab_size
         ):
-            problems += suspicions(checkpoint.weights, config, tokenizer)
-    return _told("checkpoint", path, facts, problems)
+            problems += contradictions(checkpoint.weights, config, tokenizer)
+    return _description("checkpoint", path, facts, problems)
 
 
 def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
     problems = opened.problems(opened.facts.config)
     if verify:
         problems += opened.not_finite()
-    return _told("gguf", path, facts, problems)
+    return _description("gguf", path, facts, problems)
 
 
 def _with_tokenizer(
@@ -332,4 +334,4 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         "published": published.is_dir(),
         "environment": page["environment"],
     }
-    return _told("run", path, facts, problems)
+    return _description("run", path, facts, problems)

@@ -141,11 +141,11 @@ class Checkpoint:
                 lines.append(f"{name} is missing")
             elif digest_file(path) != wanted:
                 lines.append(f"{name} is not the file that was written")
-        told = asdict(self.config)
+        declared = asdict(self.config)
         lines += [
-            f"{key} is {told[key]:g}, the model was written with {value:g}"
+            f"{key} is {declared[key]:g}, the model was written with {value:g}"
             for key, value in _shape_recorded(self.folder).items()
-            if key in told and told[key] != value
+            if key in declared and declared[key] != value
         ]
         lines += [f"{name} {problem}" for name, problem in checklist(self.folder) if problem]
         return lines + self.weights.not_finite()
@@ -189,9 +189,9 @@ def _shape_recorded(folder: Path) -> dict[str, float]:
 
 def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
     """The shape with what Meta's layout cannot say, where codecria.json does."""
-    told: dict[str, Any] = _shape_recorded(folder)
+    declared: dict[str, Any] = _shape_recorded(folder)
     silent = ("max_context", "tied", "bos_id", "eos_id")
-    return replace(config, **{key: told[key] for key in silent if key in told})
+    return replace(config, **{key: declared[key] for key in silent if key in declared})
 
 
 def _as_stored(config: ModelConfig, weights: Weights) -> ModelConfig:
@@ -208,7 +208,7 @@ def _as_stored(config: ModelConfig, weights: Weights) -> ModelConfig:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The shape that the config.json of a checkpoint folder tells.
+    """The shape in the config.json of a checkpoint folder.
 
     Raises:
         UserError: the file is missing or damaged, or asks for what Llama 2 has not.

@@ -1,7 +1,7 @@
-"""Conversion between checkpoint layouts: weight by weight, compared with the source, then shown.
+"""Conversion between checkpoint layouts: weight by weight, compared with the source, published.
 
-Nothing appears at the destination until the result was read back and found to compute what the
-source computes. A killed conversion leaves a hidden temporary that the next one removes.
+The destination appears only after the result was read back and compared with the source. A killed
+conversion leaves a hidden temporary, which the next one removes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from codecria.core.checkpoints.formats.layout import (
     Pairs,
     meta_name,
     reordered,
+    rotary_heads,
     shapes_of,
-    turned_heads,
 )
 from codecria.core.checkpoints.formats.meta import (
     CHECKLIST_NAME,
@@ -149,23 +149,23 @@ class Request:
     force: bool = False
 
 
-Tell = Callable[[Progress], None]
+Report = Callable[[Progress], None]
 
 
 def _silent(_: object) -> None:
-    """What is told to nobody."""
+    """Discard progress and notes."""
 
 
 def convert(
     request: Request,
-    tell: Tell = _silent,
+    report: Report = _silent,
     note: Callable[[str], None] = _silent,
 ) -> dict[str, Any]:
     """Convert a checkpoint.
 
     Args:
         request: what to do.
-        tell: called as weights get done.
+        report: called with the progress.
         note: called with what the user should know.
 
     Returns:
@@ -194,8 +194,8 @@ def convert(
         raise write_error(out, error) from error
     sweep(out)
     require_free_space(out.parent, size + SPARE_BYTES)
-    _check_list(source, request, tell)
-    job = _Job(request, source, config, tokenizer, template, dtypes, tell)
+    _check_list(source, request, report)
+    job = _Job(request, source, config, tokenizer, template, dtypes, report)
     if request.layout is Layout.GGUF:
         with atomic_path(out) as path:
             job.write_gguf(path)
@@ -374,7 +374,7 @@ def _sizes(
     return sizes
 
 
-def _check_list(source: Checkpoint, request: Request, tell: Tell) -> None:
+def _check_list(source: Checkpoint, request: Request, report: Report) -> None:
     """Compare the source with its checklist, where it has one."""
     if not request.verify:
         return
@@ -385,7 +385,7 @@ def _check_list(source: Checkpoint, request: Request, tell: Tell) -> None:
                 f"{source.folder / name} {problem}",
                 hint="download it again, or pass --no-verify to convert it as it is",
             )
-        tell(Progress(stage="checklist", done=done, total=files))
+        report(Progress(stage="checklist", done=done, total=files))
 
 
 class _Job:
@@ -399,10 +399,15 @@ class _Job:
         tokenizer: Tokenizer | None,
         template: str,
         dtypes: Mapping[str, torch.dtype],
-        tell: Tell,
+        report: Report,
     ) -> None:
         self.request, self.source, self.config = request, source, config
-        self.tokenizer, self.template, self.dtypes, self.tell = tokenizer, template, dtypes, tell
+        self.tokenizer, self.template, self.dtypes, self.report = (
+            tokenizer,
+            template,
+            dtypes,
+            report,
+        )
         self.ends = source.end_ids(tokenizer)
         self.total = len(_sizes(config, dtypes, request)) * request.ranks
         self.done = 0
@@ -410,12 +415,12 @@ class _Job:
     def _read(self, ours: str, pairs: Pairs) -> Tensor:
         """A weight to be written, in its new type."""
         self.done += 1
-        self.tell(Progress(stage="writing", done=self.done, total=self.total))
+        self.report(Progress(stage="writing", done=self.done, total=self.total))
         return self._converted(ours, pairs)
 
     def _converted(self, ours: str, pairs: Pairs) -> Tensor:
         weights = self.source.weights
-        heads = turned_heads(ours, self.config)
+        heads = rotary_heads(ours, self.config)
         with weights.borrow(ours) as raw:
             value = reordered(raw, heads, stored=weights.pairs, wanted=pairs)
             value = value.to(self.dtypes[ours], copy=True)
@@ -440,7 +445,7 @@ class _Job:
             ends=self.ends,
         )
         kind = _gguf_type(self.dtypes, self.request)
-        write_gguf(path, facts, self.tokenizer, kind, lambda n: self._read(n, "neighbours"))
+        write_gguf(path, facts, self.tokenizer, kind, lambda n: self._read(n, "interleaved"))
 
     def write_folder(self, folder: Path) -> None:
         if self.request.layout is Layout.META:
@@ -449,7 +454,7 @@ class _Job:
             write_checkpoint(
                 folder,
                 self.config,
-                lambda n: self._read(n, "halves"),
+                lambda n: self._read(n, "half_split"),
                 dtype=self.dtypes,
                 tokenizer=self._tokenizer_path(),
                 lineage=self.source.lineage(),
@@ -502,7 +507,7 @@ class _Job:
                 for m, n in ours.items()
             },
             lambda m: rank_part(
-                ours[m], self._read(tied.get(ours[m], ours[m]), "neighbours"), rank, ranks
+                ours[m], self._read(tied.get(ours[m], ours[m]), "interleaved"), rank, ranks
             ),
         )
 
@@ -515,9 +520,11 @@ class _Job:
             UserError: they differ.
         """
         if config != self.config:
-            told, meant = asdict(config), asdict(self.config)
-            names = [n for n in told if told[n] != meant[n]]
-            raise _differs("; ".join(f"{n} came back as {told[n]}, not {meant[n]}" for n in names))
+            declared, meant = asdict(config), asdict(self.config)
+            names = [n for n in declared if declared[n] != meant[n]]
+            raise _differs(
+                "; ".join(f"{n} came back as {declared[n]}, not {meant[n]}" for n in names)
+            )
         if set(ends) != set(self.ends):
             raise _differs(f"its end ids are {sorted(ends)}, the source's {sorted(self.ends)}")
         problems = result.problems(config)
@@ -526,7 +533,7 @@ class _Job:
         shapes = shapes_of(config)
         for done, ours in enumerate(shapes, start=1):
             self._compare_weight(ours, result)
-            self.tell(Progress(stage="comparing", done=done, total=len(shapes)))
+            self.report(Progress(stage="comparing", done=done, total=len(shapes)))
         facts: dict[str, Any] = {"weights": len(shapes), "exact": not self._quantised}
         if not self.request.verify:
             return facts
@@ -559,10 +566,10 @@ class _Job:
             view = parity.View(config=self.config, pairs=weights.pairs)
             offset = number * layers
 
-            def tell(layer: int, offset: int = offset) -> None:
-                self.tell(Progress(stage="logits", done=offset + layer + 1, total=2 * layers))
+            def report(layer: int, offset: int = offset) -> None:
+                self.report(Progress(stage="logits", done=offset + layer + 1, total=2 * layers))
 
-            scores += parity.logits(weights, [view], ids, positions, tell)
+            scores += parity.logits(weights, [view], ids, positions, report)
         found = parity.difference(*scores)
         stored = self.source.weights.stored
         same = not self._quantised and all(

@@ -136,7 +136,7 @@ def logits(
     with weights.borrow(EMBEDDING) as table:
         first = F.embedding(ids, table).float()
     streams = [first] * len(views)
-    turns = [_turns(view, positions) for view in views]
+    turns = [_rotations(view, positions) for view in views]
     for layer in range(config.n_layers):
         at = f"layers.{layer}."
         norm, wq, wk, wv, wo = (
@@ -176,7 +176,7 @@ def _norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.norm_eps) * weight
 
 
-def _turns(view: View, positions: Tensor) -> Tensor:
+def _rotations(view: View, positions: Tensor) -> Tensor:
     """The angles' unit vectors as complex numbers: (B,T,1,D/2)."""
     D = view.config.head_dim
     exponents = torch.arange(0, D, 2, dtype=torch.float64) / D
@@ -195,10 +195,10 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
-def _turned(x: Tensor, view: View, turn: Tensor) -> Tensor:
+def _rotate(x: Tensor, view: View, turn: Tensor) -> Tensor:
     """Each pair of a head's values is a complex number, multiplied: (B,T,H,D) -> (B,T,H,D)."""
     *outer, D = x.shape
-    if view.pairs == "neighbours":
+    if view.pairs == "interleaved":
         pairs = torch.view_as_complex(x.reshape(*outer, D // 2, 2))
         return torch.view_as_real(pairs * turn).flatten(-2)
     pairs = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * turn
@@ -216,8 +216,8 @@ def _attention(
     def heads(matrix: Tensor) -> Tensor:
         return F.linear(x, matrix).view(B, T, -1, config.head_dim)
 
-    q = _turned(heads(wq), view, turn).transpose(1, 2)  # (B,H,T,D)
-    k = _turned(heads(wk), view, turn).repeat_interleave(groups, dim=2).transpose(1, 2)
+    q = _rotate(heads(wq), view, turn).transpose(1, 2)  # (B,H,T,D)
+    k = _rotate(heads(wk), view, turn).repeat_interleave(groups, dim=2).transpose(1, 2)
     v = heads(wv).repeat_interleave(groups, dim=2).transpose(1, 2)
     scores = q @ k.transpose(-1, -2) / config.head_dim**0.5
     hidden = torch.ones(T, T, dtype=torch.bool).triu(1)

@@ -2,7 +2,7 @@
 
 Such faults change no shape and no digest that anyone kept. But a trained model finds plain code
 likely, and far less so when it is read in a wrong way: the same short text is scored as the files
-say and as they might have said. A model that has learnt nothing yet tells nothing.
+say and as they might have said. An untrained model shows nothing.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Rival:
     meaning: str
 
 
-def suspicions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+def contradictions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
     """What the weights contradict, one line each; empty when nothing stands out.
 
     Args:
         weights: sound in their shapes.
-        config: as the files tell it.
+        config: as the files declare it.
         tokenizer: with at most as many pieces as the model has rows.
 
     Raises:
@@ -54,9 +54,9 @@ def suspicions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> l
         return []
     ids = torch.tensor([text])
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    told = View(config=config, pairs=weights.pairs)
-    rivals = _rivals(told)
-    scores = logits(weights, [told, *(rival.view for rival in rivals)], ids, positions)
+    declared = View(config=config, pairs=weights.pairs)
+    rivals = _rivals(declared)
+    scores = logits(weights, [declared, *(rival.view for rival in rivals)], ids, positions)
     own, *others = (_losses(score, ids) for score in scores)
     chance = math.log(config.vocab_size)
     if not own.mean() <= chance + WORSE_THAN_CHANCE:
@@ -75,22 +75,22 @@ def suspicions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) -> l
     return [f"{rival.meaning}: plain code then costs {loss:.2f} nats a token, not {own.mean():.2f}"]
 
 
-def _rivals(told: View) -> list[Rival]:
-    swapped: Pairs = "halves" if told.pairs == "neighbours" else "neighbours"
-    whose = "the Hugging Face layout" if swapped == "halves" else "Meta's layout"
+def _rivals(declared: View) -> list[Rival]:
+    swapped: Pairs = "half_split" if declared.pairs == "interleaved" else "interleaved"
+    whose = "the Hugging Face layout" if swapped == "half_split" else "Meta's layout"
     rivals = [
         Rival(
-            replace(told, pairs=swapped),
+            replace(declared, pairs=swapped),
             f"the rows of wq and wk (q_proj, k_proj) seem to be in the order of {whose}",
         )
     ]
     for theta in THETAS:
-        if theta != told.config.rope_theta:
-            changed = replace(told.config, rope_theta=theta)
+        if theta != declared.config.rope_theta:
+            changed = replace(declared.config, rope_theta=theta)
             rivals.append(
                 Rival(
-                    replace(told, config=changed),
-                    f"rope_theta is {told.config.rope_theta:g}, and {theta:g} fits the weights"
+                    replace(declared, config=changed),
+                    f"rope_theta is {declared.config.rope_theta:g}, and {theta:g} fits the weights"
                     " better",
                 )
             )

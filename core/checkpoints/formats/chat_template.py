@@ -1,7 +1,7 @@
 """The chat forms as Jinja templates, for tools that read them from a checkpoint.
 
-They give the text whose ids `data/formats/chat.py` builds: other tools then talk to a model
-as it was taught to. Text typed by a user is not searched for tags here; `codecria generate` warns.
+They give the text whose ids `data/formats/chat.py` builds, so that other tools prompt a model as it
+was trained. They do not search a user's text for tags; `codecria generate` warns of them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codecria.core.training.recipes import INSTRUCT
 from codecria.data.formats.chat import Form, form_of
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
+INSTRUCT_RECIPE = "instruct"  # the stage after which a model answers in its chat form
 _ALTERNATE = (
     "{% for message in turns %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -69,5 +69,5 @@ def template_for(tokenizer: Tokenizer | None, lineage: Mapping[str, Any]) -> str
     if tokenizer is None:
         return ""
     stages = [lineage, *lineage.get("ancestors", [])]
-    tuned = any(stage.get("recipe") == INSTRUCT.name for stage in stages)
+    tuned = any(stage.get("recipe") == INSTRUCT_RECIPE for stage in stages)
     return TEMPLATES[form_of(tokenizer)] if tuned else ""

@@ -124,8 +124,8 @@ def write_gguf(
                 hint="choose --dtype float16",
             )
     writer = gguf.GGUFWriter(None, "llama")
-    _tell_shape(writer, gguf, facts, kind)
-    _tell_vocabulary(writer, facts.config.vocab_size, tokenizer)
+    _add_shape(writer, gguf, facts, kind)
+    _add_vocabulary(writer, facts.config.vocab_size, tokenizer)
     _add_ends(writer, facts.config, facts.ends, tokenizer)
     if facts.chat_template:
         writer.add_chat_template(facts.chat_template)
@@ -189,7 +189,7 @@ def _encoded(gguf: Any, tensor: Tensor, quantisation: Any) -> np.ndarray[Any, An
     return np.concatenate(parts)
 
 
-def _tell_shape(writer: Any, gguf: Any, facts: GgufFacts, kind: GgufType) -> None:
+def _add_shape(writer: Any, gguf: Any, facts: GgufFacts, kind: GgufType) -> None:
     config = facts.config
     writer.add_name(facts.name)
     file_types = {
@@ -219,7 +219,7 @@ def _tell_shape(writer: Any, gguf: Any, facts: GgufFacts, kind: GgufType) -> Non
         writer.add_string(LINEAGE_KEY, json.dumps(facts.lineage, sort_keys=True))
 
 
-def _tell_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
+def _add_vocabulary(writer: Any, rows: int, tokenizer: Tokenizer) -> None:
     """Pieces, scores and types, and the ids with a meaning, under their older names too."""
     pieces = tokenizer.vocabulary()
     # Rows of the embedding that no piece has.
@@ -269,7 +269,7 @@ def _add_ends(writer: Any, config: ModelConfig, ends: Sequence[int], tokenizer: 
 class GgufWeights(Weights):
     """Weights in a GGUF file; quantised ones as float32."""
 
-    pairs: Pairs = "neighbours"
+    pairs: Pairs = "interleaved"
     readable = _READABLE
 
     def __init__(self, path: Path) -> None:
@@ -352,52 +352,52 @@ class GgufWeights(Weights):
 
 
 def _facts(reader: Any, path: Path, *, tied: bool) -> GgufFacts:
-    def told(name: str, default: Any = None) -> Any:
-        field = reader.fields.get(name)
-        return default if field is None else field.contents()
+    def field(name: str, default: Any = None) -> Any:
+        found = reader.fields.get(name)
+        return default if found is None else found.contents()
 
-    architecture = told("general.architecture")
+    architecture = field("general.architecture")
     if architecture != "llama":
         raise UserError(f"{path} is of the architecture {architecture!r}, only 'llama' can be read")
-    kind = told("llama.rope.scaling.type", "none")
+    kind = field("llama.rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise UserError(
             f"{path}: rotary scaling {kind!r} is not supported, only none, 'linear' and 'llama3'"
         )
     try:
-        heads = int(told("llama.attention.head_count"))
-        scaling = json.loads(told(ROPE_KEY, "null"))
+        heads = int(field("llama.attention.head_count"))
+        scaling = json.loads(field(ROPE_KEY, "null"))
         config = ModelConfig(
-            dim=int(told("llama.embedding_length")),
-            n_layers=int(told("llama.block_count")),
+            dim=int(field("llama.embedding_length")),
+            n_layers=int(field("llama.block_count")),
             n_heads=heads,
-            n_kv_heads=int(told("llama.attention.head_count_kv", heads)),
-            hidden_dim=int(told("llama.feed_forward_length")),
-            vocab_size=int(told("llama.vocab_size") or len(told("tokenizer.ggml.tokens", []))),
-            norm_eps=_shortest(told("llama.attention.layer_norm_rms_epsilon", 1e-5)),
-            rope_theta=_shortest(told("llama.rope.freq_base", 1e4)),
+            n_kv_heads=int(field("llama.attention.head_count_kv", heads)),
+            hidden_dim=int(field("llama.feed_forward_length")),
+            vocab_size=int(field("llama.vocab_size") or len(field("tokenizer.ggml.tokens", []))),
+            norm_eps=_shortest(field("llama.attention.layer_norm_rms_epsilon", 1e-5)),
+            rope_theta=_shortest(field("llama.rope.freq_base", 1e4)),
             rope_scale=_shortest(
-                told("llama.rope.scaling.factor", 1.0) if kind == "linear" else 1.0
+                field("llama.rope.scaling.factor", 1.0) if kind == "linear" else 1.0
             ),
             llama3=None
             if scaling is None
             else Llama3Scaling.from_hugging_face(scaling, where=f"{path}: {ROPE_KEY}"),
-            max_context=int(told("llama.context_length")),
+            max_context=int(field("llama.context_length")),
             tied=tied,
-            bos_id=int(told("tokenizer.ggml.bos_token_id", 1)),
-            eos_id=int(told("tokenizer.ggml.eos_token_id", 2)),
+            bos_id=int(field("tokenizer.ggml.bos_token_id", 1)),
+            eos_id=int(field("tokenizer.ggml.eos_token_id", 2)),
         )
-        named = [told(f"tokenizer.ggml.{key}_token_id", -1) for key in _END_KEYS]
-        ends = dict.fromkeys(int(i) for i in (*named, *told(ENDS_KEY, ())))
-        lineage = json.loads(told(LINEAGE_KEY, "{}"))
+        named = [field(f"tokenizer.ggml.{key}_token_id", -1) for key in _END_KEYS]
+        ends = dict.fromkeys(int(i) for i in (*named, *field(ENDS_KEY, ())))
+        lineage = json.loads(field(LINEAGE_KEY, "{}"))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{path} lacks a field of its shape, or has a wrong one: {error}"
         ) from error
     return GgufFacts(
         config=config,
-        name=str(told("general.name", path.stem)),
-        chat_template=str(told("tokenizer.chat_template", "")),
+        name=str(field("general.name", path.stem)),
+        chat_template=str(field("tokenizer.chat_template", "")),
         lineage=lineage,
         ends=tuple(i for i in ends if 0 <= i < config.vocab_size),
     )

@@ -149,7 +149,7 @@ def write_tokenizer(
             (config.eos_id, max(tokenizer.eos_id, 0)),
         )
     )
-    told: dict[str, Any] = dict(named or {}) | {
+    settings: dict[str, Any] = dict(named or {}) | {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
@@ -164,15 +164,17 @@ def write_tokenizer(
     content = _tokenizer_json(tokenizer.path, tokenizer.digest)
     if content is not None:
         atomic_write(folder / TOKENIZER_JSON_NAME, content)
-        told["tokenizer_class"] = "PreTrainedTokenizerFast"  # which changes nothing in that file
+        settings["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # which changes nothing in that file
+        )
     if tokenizer.infill is not None:
         ids = tokenizer.infill
         names = ("prefix_token", "middle_token", "suffix_token", "eot_token")
         pieces = tokenizer.pieces([ids.prefix, ids.middle, ids.suffix, ids.end])
-        told |= dict(zip(names, pieces, strict=True))
+        settings |= dict(zip(names, pieces, strict=True))
     if chat_template:
-        told["chat_template"] = chat_template
-    atomic_write_json(folder / TOKENIZER_CONFIG_NAME, told)
+        settings["chat_template"] = chat_template
+    atomic_write_json(folder / TOKENIZER_CONFIG_NAME, settings)
 
 
 @lru_cache(maxsize=4)  # it takes half a second, and every saved step of a run has one
@@ -214,11 +216,11 @@ def read_chat_template(folder: Path) -> str:
             raise UserError(f"cannot read {own}: {error.strerror or error}") from error
     path = folder / TOKENIZER_CONFIG_NAME
     raw = read_json(path) if path.is_file() else {}
-    told = raw.get("chat_template") if isinstance(raw, dict) else None
-    if isinstance(told, list):  # several by name, as some checkpoints have
-        found = {e.get("name"): e.get("template") for e in told if isinstance(e, dict)}
-        told = found.get("default")
-    return told if isinstance(told, str) else ""
+    template = raw.get("chat_template") if isinstance(raw, dict) else None
+    if isinstance(template, list):  # several by name, as some checkpoints have
+        found = {e.get("name"): e.get("template") for e in template if isinstance(e, dict)}
+        template = found.get("default")
+    return template if isinstance(template, str) else ""
 
 
 def placed_weights(folder: Path) -> dict[str, Path]:

@@ -1,8 +1,8 @@
-"""Names of weights in each format, and the order of the rows that rotary positions turn.
+"""Names of weights in each format, and the order of the rows that rotary positions rotate.
 
-Our names are Llama's (`layers.0.attention.wq.weight`). Rotary positions turn pairs of a head's
-rows: neighbours (2i, 2i+1) in Meta's files and in GGUF, halves (i, i + D/2) in the Hugging Face
-layout and in our model. Only wq and wk have such rows.
+Our names are Llama's (`layers.0.attention.wq.weight`). Rotary positions rotate pairs of a head's
+rows: interleaved (2i, 2i+1) in Meta's files and in GGUF, half-split (i, i + D/2) in the Hugging
+Face layout and in our model. Only wq and wk have such rows.
 
 D is the head dimension, H the heads of the weight in question: n_heads for wq, n_kv_heads for wk.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
 
-Pairs = Literal["halves", "neighbours"]
+Pairs = Literal["half_split", "interleaved"]
 EMBEDDING, OUTPUT = "tok_embeddings", "output.weight"
 
 _HUGGING_FACE = {
@@ -96,8 +96,8 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def turned_heads(ours: str, config: ModelConfig) -> int:
-    """How many heads of a weight rotary positions turn: 0 for all but wq and wk."""
+def rotary_heads(ours: str, config: ModelConfig) -> int:
+    """The number of heads of a weight that rotary positions rotate: 0 for all but wq and wk."""
     if ours.endswith("attention.wq.weight"):
         return config.n_heads
     return config.n_kv_heads if ours.endswith("attention.wk.weight") else 0
@@ -115,5 +115,5 @@ def reordered(weight: Tensor, heads: int, *, stored: Pairs, wanted: Pairs) -> Te
         return weight
     rows, width = weight.shape
     half = rows // heads // 2
-    split = (heads, half, 2) if stored == "neighbours" else (heads, 2, half)
+    split = (heads, half, 2) if stored == "interleaved" else (heads, 2, half)
     return weight.view(*split, width).transpose(1, 2).reshape(rows, width)

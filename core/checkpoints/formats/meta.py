@@ -1,8 +1,8 @@
 """Meta's release layout: consolidated.NN.pth, params.json, tokenizer.model, checklist.chk.
 
 Each file holds one rank's part of a model-parallel model: rows of wq, wk, wv, w1, w3 and output,
-columns of wo, w2 and the embedding; norms are repeated (PAPER section 1). params.json tells neither
-the context nor, mostly, the vocabulary, and once left out n_kv_heads and rope_theta too.
+columns of wo, w2 and the embedding; norms are repeated (PAPER section 1). params.json holds
+neither the context nor, mostly, the vocabulary; early ones lack n_kv_heads and rope_theta too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKLIST_NAME = "checklist.chk"
 SHARD_PATTERN = "consolidated.*.pth"
 LONG_THETA = 1e6  # of models that went through long-context fine-tuning
 LONG_CONTEXT, SHORT_CONTEXT = 16_384, 4_096  # trained contexts of Code Llama and Llama 2
-FIRST_THETA = 1e4  # Llama 2's, where params.json tells none
+FIRST_THETA = 1e4  # Llama 2's, where params.json has none
 _SHAPE_FIELDS = (
     "dim",
     "n_layers",
@@ -106,7 +106,7 @@ def read_meta_config(folder: Path, weights: MetaWeights) -> ModelConfig:
     """The shape of a model in Meta's layout.
 
     The vocabulary is the embedding's rows, as the release takes it from the tokenizer. The context
-    is nowhere told: 16,384 tokens with the theta of Code Llama, 4,096 with Llama 2's.
+    is not recorded: 16,384 tokens with the theta of Code Llama, 4,096 with Llama 2's.
 
     Raises:
         UserError: params.json is missing, damaged, or does not fit the weights.
@@ -116,7 +116,7 @@ def read_meta_config(folder: Path, weights: MetaWeights) -> ModelConfig:
     theta = float(raw.get("rope_theta") or FIRST_THETA)
     table = weights.stored.get(EMBEDDING)
     rows = table.shape[0] if table is not None and table.shape else 0
-    told = int(raw.get("vocab_size") or -1)
+    declared = int(raw.get("vocab_size") or -1)
     multiplier = raw.get("ffn_dim_multiplier")
     return ModelConfig(
         dim=dim,
@@ -126,7 +126,7 @@ def read_meta_config(folder: Path, weights: MetaWeights) -> ModelConfig:
         hidden_dim=hidden_dim_of(
             dim, int(raw["multiple_of"]), None if multiplier is None else float(multiplier)
         ),
-        vocab_size=told if told > 0 else rows,
+        vocab_size=declared if declared > 0 else rows,
         norm_eps=float(raw["norm_eps"]),
         rope_theta=theta,
         max_context=LONG_CONTEXT if theta >= LONG_THETA else SHORT_CONTEXT,
@@ -141,7 +141,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
     """
     if config.rope_scale != 1.0:
         raise UserError(
-            f"Meta's layout has no word for rotary scaling, and the model divides positions by"
+            f"Meta's layout cannot express rotary scaling, and the model divides positions by"
             f" {config.rope_scale:g}",
             hint="convert it to the Hugging Face layout or to GGUF",
         )
@@ -170,7 +170,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
 class MetaWeights(Weights):
     """Weights in consolidated.NN.pth, the parts of all ranks joined as they are read."""
 
-    pairs: Pairs = "neighbours"
+    pairs: Pairs = "interleaved"
 
     def __init__(self, folder: Path) -> None:
         """Open every rank's file; weights stay on disk.

@@ -24,7 +24,7 @@ from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import refuse_lfs_pointer
 
-from .layout import OUTPUT, Pairs, hugging_face_name, reordered, shapes_of, turned_heads
+from .layout import OUTPUT, Pairs, hugging_face_name, reordered, rotary_heads, shapes_of
 
 # As safetensors names them.
 SAFETENSORS_TYPES = {
@@ -84,13 +84,13 @@ class Weights(ABC):
     def name(self, ours: str) -> str:
         """What the format calls a weight."""
 
-    def read(self, ours: str, config: ModelConfig, *, pairs: Pairs = "halves") -> Tensor:
+    def read(self, ours: str, config: ModelConfig, *, pairs: Pairs = "half_split") -> Tensor:
         """A weight with the rows of wq and wk in the order asked for, our model's by default.
 
         Raises:
             UserError: as `raw`.
         """
-        heads = turned_heads(ours, config)
+        heads = rotary_heads(ours, config)
         return reordered(self.raw(ours), heads, stored=self.pairs, wanted=pairs)
 
     @contextlib.contextmanager
@@ -144,7 +144,7 @@ class Weights(ABC):
 class SafetensorsWeights(Weights):
     """Weights in safetensors files, under the Hugging Face names."""
 
-    pairs: Pairs = "halves"
+    pairs: Pairs = "half_split"
     mapped = True
 
     def __init__(self, placed: Mapping[str, Path]) -> None:
