@@ -11,11 +11,11 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from codecria.core.sandbox.config import SandboxConfig
+from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Outcome, Program, Verdict
 from codecria.data.errors import UserError
@@ -171,6 +171,8 @@ def execute(
         show(Progress(stage="solutions run", done=done, total=total or done, resumed=resumed))
 
     _run(wanted(), config, verdicts, known, told)
+    if config.confirm is Confirm.PASSES:  # what passed once is likely to: two processes at once
+        config = replace(config, confirm=Confirm.ALL)
     for run in range(1, again + 1):
         while True:
             pending = []
