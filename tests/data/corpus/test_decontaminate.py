@@ -520,7 +520,11 @@ def test_a_saved_index_that_is_damaged_says_so(tmp_path: Path) -> None:
         ("p.json", b'[{"prompt": "a b"},\n{"prompt" "a"}]', r"p\.json:2 is not valid JSON"),
         ("p.json", b"[]", r"p\.json holds no problem"),
         ("p.json", b"3", r"p\.json holds no problem"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a b"}\n' * 99)[:-9], r"cannot read .*\.gz"),
+        (
+            "p.jsonl.gz",
+            gzip.compress(b'{"prompt": "a b"}\n' * 99, mtime=0)[:-9],
+            r"cannot read .*\.gz",
+        ),
         ("p.jsonl.zst", b"no zstd", r"cannot read .*\.zst"),
         ("p.jsonl.bz2", b"no bzip", r"cannot read .*\.bz2"),
         ("p.parquet", b"no parquet", r"cannot read .*\.parquet"),
