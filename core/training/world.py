@@ -153,6 +153,9 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     Args:
         device: what to compute on; of CUDA devices each process takes the one of its local rank.
         timeout_s: how long a process waits for the others before it fails.
+
+    Raises:
+        UserError: another process ended, or did not answer in time.
     """
     if not launched():
         yield World(0, 1, device)
@@ -166,5 +169,17 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     try:
         yield World(distributed.get_rank(), distributed.get_world_size(), device)
         distributed.barrier()  # nobody leaves while another still waits for it
+    except RuntimeError as error:
+        if not _connection_lost(error):
+            raise
+        raise UserError(
+            f"another process of the run ended, or did not answer within {timeout_s:g} s",
+            hint="see its error; then rerun the same command to resume",
+        ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def _connection_lost(error: RuntimeError) -> bool:
+    """Whether an error is of the connection to other processes; gloo's has no type of its own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()

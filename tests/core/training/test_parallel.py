@@ -177,18 +177,23 @@ def assert_close_runs(one: Path, other: Path) -> None:
         torch.testing.assert_close(weight, weights[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def stopped(shards: Path, out: Path, *, size: int) -> None:
-    """Start a run and send SIGTERM to its last process after some steps: all save and end."""
-    launch = Launch([pretrain(shards, out)] * size)
+def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
+    """Start a run of two processes and send a signal to the second after some steps."""
+    launch = Launch([pretrain(shards, out)] * 2)
     deadline = time.monotonic() + 120
     metrics = out / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 2:
         assert time.monotonic() < deadline, launch.end(1)
         assert launch.processes[0].poll() is None, launch.end(1)
         time.sleep(0.01)
-    launch.processes[-1].send_signal(signal.SIGTERM)
-    found = launch.end()
-    assert [status for status, _, _ in found] == [143] * size, found
+    launch.processes[-1].send_signal(number)
+    return launch.end()
+
+
+def stopped(shards: Path, out: Path) -> None:
+    """Send SIGTERM to one process of a run: both save and end."""
+    found = signalled(shards, out, signal.SIGTERM)
+    assert [status for status, _, _ in found] == [143, 143], found
     assert "stopped and saved at step" in found[0][2]
     assert all(errors == "" for _, _, errors in found[1:]), "only the main process reports"
 
@@ -219,8 +224,8 @@ def test_two_processes_train_the_run_of_one_and_resume_it_either_way(
     run(enough, one, size=1)
     run(enough, two, size=2)
     assert_close_runs(one, two)
-    stopped(enough, cut, size=2)
-    stopped(enough, other, size=2)
+    stopped(enough, cut)
+    stopped(enough, other)
     run(enough, cut, size=2)  # the same layout: the same bits
     mine, theirs = model_of(two), model_of(cut)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -245,3 +250,19 @@ def test_processes_that_would_train_different_runs_are_refused_in_one_line(
         assert [code for code, _, _ in found] == [status] * len(commands), found
         assert message in found[0][2]
         assert [errors for _, _, errors in found[1:]] == [""] * (len(commands) - 1)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_other_with_one_error_and_the_run_resumes(
+    enough: Path, tmp_path: Path
+) -> None:
+    # Kills: a process that waits for a dead one, a half-written step.
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    (status, _, errors), (death, _, _) = signalled(enough, killed, signal.SIGKILL)
+    assert (status, death) == (1, -signal.SIGKILL)
+    assert "error: another process of the run ended, or did not answer" in errors
+    assert errors.count("error:") == 1
+    for out in (whole, killed):
+        run(enough, out, size=2)
+    mine, theirs = model_of(whole), model_of(killed)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
