@@ -108,6 +108,7 @@ def _is_basic(match: re.Match[str]) -> bool:
 # Options that take a password or `user:password`, by command. The value ends with its quotes, else
 # at white space.
 _ARGUMENT = r"""(?:(?P<q>["'])(?P<quoted>[^"'\n]{8,200})(?P=q)|(?P<bare>[^\s"'|]{8,200}))"""
+_CALL = r"""["'][^"'\n]{1,64}["'],\s{0,20}["'](?P<quoted>[^"'\n]{8,200})["']"""
 _COMMANDS: tuple[tuple[tuple[bytes, ...], re.Pattern[str]], ...] = (
     (
         (b" -u", b"-user"),
@@ -132,6 +133,30 @@ _COMMANDS: tuple[tuple[tuple[bytes, ...], re.Pattern[str]], ...] = (
             |'(?:[\w.-]{1,32}:)?(?P<single>[^'\n]{8,200})'|(?:[\w.-]{1,32}:)?(?P<bare>[^\s"'|]{8,200}))
             \s{0,4}\|""",
             re.VERBOSE,
+        ),
+    ),
+    (
+        (b"auth(", b"auth=(", b"auth = (", b".login("),
+        re.compile(r"(?:[Aa]uth(?:\s?=\s?)?|\.login)\(\s{0,20}" + _CALL),
+    ),
+    (
+        (b"-oauth", b"gitlab-token"),
+        re.compile(
+            r"""["'](?:github|gitlab|bitbucket)-(?:oauth|token)["']\s{0,4}:\s{0,4}\{\s{0,40}"""
+            r"""["'][^"'\n]{1,64}["']\s{0,4}:\s{0,4}["'](?P<quoted>[^"'\n]{8,200})["']"""
+        ),
+    ),
+    (
+        (b"htpasswd ",),
+        re.compile(
+            r"htpasswd[^\n|;]{0,80}?\s-\w*b\w*\s[^\n|;]{0,200}?[\w.-]\s" + _ARGUMENT + r"\s"
+        ),
+    ),
+    (
+        (b":5432:", b":*:"),  # .pgpass
+        re.compile(
+            r"^[\w.*-]{1,80}:(?:\d{2,5}|\*):[\w*-]{1,64}:[\w*-]{1,64}:(?P<bare>\S{8,200})$",
+            re.MULTILINE,
         ),
     ),
     (

@@ -107,7 +107,7 @@ _REFERENCE = re.compile(
     r"|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|&#?\w{2,8};"
 )
 _EXAMPLE = re.compile(
-    r"x{4}|\*{4}|\.{4}|example|your|placeholder|dummy|redact|replace|insert|change_?-?me|secret_?here"
+    r"x{4}|\*{4}|\.{4}|\.{3}$|example|your|placeholder|dummy|redact|replace|insert|change_?-?me|secret_?here"
     r"|foobar|lorem|1234567|abcdef|fedcba|deadbeef|cafebabe|(.)\1{5}"
     r"|environ\b|getenv|process\.env|^(?:vault|op|ssm|arn|env|file|secret|keyring|kms):",
     re.IGNORECASE,

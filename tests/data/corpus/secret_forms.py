@@ -211,6 +211,19 @@ FORMS: tuple[Form, ...] = (
     Form(name="maven settings", text=f"<server><id>x</id><username>joe</username><{PW}>@@</{PW}></server>\n"),
     Form(name="composer", text='{"http-basic": {"r.io": {"username": "joe", "password": "@@"}}}\n', alphabet=PUNCTUATION.replace("\\", "")),
     Form(name="heroku legacy", text="HEROKU_API_KEY=@@\n", alphabet=LOWER_HEX, size=32, written=lambda v: "-".join((v[:8], v[8:12], v[12:16], v[16:20], v[20:]))),
+    # more languages and files
+    Form(name="rust const", text='const API_TOKEN: &str = "@@";\n', size=32),
+    Form(name="r arrow", text=f'{PW} <- "@@"\n', alphabet=PUNCTUATION),
+    Form(name="c# interpolated", text='string ApiKey = $"@@";\n', size=32),
+    Form(name="yaml block", text=f"{PW}: >-\n  @@\n", size=32),
+    Form(name="markdown table", text=f"| {PW} | `@@` |\n", size=24),
+    Form(name="spring value", text=f'<property name="{PW}"><value>@@</value></property>\n', size=24),
+    Form(name="requests auth", text="requests.get(url, auth=('joe', '@@'))\n", size=24),
+    Form(name="basic auth object", text="HTTPBasicAuth('joe', '@@')\n", size=24),
+    Form(name="smtp login", text="server.login('joe', '@@')\n", size=24),
+    Form(name="composer oauth", text='{"github-oauth": {"github.com": "@@"}}\n', size=40),
+    Form(name="htpasswd", text="htpasswd -b .htpasswd joe @@\n", size=24),
+    Form(name="pgpass", text="db.shop.io:5432:shop:joe:@@\n", size=24),
 )  # fmt: skip
 
 
