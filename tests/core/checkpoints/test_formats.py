@@ -152,7 +152,7 @@ def test_the_rule_prefers_what_was_released() -> None:
 def test_params_cannot_say_rotary_scaling(
     meta_layout: ModuleType,
 ) -> None:
-    with pytest.raises(UserError, match="no word for rotary scaling"):
+    with pytest.raises(UserError, match="cannot express rotary scaling"):
         params_of(replace(meta_layout.NARROW["7b"][1], rope_scale=4.0))
 
 
