@@ -401,8 +401,9 @@ def _check_references(request: Request, *, as_json: bool) -> None:
         )
         if told["unconfirmed"]:
             render.output(
-                f"{len(told['unconfirmed'])} of them fail with solution and tests in two processes,"
-                " so passes of these tasks are unconfirmed: " + ", ".join(told["unconfirmed"][:5])
+                f"{len(told['unconfirmed'])} of them pass with solution and tests in one process"
+                " only; passes of these tasks are unconfirmed: "
+                + ", ".join(told["unconfirmed"][:5])
             )
     failed: dict[str, str] = {}
     for task_id, why in told["not_passed"].items():

@@ -142,7 +142,7 @@ def check(
 
 
 def unconfirmed(references: Mapping[str, Reference], sandbox: Sandbox) -> list[str]:
-    """The tasks whose reference passes in one process and fails in two; none without `confirm`."""
+    """The tasks whose reference passes in one process only; none without `confirm`."""
     if sandbox.config.confirm is Confirm.OFF:
         return []
     return sorted(i for i, found in references.items() if found.passed and not found.isolated)
