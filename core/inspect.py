@@ -34,7 +34,8 @@ from codecria.data.rows.shards import (
     set_weights,
     sets_in,
 )
-from codecria.data.tokenizer.tokenizer import INFILL_EXTENSION, Tokenizer
+from codecria.data.tokenizer.extension import INFILL_EXTENSION
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 
 def describe(path: Path, *, verify: bool) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import settings
 
 from codecria.data.rows.shards import TokenizerFacts, write_manifest
-from codecria.data.tokenizer.tokenizer import Tokenizer, train
+from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.training import train
 from tests.shard_files import write_shard
 
 ROOT = Path(__file__).resolve().parent.parent

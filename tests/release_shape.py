@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2 as pb
 
-from codecria.data.tokenizer.tokenizer import Tokenizer, train
+from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.training import train
 
 SIZE = 32_000
 FIRST_CHARACTER = 29_871  # the id of the lone U+2581; single characters follow it

@@ -9,7 +9,7 @@ from codecria.core.model.config import ModelConfig, preset
 from codecria.data.errors import UsageError
 from codecria.data.rows.infill_rows import InfillRows
 from codecria.data.rows.rows import Counts
-from codecria.data.tokenizer.tokenizer import INFILL_EXTENSION
+from codecria.data.tokenizer.extension import INFILL_EXTENSION
 
 from .meter import read_metrics
 from .plan import InfillPlan, Plan, Rate, Reach, SourcePlan, make_plan, plan_sources

@@ -22,7 +22,8 @@ from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.reencode import under
 from codecria.data.rows.rows import keyed
 from codecria.data.rows.shards import ShardSet
-from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .recipes import OBJECTIVE, Recipe
 

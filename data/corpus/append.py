@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_writer
 from codecria.data.rows.shards import KEYS_PART, Manifest, ShardSet
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from . import dedup, near
 from .near import Near
@@ -59,7 +60,7 @@ class OldShard:
     def documents(self, rows: Sequence[int]) -> Iterator[tuple[str, str]]:
         """(id, text) of some of its documents."""
         held = ShardSet.open(self.folder, self.split)
-        model = tokenizer.Tokenizer.load(self.folder / tokenizer.MODEL_NAME)
+        model = Tokenizer.load(self.folder / MODEL_NAME)
         first = held.first_document(self.number)
         identities = self.ids()
         for row in rows:

@@ -25,7 +25,8 @@ from codecria.data.files import (
     remove_leftovers,
 )
 from codecria.data.rows import shards
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from . import decontaminate
 from .base import Base, old_problems
@@ -99,9 +100,9 @@ def prepare(
     """
     engine = engine or Engine()
     if append:
-        model = next(iter(shards.sets_in(out).values())) / tokenizer.MODEL_NAME
+        model = next(iter(shards.sets_in(out).values())) / MODEL_NAME
     elif model is not None:
-        given = tokenizer.Tokenizer.load(model)
+        given = Tokenizer.load(model)
         model, recipe = given.path, replace(recipe, tokenizer=given.digest, vocab_size=None)
     assert append or (model is None) != (recipe.vocab_size is None), "one tokenizer"
     problems = decontaminate.build(benchmarks, recipe.filters[Problems.key]) if benchmarks else None

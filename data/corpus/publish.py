@@ -16,7 +16,8 @@ from codecria.data.files import (
 )
 from codecria.data.rows import shards
 from codecria.data.rows.shards import Manifest
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from . import drops, partition_files, survivors
 from .base import Base
@@ -73,10 +74,10 @@ class Publisher:
                     for part in entry.digests:
                         name = f"{entry.name}.{part}"
                         place(self.work / "shards" / group / name, folder / name)
-            if not (folder / tokenizer.MODEL_NAME).exists() or not old:
+            if not (folder / MODEL_NAME).exists() or not old:
                 # Tokens that lie beside a Hugging Face tokenizer.model are within it here.
-                content = tokenizer.Tokenizer.load(model).content
-                atomic_write(folder / tokenizer.MODEL_NAME, content)
+                content = Tokenizer.load(model).content
+                atomic_write(folder / MODEL_NAME, content)
         new_partitions = range(corpus.old, corpus.partitions)
         files = [self.work / "plan" / "drops.arrow"] + [
             partition_files.drops_path(partition_files.partition_path(self.work / stage, i))
@@ -180,7 +181,7 @@ def _clear(out: Path) -> None:
 
 def facts_of(model: Path) -> shards.TokenizerFacts:
     """What a manifest says of a tokenizer."""
-    loaded = tokenizer.Tokenizer.load(model)
+    loaded = Tokenizer.load(model)
     return shards.TokenizerFacts(
         digest=loaded.digest,
         vocab_size=loaded.vocab_size,

@@ -28,7 +28,7 @@ from codecria.data.files import (
 )
 from codecria.data.progress import Progress
 from codecria.data.rows import shards
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
 
 from . import (
     dedup,
@@ -376,7 +376,7 @@ class Run:
         settings = [self.recipe.vocab_size, self.recipe.sample_bytes, self.recipe.validation_share]
         inputs = [digest_json([state, self.recipe.group_by, *settings])]
         self._map("tokenizer", token_passes.train_tokenizer, [work], inputs)
-        return self.work / "tokenizer" / tokenizer.MODEL_NAME
+        return self.work / "tokenizer" / MODEL_NAME
 
     def _layout(self, summary: dedup.Summary) -> token_passes.Layout:
         """How many shards of training and of validation each group has."""

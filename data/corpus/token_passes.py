@@ -24,7 +24,9 @@ import pyarrow.compute as pc
 
 from codecria.data.files import atomic_writer, digest_file
 from codecria.data.rows import shards
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer import training
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from . import dedup, drops, near
 from .intake import group_of
@@ -69,10 +71,10 @@ def train_tokenizer(output: Path, work: TrainWork) -> str:
                     ):
                         yield str(batch.column("text")[i])
 
-    model = tokenizer.train(
+    model = training.train(
         sample(),
         vocab_size=work.vocab_size,
-        out=output.parent / tokenizer.MODEL_NAME,
+        out=output.parent / MODEL_NAME,
         threads=work.threads,
     )
     return model.digest
@@ -137,9 +139,9 @@ class TokensWork:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, digest: str) -> tokenizer.Tokenizer:
+def _loaded(path: Path, digest: str) -> Tokenizer:
     """The tokenizer, kept by the process from partition to partition since its cache warms up."""
-    model = tokenizer.Tokenizer.load(path)
+    model = Tokenizer.load(path)
     assert model.digest == digest, f"{path} changed to {model.digest}"
     return model
 

@@ -26,8 +26,9 @@ import numpy as np
 from pydantic import ConfigDict
 
 from codecria.data.errors import UserError
+from codecria.data.tokenizer.extension import InfillIds
 from codecria.data.tokenizer.fast_encode import Ids
-from codecria.data.tokenizer.tokenizer import InfillIds, Tokenizer
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 Scope = Literal["document", "context"]
 TRIES = 7  # cuts drawn for one document before it stays plain

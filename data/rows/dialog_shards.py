@@ -24,7 +24,8 @@ from codecria.data.errors import UserError
 from codecria.data.files import atomic_folder, atomic_writer, digest_file, digest_json
 from codecria.data.formats.chat import Dialog, Message, form_of, training_examples
 from codecria.data.formats.dialogs import Found, Refused, read
-from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .shards import (
     LEARNED_PART,

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from codecria.data.errors import UserError
 from codecria.data.files import digest_json
+from codecria.data.tokenizer.extension import affected
 from codecria.data.tokenizer.fast_encode import Ids
-from codecria.data.tokenizer.tokenizer import Tokenizer, helped
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .shards import ROUNDTRIP_LOSSY, ShardSet
 
@@ -116,7 +117,7 @@ class ReencodedShards(ShardSet):
 
 def _suspects(shards: ShardSet, base: Tokenizer) -> npt.NDArray[np.int64]:
     """The documents whose ids allow text that a new piece could take, ascending."""
-    inside, before, behind = helped(base)
+    inside, before, behind = affected(base.surfaces())
     found: set[int] = set()
     for start in range(0, shards.n_tokens, SCAN_TOKENS):
         ids = shards.tokens(start, min(start + SCAN_TOKENS + 1, shards.n_tokens))

@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SPACE = "\u2581"  # what SentencePiece writes for a space
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of pieces
+from .model_file import BPE, BYTE, NORMAL, SPACE, UNUSED, USER_DEFINED
+
 MERGEABLE = frozenset((NORMAL, USER_DEFINED, UNUSED))
-BPE = 2  # the model type
 
 # The most that each cache holds before it starts anew, and its longest key in characters.
 LINES_BYTES, LONGEST_LINE = 128 << 20, 240

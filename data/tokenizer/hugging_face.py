@@ -20,20 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
-
 from codecria.data.errors import UserError
 from codecria.data.files import read_json, refuse_lfs_pointer
 
-from .fast_encode import BPE, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED
+from .model_file import (
+    BPE,
+    BYTE,
+    CONTROL,
+    METASPACE,
+    MODEL_NAME,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    ModelProto,
+)
 
-ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
-MODEL_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 ADDED_NAME = "added_tokens.json"
 CONFIG_NAME = "tokenizer_config.json"
 MAP_NAME = "special_tokens_map.json"
-METASPACE = "metaspace"  # a normaliser that adds no space to a text that begins with one
 _NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # unless configured
 _HINT = "copy the tokenizer.model of the model it was tuned from into the folder"
 

@@ -1,84 +1,49 @@
 """The tokenizer: SentencePiece's ids exactly, usually many times faster, and safe text decoding.
 
-    load(path)   a tokenizer.model, given or trained
-    train(...)   one trained here in the manner of Llama 2's
-    extend(out)  one with Code Llama's 16 infilling pieces appended
+    load(path)   a tokenizer.model, given or trained (`training.py`)
+    extend(out)  one with Code Llama's 16 infilling pieces appended (`extension.py`)
     encode       text -> ids; sentinels typed by a user stay text
-    decode       ids -> text, whole or as a stream of complete characters
+    decode       ids -> text; `stream` decodes one id at a time (`stream.py`)
 
 SentencePiece is the definition, `fast_encode` the speed: BPE models are encoded by cached chunks,
-all others by SentencePiece itself, and `Tokenizer.fast_path` says which and why.
+all others by SentencePiece itself, and `Tokenizer.fast_path` reports which and why.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import sentencepiece
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, digest_content
 
-from .fast_encode import (
+from .extension import SENTINEL, STEP_PIECE, InfillIds, extended, infill_ids
+from .fast_encode import ChunkEncoder, Ids, obstacle, to_array
+from .hugging_face import model_content
+from .model_file import (
     BYTE,
     CONTROL,
+    METASPACE,
     SPACE,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    ChunkEncoder,
-    Ids,
-    obstacle,
-    to_array,
+    ModelProto,
 )
-from .hugging_face import METASPACE, model_content
-from .hugging_face import MODEL_NAME as MODEL_NAME
+from .stream import StreamDecoder
 
-# Generated at import from a descriptor, so type checkers do not see it.
-ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 Specials = Literal["text", "parse"]
-
-# Code Llama's sentinels, ids 32007-32015 there, and the 70B chat format's separator.
-_SENTINEL = re.compile(rf"{SPACE}<(?:PRE|SUF|MID)>|(?:{SPACE}?<EOT>)+|<step>")
-_INFILL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
-_STEP_PIECE = "<step>"
-# What Code Llama's tokenizer holds beyond Llama 2's, ids 32000-32015: parts of the sentinels, which
-# ordinary text may use, the sentinels, and the last one repeated (as the release lists them).
-_PARTS = tuple(f"{SPACE}<{part}" for part in ("SU", "SUF", "PRE", "M", "MID", "E", "EOT"))
-_REPEATED = tuple(SPACE + "<EOT>" * times for times in range(2, 7))
-INFILL_EXTENSION = (*_PARTS, *_INFILL_PIECES, *_REPEATED)
 
 _NO_TEXT = frozenset({UNKNOWN, CONTROL, UNUSED})
 
 _FRAGMENT = 200  # characters up to which chunks that are not cached cost more than they save
-_LINE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece drops > 4192 bytes
-_SAMPLE_LINES = 4_000_000  # more are sampled down to this, which bounds training's memory
-_WHITE_SPACE_SCORE = -1e9  # as in Llama 2's model: see `_finished`
-_AFTER_SPACES = re.compile(r"(?<= )(?= [^ ])")  # before the last space of several
-_LIMITS = re.compile(r"too high \(\d+\)\. Please set it to a value <= (\d+)")
-_LEAST = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InfillIds:
-    """The ids of the infilling sentinels, to be inserted by number."""
-
-    prefix: int
-    suffix: int
-    middle: int
-    end: int
 
 
 class Tokenizer:
@@ -115,7 +80,7 @@ class Tokenizer:
         sentinels = {
             piece.piece: i
             for i, piece in enumerate(self._model.pieces)
-            if _SENTINEL.fullmatch(piece.piece)
+            if SENTINEL.fullmatch(piece.piece)
         }
         symbols = set(self._model.trainer_spec.user_defined_symbols)
         self.added: tuple[int, ...] = tuple(
@@ -124,12 +89,8 @@ class Tokenizer:
             if piece.type in (CONTROL, UNUSED) and piece.piece in symbols
         )
         self._sentinels = frozenset(sentinels.values()) | set(self.added)
-        found = [sentinels.get(piece) for piece in _INFILL_PIECES]
-        self.infill: InfillIds | None = None
-        if None not in found:
-            names = ("prefix", "suffix", "middle", "end")
-            self.infill = InfillIds(**dict(zip(names, found, strict=True)))  # type: ignore[arg-type]
-        self.step_id: int | None = sentinels.get(_STEP_PIECE)
+        self.infill: InfillIds | None = infill_ids(sentinels)
+        self.step_id: int | None = sentinels.get(STEP_PIECE)
         self._obstacle = obstacle(self._model)
         self._normalises = _normalises(self._model)
         # Variants of the model are made when first asked for.
@@ -160,13 +121,7 @@ class Tokenizer:
             ) from error
 
     def extension(self) -> bytes:
-        """The model file of this tokenizer with the 16 infilling pieces appended.
-
-        They are ordinary pieces, as in Code Llama's own file, and get ids V .. V + 15 in its order:
-        the sentinels are V + 7 .. V + 10 (32007 .. 32010 for Llama 2). Their scores go on from the
-        lowest, so they join only what every other merge has left. A piece of that name that the
-        vocabulary has already gives way: a part of a sentinel stays what it is, and its new id is
-        never used; a sentinel, which encoding never gave, loses its name.
+        """The model file of this tokenizer with the 16 infilling pieces appended; see `extended`.
 
         Raises:
             UserError: the tokenizer has infilling pieces already.
@@ -176,21 +131,7 @@ class Tokenizer:
                 f"{self.path} has the infilling pieces already, from id {self.infill.prefix} on",
                 hint="use it as it is",
             )
-        model = ModelProto()
-        model.CopyFrom(self._model)
-        known = {piece.piece: piece for piece in model.pieces}
-        score = min(piece.score for piece in model.pieces if piece.score > _WHITE_SPACE_SCORE)
-        for number, name in enumerate(INFILL_EXTENSION, start=1):
-            old = known.get(name)
-            if old is not None and name not in _PARTS:
-                old.piece, old.type = f"<unused {name}>", CONTROL
-                old = None
-            if old is None:
-                model.pieces.add(piece=name, score=score - number)
-            else:
-                model.pieces.add(piece=f"<unused {name}>", score=score - number, type=CONTROL)
-        model.trainer_spec.vocab_size = len(model.pieces)
-        return bytes(model.SerializeToString(deterministic=True))
+        return extended(self._model)
 
     def extension_digest(self) -> str:
         """The digest of the extended tokenizer's file."""
@@ -470,6 +411,10 @@ class Tokenizer:
         model.normalizer_spec.remove_extra_whitespaces = False
         return _processor(model)
 
+    def surfaces(self) -> tuple[str | int, ...]:
+        """(V,) what each id decodes to: text, or the number of a byte."""
+        return self._surfaces()
+
     def _make_surfaces(self) -> tuple[str | int, ...]:
         return tuple(map(self._surface, self._model.pieces))
 
@@ -518,213 +463,6 @@ class Tokenizer:
         return model
 
 
-class StreamDecoder:
-    """Decodes ids as they come; what it returns never ends inside a character.
-
-    All that `push` returned, and `finish` after it, is together what decoding all ids at once
-    gives, also for bytes that are no UTF-8, each of which becomes U+FFFD.
-    """
-
-    def __init__(
-        self,
-        surfaces: Sequence[str | int],
-        *,
-        drop_space: Literal["none", "one", "all"] = "none",
-        whole: Callable[[Sequence[int]], str] | None = None,
-    ) -> None:
-        """Made by `Tokenizer.stream`.
-
-        Args:
-            surfaces: of each id, text or a byte.
-            drop_space: how many spaces to drop from the text's start.
-            whole: decodes all ids at the end, for models that allow nothing better.
-        """
-        self._surfaces = surfaces
-        self._drop_space = drop_space
-        self._whole = whole
-        self._ids: list[int] = []
-        self._bytes = bytearray()  # the start of a character, at most 3 bytes between pushes
-
-    def push(self, token: int) -> str:
-        """The text that the next id completes, perhaps none.
-
-        Raises:
-            UserError: the id is outside the vocabulary.
-        """
-        if self._whole is not None:
-            self._ids.append(token)
-            return ""
-        if not 0 <= token < len(self._surfaces):
-            raise UserError(
-                f"the id {token} is outside the tokenizer's {len(self._surfaces)} pieces",
-                hint="the tokenizer does not belong to this model",
-            )
-        surface = self._surfaces[token]
-        if isinstance(surface, int):
-            self._bytes.append(surface)
-            return self._started(self._characters())
-        held = self._started(self.finish())
-        return held + self._started(self._at_start(surface).replace(SPACE, " "))
-
-    def finish(self) -> str:
-        """The text still held back: bytes of a character that will not come."""
-        if self._whole is not None:
-            text = self._whole(self._ids)
-            self._ids = []
-            return text
-        text = self._characters()
-        while self._bytes:
-            del self._bytes[0]
-            text += "\ufffd" + self._characters()
-        return text
-
-    def _characters(self) -> str:
-        """Take the whole characters off the bytes; a byte that begins none becomes U+FFFD."""
-        text = ""
-        while self._bytes and len(self._bytes) >= (size := _utf8_size(self._bytes[0])):
-            try:
-                text += self._bytes[:size].decode()
-            except UnicodeDecodeError:
-                text += "\ufffd"
-                size = 1
-            del self._bytes[:size]
-        return text
-
-    def _at_start(self, surface: str) -> str:
-        """The piece without the spaces that are dropped from the start of the text."""
-        if self._drop_space == "none" or not surface.startswith(SPACE):
-            return surface
-        if self._drop_space == "one":
-            self._drop_space = "none"
-        return surface[1:]
-
-    def _started(self, text: str) -> str:
-        if text:
-            self._drop_space = "none"
-        return text
-
-
-def train(
-    texts: Iterable[str], *, vocab_size: int, out: Path, threads: int | None = None
-) -> Tokenizer:
-    """Train a tokenizer in the manner of Llama 2's and write it to `out`.
-
-    BPE by lines, no normalisation, digits split, byte fallback, pieces of white space alone,
-    ids 0 unknown, 1 BOS, 2 EOS. The same texts in the same order give the same file, whatever
-    the number of threads.
-
-    Args:
-        texts: documents, read once; of more than 4 million lines a fixed sample is learned from.
-        vocab_size: number of pieces, at least 259 and the texts' characters.
-        out: the model file.
-        threads: at most this many; all cores by default.
-
-    Raises:
-        UserError: the texts are too small for the vocabulary, or the file cannot be written.
-    """
-    model = io.BytesIO()
-    failure: list[UserError] = []  # SentencePiece would turn it into a RuntimeError
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts, failure),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,  # lines within a text have none; the model gets it afterwards
-            character_coverage=0.99995,
-            split_digits=True,
-            byte_fallback=True,
-            allow_whitespace_only_pieces=True,
-            input_sentence_size=_SAMPLE_LINES,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=threads or os.cpu_count() or 1,
-            minloglevel=3,
-        )
-    except RuntimeError as error:
-        if failure:
-            raise failure[0] from None
-        raise _training_error(str(error), vocab_size) from error
-    atomic_write(out, _finished(model.getvalue()))
-    return Tokenizer.load(out)
-
-
-def _lines(texts: Iterable[str], failure: list[UserError]) -> Iterator[str]:
-    """Lines to learn from, cut as encoding will treat them (`_finished` says why).
-
-    Newlines stay bytes, as in Llama 2's vocabulary. Of several spaces all but the last are parted
-    from the word behind them: "    return  x" gives "   ", " return", " ", " x".
-    """
-    for text in _noting_failure(texts, failure):
-        for line in text.split("\n"):
-            for start in range(0, len(line), _LINE_CHARACTERS):
-                part = line[start : start + _LINE_CHARACTERS]
-                # SentencePiece can read neither; the byte fallback still encodes a NUL.
-                part = part.replace("\0", "").encode(errors="ignore").decode()
-                yield from _AFTER_SPACES.split(part)
-
-
-def _noting_failure(texts: Iterable[str], failure: list[UserError]) -> Iterator[str]:
-    try:
-        yield from texts
-    except UserError as error:
-        failure.append(error)
-        raise
-
-
-def _training_error(message: str, vocab_size: int) -> UserError:
-    if largest := _LIMITS.search(message):
-        return UserError(
-            f"the texts are too small for a vocabulary of {vocab_size} pieces",
-            hint=f"at most {largest[1]} pieces can be learned from them: give a smaller size",
-        )
-    if least := _LEAST.search(message):
-        return UserError(
-            f"a vocabulary of {vocab_size} pieces is too small for the texts' characters",
-            hint=f"give at least {least[1]}",
-        )
-    if "sentences_.empty()" in message:
-        return UserError("there is no text to train a tokenizer on", hint="check the sources")
-    return UserError(f"SentencePiece cannot train the tokenizer: {message}")
-
-
-def _finished(content: bytes) -> bytes:
-    """The trained model as it is published."""
-    model = ModelProto.FromString(content)
-    model.trainer_spec.ClearField("num_threads")  # no property of the model, and of its digest
-    model.normalizer_spec.add_dummy_prefix = True
-    for piece in model.pieces:
-        # Join white space after everything else, as Llama 2's model does: an indented word is the
-        # same piece as one after a single space. Otherwise the indentation would take its space.
-        if not piece.piece.strip(SPACE):
-            piece.score = _WHITE_SPACE_SCORE
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def helped(
-    tokenizer: Tokenizer,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which ids of a tokenizer may stand for text that a part of a sentinel would take.
-
-    Every part has "<" and then E, M, P or S in it.
-
-    Returns:
-        (V,) each: ids that hold these two characters, that end with the first, and that begin with
-        the second. Text without such an id or pair of ids is encoded alike after the extension.
-    """
-    seconds = {name[2] for name in _PARTS}
-    surfaces = [chr(found) if isinstance(found, int) else found for found in tokenizer._surfaces()]
-    return (
-        np.array([any(f"<{c}" in text for c in seconds) for text in surfaces]),
-        np.array([text.endswith("<") for text in surfaces]),
-        np.array([text[:1] in seconds for text in surfaces]),
-    )
-
-
 def _reload(path: Path, digest: str) -> Tokenizer:
     tokenizer = Tokenizer.load(path)
     if tokenizer.digest != digest:
@@ -752,8 +490,3 @@ def _forget_normalisation(model: Any) -> None:
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     model.trainer_spec.treat_whitespace_as_suffix = False
-
-
-def _utf8_size(first: int) -> int:
-    """Bytes of the character that begins with this byte; 1 where none does."""
-    return 1 + sum(first >= least for least in (0xC0, 0xE0, 0xF0)) if first < 0xF8 else 1

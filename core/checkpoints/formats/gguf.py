@@ -22,7 +22,7 @@ from torch import Tensor
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling, llama3_divisors
 from codecria.data.errors import UserError
-from codecria.data.tokenizer.fast_encode import UNUSED, USER_DEFINED
+from codecria.data.tokenizer.model_file import UNUSED, USER_DEFINED
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .layout import Pairs, gguf_name, shapes_of

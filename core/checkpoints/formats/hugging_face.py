@@ -25,7 +25,8 @@ from codecria.data.files import (
     read_json,
     write_error,
 )
-from codecria.data.tokenizer.tokenizer import MODEL_NAME, Tokenizer
+from codecria.data.tokenizer.model_file import MODEL_NAME
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .tokenizer_json import added_tokens, tokenizer_json
 from .weights import SAFETENSORS_TYPES, names_in

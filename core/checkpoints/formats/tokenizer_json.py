@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from codecria.data.tokenizer.fast_encode import CONTROL, NORMAL, SPACE, USER_DEFINED
+from codecria.data.tokenizer.model_file import CONTROL, NORMAL, SPACE, USER_DEFINED
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 _FLAGS = {

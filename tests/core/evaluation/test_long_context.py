@@ -43,7 +43,8 @@ from codecria.core.model.attention import PackedAttention
 from codecria.core.model.loss import masked_cross_entropy
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
-from codecria.data.tokenizer.tokenizer import Tokenizer, train
+from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.training import train
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from codecria.data.corpus.sources import Source
 from codecria.data.corpus.stages import Runner, connect
 from codecria.data.errors import UserError
 from codecria.data.rows.shards import ShardSet
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.training import train
 
 NEEDS: dict[Runner, str] = {"ray": "ray", "dask": "distributed"}
 
@@ -36,7 +36,7 @@ def test_a_local_cluster_gives_the_same_shards(tmp_path: Path, runner: Runner) -
     pytest.importorskip(NEEDS[runner])
     source = Source(name="src", path=plant(tmp_path / "src"))
     texts = [path.read_text() for path in sorted((tmp_path / "src").iterdir())]
-    model = tokenizer.train(texts, vocab_size=300, out=tmp_path / "tokenizer.model").path
+    model = train(texts, vocab_size=300, out=tmp_path / "tokenizer.model").path
     recipe = PrepareRecipe(shard_bytes=20_000)
     digests = []
     for name, engine in (
@@ -57,7 +57,7 @@ def test_a_missing_library_is_one_clear_error(
     if importlib.util.find_spec(NEEDS[runner]):
         monkeypatch.setitem(sys.modules, NEEDS[runner], None)  # as if it were not installed
     source = Source(name="src", path=plant(tmp_path / "src"))
-    model = tokenizer.train(
+    model = train(
         [path.read_text() for path in (tmp_path / "src").iterdir()],
         vocab_size=300,
         out=tmp_path / "tokenizer.model",

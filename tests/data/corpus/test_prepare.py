@@ -43,7 +43,8 @@ from codecria.data.errors import UsageError, UserError
 from codecria.data.files import locked, read_json
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet, sets_in
-from codecria.data.tokenizer import tokenizer
+from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.training import train
 
 HALVES = st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
     # Few values, so that they repeat; the high half spreads them over the buckets.
@@ -150,7 +151,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(corpus: Path) -> Path:
     texts = [path.read_text() for path in sorted((corpus / "tree/p0").glob("*.py"))]
-    return tokenizer.train(texts, vocab_size=300, out=corpus / "tokenizer.model").path
+    return train(texts, vocab_size=300, out=corpus / "tokenizer.model").path
 
 
 RECIPE = PrepareRecipe(shard_bytes=1500, validation_share=0.1)
@@ -177,7 +178,7 @@ def reference(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactor
 def texts_of(folder: Path, split: str) -> dict[str, str]:
     """id -> text of every document, decoded."""
     opened = ShardSet.open(folder, split)
-    model = tokenizer.Tokenizer.load(folder / "tokenizer.model")
+    model = Tokenizer.load(folder / "tokenizer.model")
     texts = {}
     for i in range(opened.n_documents):
         ids = opened.document(i).tolist()
@@ -432,7 +433,7 @@ def test_a_tokenizer_is_trained_on_what_trains(corpus: Path, tmp_path: Path) -> 
         reports.append(outcome.report["splits"])
     assert reports[0] == reports[1]
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    assert tokenizer.Tokenizer.load(tmp_path / "a").vocab_size == 320
+    assert Tokenizer.load(tmp_path / "a").vocab_size == 320
 
 
 def test_languages_are_filtered_in_trees_and_in_records(

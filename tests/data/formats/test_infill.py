@@ -21,7 +21,8 @@ from codecria.data.formats.infill import (
     Order,
     Parts,
 )
-from codecria.data.tokenizer.tokenizer import ModelProto, Tokenizer
+from codecria.data.tokenizer.model_file import ModelProto
+from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.recomposed import recompose
 
 # PEERS section 4: the ids that Meta's own code gives, by which others were corrected.

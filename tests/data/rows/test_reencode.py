@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from codecria.data.errors import UserError
 from codecria.data.rows.reencode import ReencodedShards, under
 from codecria.data.rows.shards import ShardSet
-from codecria.data.tokenizer.tokenizer import Tokenizer, train
+from codecria.data.tokenizer.tokenizer import Tokenizer
+from codecria.data.tokenizer.training import train
 
 Writer = Callable[[Path, list[list[int]], Tokenizer], None]
 HTML = ["if a <E: b", "x <M> y <SUF", "a <PRE <EOT <MID <SU", "no such text", "a<E", " <e", "<M"]

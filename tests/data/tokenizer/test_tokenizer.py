@@ -21,8 +21,10 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file
+from codecria.data.tokenizer.extension import InfillIds
 from codecria.data.tokenizer.fast_encode import BLOCK, ChunkEncoder
-from codecria.data.tokenizer.tokenizer import InfillIds, Specials, Tokenizer, train
+from codecria.data.tokenizer.tokenizer import Specials, Tokenizer
+from codecria.data.tokenizer.training import train
 
 ROOT = Path(__file__).parents[3]
 LLAMA = Path(
