@@ -5,7 +5,7 @@ Each process measures its own time; the record has that of the slowest.
 
 from __future__ import annotations
 
-import json
+import itertools
 import resource
 import sys
 import time
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from codecria.core.model.batch import mean_loss
 from codecria.data.formats.infill import Order
+from codecria.data.journal import read_journal
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.rows import DIALOG, KINDS, Counts
 
@@ -47,14 +48,13 @@ class Stepped:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line torn by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    """The records of a metrics.jsonl, up to the first damaged line.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    whole = itertools.takewhile(lambda entry: not entry.error, read_journal(path))
+    return [entry.value for entry in whole]
 
 
 class Meter:

@@ -29,6 +29,7 @@ from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
 from codecria.data.formats.infill import Order
+from codecria.data.journal import append_text
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.rows import KINDS, Counts
@@ -387,6 +388,5 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if not self.world.is_main:
             return
-        with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json_line(record))
+        append_text(self.folder / METRICS_NAME, json_line(record))
         self.report(finite(record))

@@ -1,26 +1,25 @@
-"""The file of results: a line a sample as each is known, and beside it what the lines mean.
+"""The file of results: a JSON line for each sample, and beside it what the lines mean.
 
     FILE             JSON lines: task_id, sample, completion, passed, result, verdict
-    FILE.meta.json   protocol, digests, limits, versions; the summary once the file is whole
+    FILE.meta.json   protocol, digests, limits, versions; the summary once the file is complete
 
-Starting again goes on where it stopped. A line that was torn by a kill is dropped; another
-protocol, other problems or another model are refused, since the file would be of neither.
+Rerunning the same command resumes. Another protocol, other problems or another model are refused,
+since the file would be of neither.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from codecria.core.training.run import differences
 from codecria.data.errors import UserError
-from codecria.data.files import atomic_write_json, read_json, write_error
+from codecria.data.files import atomic_write_json, read_json
+from codecria.data.journal import Journal, open_journal, read_journal
 
 FORMAT = 1
 Key = tuple[str, int]
@@ -33,37 +32,39 @@ def meta_path(path: Path) -> Path:
 
 
 class Results:
-    """What is known of the samples; with a file, also when the process is gone.
+    """The results of the samples known so far; kept in a file, or in memory only.
 
     Attributes:
         lines: by task and sample number.
         resumed: how many of them an earlier run left.
     """
 
-    def __init__(self, file: IO[bytes] | None, lines: dict[Key, Line]) -> None:
-        self._file = file
+    def __init__(self, journal: Journal | None, lines: dict[Key, Line]) -> None:
+        self._journal = journal
         self.lines = lines
         self.resumed = len(lines)
 
     def add(self, line: Line) -> None:
-        """Keep a line."""
+        """Keep a line.
+
+        Raises:
+            UserError: the file cannot be written. The lines before stay.
+        """
         self.lines[line["task_id"], line["sample"]] = line
-        if self._file is not None:
-            # Escaped: what a program printed may hold what UTF-8 cannot.
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+        if self._journal is not None:
+            self._journal.append([line])
 
 
 @contextlib.contextmanager
 def results(
     path: Path | None, identity: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Iterator[Results]:
-    """The results of one evaluation, gone on with if the file has some.
+    """The results of one evaluation, resumed if the file has some.
 
     Args:
         path: the file; None keeps them in memory.
-        identity: flat facts that must be the same to go on.
-        facts: what else stands beside the file.
+        identity: flat facts that must be the same to resume.
+        facts: what else is written beside the file.
 
     Raises:
         UserError: the file is another evaluation's, is being written, or cannot be.
@@ -71,35 +72,15 @@ def results(
     if path is None:
         yield Results(None, {})
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab+")
-    except OSError as error:
-        raise write_error(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is writing to {path}",
-                hint="wait until it ends, or choose another --out",
-            ) from error
-        file.seek(0)
-        content = file.read()
-        if content:
+    with open_journal(path, hint="wait until it ends, or choose another --out") as journal:
+        if path.stat().st_size:
             _check_same(path, identity)
-        lines, whole = _read(path, content)
-        file.truncate(whole)
+        lines = _read(journal)
         atomic_write_json(
             meta_path(path),
             {"format": FORMAT, "identity": dict(identity), "complete": False, **facts},
         )
-        try:
-            yield Results(file, lines)
-        except OSError as error:
-            if error.filename is None:  # of the file itself: a full disk
-                raise write_error(path, error) from error
-            raise
+        yield Results(journal, lines)
 
 
 def finish(path: Path, summary: Mapping[str, Any], *, complete: bool) -> None:
@@ -133,30 +114,26 @@ def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _read(path: Path, content: bytes) -> tuple[dict[Key, Line], int]:
-    """The lines of a result, and how many bytes of it are whole.
+def _read(journal: Journal) -> dict[Key, Line]:
+    """The lines of a result.
 
     Raises:
-        UserError: a line before the last is damaged.
+        UserError: a whole line is damaged.
     """
     found: dict[Key, Line] = {}
-    whole = 0
-    for number, raw in enumerate(io.BytesIO(content), start=1):
-        ended = raw.endswith(b"\n")
-        try:
-            line = json.loads(raw)
-            key = (line["task_id"], line["sample"])
-        except (ValueError, TypeError, KeyError) as error:
-            if not ended:
-                break  # torn: the run was killed while it wrote
+    for entry in journal.entries():
+        error = entry.error
+        if not error:
+            try:
+                found[entry.value["task_id"], entry.value["sample"]] = entry.value
+            except (TypeError, KeyError) as wrong:
+                error = str(wrong)
+        if error:
             raise UserError(
-                f"{path}:{number} is damaged: {error}", hint="remove the line, or the file"
-            ) from error
-        if not ended:
-            break
-        found[key] = line
-        whole += len(raw)
-    return found, whole
+                f"{journal.path}:{entry.number} is damaged: {error}",
+                hint="remove the line, or the file",
+            )
+    return found
 
 
 def read_results(path: Path) -> tuple[dict[Key, Line], dict[str, Any]]:
@@ -165,19 +142,14 @@ def read_results(path: Path) -> tuple[dict[Key, Line], dict[str, Any]]:
     Raises:
         UserError: it cannot be read, or is no result.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     lines: dict[Key, Line] = {}
     counts: Counter[str] = Counter()
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        if not raw.strip():
+    for entry in read_journal(path):
+        if entry.blank:
             continue
-        try:
-            line = json.loads(raw)
-        except ValueError as error:
-            raise UserError(f"{path}:{number} is not valid JSON: {error}") from error
+        line, number = entry.value, entry.number
+        if entry.error:
+            raise UserError(f"{path}:{number} is not valid JSON: {entry.error}")
         if not isinstance(line, dict) or "task_id" not in line or "passed" not in line:
             raise UserError(
                 f"{path}:{number} is no result: it needs task_id and passed",
