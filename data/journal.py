@@ -91,7 +91,8 @@ class Journal:
         for value in values:
             starts.append(self._end + len(content))
             content += json.dumps(value).encode() + b"\n"
-        append_whole(self.path, self._file.fileno(), content)
+        if content:
+            append_whole(self.path, self._file.fileno(), content)
         self._end += len(content)
         return starts
 

@@ -231,21 +231,21 @@ def test_nonsense_is_a_funnel_that_ends_in_nothing(
 # A process that ends itself with SIGKILL in the middle of a write to a journal, at a chosen one.
 CHILD = """
 import os, signal, sys
-from codecria.core.self_instruct import journal
+from codecria.data import journal
 from codecria.cli.app import main
 
 left = int(sys.argv.pop(1))
-write = journal._write_whole
+write = journal.append_whole
 
-def dying(descriptor, content):
+def dying(path, descriptor, content):
     global left
     left -= 1
     if left == 0:
         os.write(descriptor, content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    write(descriptor, content)
+    write(path, descriptor, content)
 
-journal._write_whole = dying
+journal.append_whole = dying
 main()
 """
 
