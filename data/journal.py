@@ -109,15 +109,16 @@ def append_whole(path: Path, descriptor: int, content: bytes) -> None:
         UserError: the file cannot be written.
     """
     before = os.fstat(descriptor).st_size
+    left = content
     try:
-        while content:
-            content = content[os.write(descriptor, content) :]
-    except BaseException as error:  # also an interrupt: half a line would damage the next
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, before)
-        if isinstance(error, OSError):
-            raise write_error(path, error) from error
-        raise
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if left:  # also after an interrupt: half a line would damage the next
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, before)
 
 
 def append_text(path: Path, text: str) -> None:
