@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -69,23 +68,16 @@ def output(text: str) -> None:
 
 def emit_json(value: Any) -> None:
     """Write one readable JSON document to stdout; numbers that are not finite become null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    from codecria.data.files import finite
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def emit_json_line(value: Any) -> None:
     """Write one JSON document on a line of its own to stdout, as `emit_json` does."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+    from codecria.data.files import finite
 
-
-def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def table(
