@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codecria.core.model.attention import attend_one, attend_with_past
+from codecria.core.model.attention import attend_one, attend_with_past, length_mask
 from codecria.core.model.config import ModelConfig
 
 
@@ -108,7 +108,10 @@ class ChunkAttention:
 
 
 class TokenAttention:
-    """Attention of one new token a sequence, at each sequence's own length."""
+    """Attention of one new token a sequence, at each sequence's own length.
+
+    One object serves all layers of one step.
+    """
 
     def __init__(self, cache: KeyValueCache) -> None:
         self.cache = cache
@@ -117,7 +120,7 @@ class TokenAttention:
         even = min(cache.lengths) + 1 == self.longest
         self.places = torch.tensor(cache.lengths, device=device)
         self.rows = torch.arange(len(cache.lengths), device=device)
-        self.lengths = None if even else self.places + 1
+        self.mask = None if even else length_mask(self.places + 1, self.longest)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B,1,H,D), (B,1,K,D), (B,1,K,D) -> (B,1,H,D)."""
@@ -125,4 +128,4 @@ class TokenAttention:
         keys[self.rows, :, self.places] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.places] = v[:, 0].to(values.dtype)
         seen_k, seen_v = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
-        return attend_one(q, seen_k, seen_v, self.lengths)
+        return attend_one(q, seen_k, seen_v, self.mask)

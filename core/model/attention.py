@@ -344,7 +344,13 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor,
     return out.float(), lse
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+def length_mask(lengths: Tensor, S: int) -> Tensor:
+    """Which of S cached keys each sequence has, for `attend_one`: (B,) -> (B,1,1,S), boolean."""
+    B = len(lengths)
+    return (torch.arange(S, device=lengths.device) < lengths.view(B, 1)).view(B, 1, 1, S)
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """One decoded token a sequence against its cached keys.
 
     The query heads of one key-value head stand as queries of one call, so grouped-query attention
@@ -353,15 +359,13 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tenso
     Args:
         q: (B,1,H,D).
         k, v: (B,K,S,D), the cache up to the longest sequence, the new token included.
-        lengths: (B,) how many keys each sequence has; None when all have S.
+        mask: (B,1,1,S) from `length_mask`, built once for all layers; None when all sequences
+            have S keys.
 
     Returns:
         (B,1,H,D)
     """
     B, _, H, D = q.shape
-    K, S = k.shape[1], k.shape[2]
-    mask = None
-    if lengths is not None:
-        mask = (torch.arange(S, device=q.device) < lengths.view(B, 1)).view(B, 1, 1, S)
+    K = k.shape[1]
     out = F.scaled_dot_product_attention(q.view(B, K, H // K, D), k, v, attn_mask=mask)
     return out.reshape(B, 1, H, D)

@@ -11,6 +11,7 @@ from codecria.core.model.attention import (
     attend_one,
     attend_with_past,
     choose_backend,
+    length_mask,
     pack_offsets,
     repeat_heads,
 )
@@ -173,7 +174,7 @@ def test_one_token_sees_its_own_sequence_alone(n_kv_heads: int) -> None:
     lengths = torch.tensor([9, 1, 4])
     seen = (torch.arange(9) < lengths[:, None]).unsqueeze(1)
     with torch.no_grad():
-        ours = attend_one(q, k.transpose(1, 2), v.transpose(1, 2), lengths)
+        ours = attend_one(q, k.transpose(1, 2), v.transpose(1, 2), length_mask(lengths, 9))
         even = attend_one(q, k.transpose(1, 2), v.transpose(1, 2), None)
     torch.testing.assert_close(ours, naive(q, k, v, seen), atol=2e-5, rtol=1e-4)
     everything = torch.ones(3, 1, 9).bool()
