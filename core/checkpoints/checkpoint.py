@@ -135,11 +135,11 @@ class Checkpoint:
             UserError: a weights file is damaged or incomplete.
         """
         lines = []
-        for name, wanted in sorted(_part(self.folder, DIGESTS_KEY).items()):
+        for name, expected in sorted(_part(self.folder, DIGESTS_KEY).items()):
             path = self.folder / name
             if not path.is_file():
                 lines.append(f"{name} is missing")
-            elif digest_file(path) != wanted:
+            elif digest_file(path) != expected:
                 lines.append(f"{name} is not the file that was written")
         declared = asdict(self.config)
         lines += [

@@ -37,7 +37,7 @@ from codecria.core.checkpoints.formats.hugging_face import (
 from codecria.core.checkpoints.formats.layout import (
     EMBEDDING,
     OUTPUT,
-    Pairs,
+    RotaryOrder,
     meta_name,
     reordered,
     rotary_heads,
@@ -412,17 +412,17 @@ class _Job:
         self.total = len(_sizes(config, dtypes, request)) * request.ranks
         self.done = 0
 
-    def _read(self, ours: str, pairs: Pairs) -> Tensor:
+    def _read(self, ours: str, rotary_order: RotaryOrder) -> Tensor:
         """A weight to be written, in its new type."""
         self.done += 1
         self.report(Progress(stage="writing", done=self.done, total=self.total))
-        return self._converted(ours, pairs)
+        return self._converted(ours, rotary_order)
 
-    def _converted(self, ours: str, pairs: Pairs) -> Tensor:
+    def _converted(self, ours: str, rotary_order: RotaryOrder) -> Tensor:
         weights = self.source.weights
         heads = rotary_heads(ours, self.config)
         with weights.borrow(ours) as raw:
-            value = reordered(raw, heads, stored=weights.pairs, wanted=pairs)
+            value = reordered(raw, heads, source=weights.rotary_order, target=rotary_order)
             value = value.to(self.dtypes[ours], copy=True)
         if not bool(value.isfinite().all()):
             raise UserError(
@@ -544,17 +544,17 @@ class _Job:
         return self.request.dtype == GgufType.Q8_0
 
     def _compare_weight(self, ours: str, result: Weights) -> None:
-        wanted = self._converted(ours, result.pairs)
+        expected = self._converted(ours, result.rotary_order)
         with result.borrow(ours) as found:
-            if self._quantised and wanted.ndim == 2:
+            if self._quantised and expected.ndim == 2:
                 sound = all(
-                    bool(((found[rows] - wanted[rows].float()).abs() <= bound).all())
-                    for rows, bound in quantisation_error(wanted)
+                    bool(((found[rows] - expected[rows].float()).abs() <= bound).all())
+                    for rows, bound in quantisation_error(expected)
                 )
             else:
                 # Norms are float32 in GGUF; widening changes nothing.
-                common = torch.promote_types(found.dtype, wanted.dtype)
-                sound = torch.equal(found.to(common), wanted.to(common))
+                common = torch.promote_types(found.dtype, expected.dtype)
+                sound = torch.equal(found.to(common), expected.to(common))
         if not sound:
             raise _differs(f"{result.name(ours)} is not what was written")
 
@@ -563,7 +563,7 @@ class _Job:
         layers = self.config.n_layers
         scores = []
         for number, weights in enumerate((self.source.weights, result)):
-            view = parity.View(config=self.config, pairs=weights.pairs)
+            view = parity.View(config=self.config, rotary_order=weights.rotary_order)
             offset = number * layers
 
             def report(layer: int, offset: int = offset) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, Pairs
+from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, RotaryOrder
 from codecria.core.checkpoints.formats.weights import Weights
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling
@@ -71,7 +71,7 @@ class View:
     """A way to read weights: as which shape, with which order of pairs."""
 
     config: ModelConfig
-    pairs: Pairs
+    rotary_order: RotaryOrder
 
 
 def probe_ids(tokenizer: Tokenizer) -> list[int]:
@@ -198,7 +198,7 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
 def _rotate(x: Tensor, view: View, turn: Tensor) -> Tensor:
     """Each pair of a head's values is a complex number, multiplied: (B,T,H,D) -> (B,T,H,D)."""
     *outer, D = x.shape
-    if view.pairs == "interleaved":
+    if view.rotary_order == "interleaved":
         pairs = torch.view_as_complex(x.reshape(*outer, D // 2, 2))
         return torch.view_as_real(pairs * turn).flatten(-2)
     pairs = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * turn

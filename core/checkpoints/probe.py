@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codecria.core.checkpoints.formats.layout import Pairs
+from codecria.core.checkpoints.formats.layout import RotaryOrder
 from codecria.core.checkpoints.formats.weights import Weights
 from codecria.core.model.config import ModelConfig
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def contradictions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) 
         return []
     ids = torch.tensor([text])
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    declared = View(config=config, pairs=weights.pairs)
+    declared = View(config=config, rotary_order=weights.rotary_order)
     rivals = _rivals(declared)
     scores = logits(weights, [declared, *(rival.view for rival in rivals)], ids, positions)
     own, *others = (_losses(score, ids) for score in scores)
@@ -76,11 +76,11 @@ def contradictions(weights: Weights, config: ModelConfig, tokenizer: Tokenizer) 
 
 
 def _rivals(declared: View) -> list[Rival]:
-    swapped: Pairs = "half_split" if declared.pairs == "interleaved" else "interleaved"
+    swapped: RotaryOrder = "half_split" if declared.rotary_order == "interleaved" else "interleaved"
     whose = "the Hugging Face layout" if swapped == "half_split" else "Meta's layout"
     rivals = [
         Rival(
-            replace(declared, pairs=swapped),
+            replace(declared, rotary_order=swapped),
             f"the rows of wq and wk (q_proj, k_proj) seem to be in the order of {whose}",
         )
     ]

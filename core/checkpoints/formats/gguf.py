@@ -25,7 +25,7 @@ from codecria.data.errors import UserError
 from codecria.data.tokenizer.model_file import UNUSED, USER_DEFINED
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from .layout import Pairs, gguf_name, shapes_of
+from .layout import RotaryOrder, gguf_name, shapes_of
 from .weights import Stored, Weights
 
 MAGIC = b"GGUF"
@@ -269,7 +269,7 @@ def _add_ends(writer: Any, config: ModelConfig, ends: Sequence[int], tokenizer: 
 class GgufWeights(Weights):
     """Weights in a GGUF file; quantised ones as float32."""
 
-    pairs: Pairs = "interleaved"
+    rotary_order: RotaryOrder = "interleaved"
     readable = _READABLE
 
     def __init__(self, path: Path) -> None:
@@ -314,9 +314,9 @@ class GgufWeights(Weights):
             )
             config = replace(config, llama3=scaling)
             self.facts = replace(self.facts, config=config)
-        wanted = _divisors(config)
-        assert wanted is not None, "the shape names a scaling"
-        if given.shape != wanted.shape or not np.allclose(given, wanted, rtol=1e-4):
+        expected = _divisors(config)
+        assert expected is not None, "the shape names a scaling"
+        if given.shape != expected.shape or not np.allclose(given, expected, rtol=1e-4):
             raise UserError(
                 f"{path}: the factors of its rotary frequencies ({ROPE_TENSOR}) are not those of"
                 f" Llama 3.1",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
 
-Pairs = Literal["half_split", "interleaved"]
+RotaryOrder = Literal["half_split", "interleaved"]
 EMBEDDING, OUTPUT = "tok_embeddings", "output.weight"
 
 _HUGGING_FACE = {
@@ -103,17 +103,17 @@ def rotary_heads(ours: str, config: ModelConfig) -> int:
     return config.n_kv_heads if ours.endswith("attention.wk.weight") else 0
 
 
-def reordered(weight: Tensor, heads: int, *, stored: Pairs, wanted: Pairs) -> Tensor:
+def reordered(weight: Tensor, heads: int, *, source: RotaryOrder, target: RotaryOrder) -> Tensor:
     """The rows of a wq or wk in another order of pairs: (H D,C) -> (H D,C).
 
     Args:
         weight: of `heads` heads; with 0 heads it is returned as it is.
         heads: H.
-        stored, wanted: orders.
+        source, target: the order of the rows now, and in the result.
     """
-    if not heads or stored == wanted:
+    if not heads or source == target:
         return weight
     rows, width = weight.shape
     half = rows // heads // 2
-    split = (heads, half, 2) if stored == "interleaved" else (heads, 2, half)
+    split = (heads, half, 2) if source == "interleaved" else (heads, 2, half)
     return weight.view(*split, width).transpose(1, 2).reshape(rows, width)

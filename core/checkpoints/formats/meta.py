@@ -25,7 +25,7 @@ from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import read_json, refuse_lfs_pointer
 
-from .layout import EMBEDDING, OUTPUT, Pairs, meta_name
+from .layout import EMBEDDING, OUTPUT, RotaryOrder, meta_name
 from .weights import Stored, Weights, forget
 
 PARAMS_NAME = "params.json"
@@ -170,7 +170,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
 class MetaWeights(Weights):
     """Weights in consolidated.NN.pth, the parts of all ranks joined as they are read."""
 
-    pairs: Pairs = "interleaved"
+    rotary_order: RotaryOrder = "interleaved"
 
     def __init__(self, folder: Path) -> None:
         """Open every rank's file; weights stay on disk.
@@ -240,10 +240,12 @@ class MetaWeights(Weights):
             return  # `problems` will name it
         rows, dim = found.shape
         if rows != dim and dim % (rows // len(self.files) or 1) == 0:
-            wanted = dim // (rows // len(self.files))
-            absent = ", ".join(f"consolidated.{n:02d}.pth" for n in range(len(self.files), wanted))
+            expected = dim // (rows // len(self.files))
+            absent = ", ".join(
+                f"consolidated.{n:02d}.pth" for n in range(len(self.files), expected)
+            )
             raise UserError(
-                f"{folder} is incomplete: {absent or 'a part'} missing, the model is in {wanted}"
+                f"{folder} is incomplete: {absent or 'a part'} missing, the model is in {expected}"
                 f" parts",
                 hint="download the model again",
             )

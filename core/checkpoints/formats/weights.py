@@ -24,7 +24,7 @@ from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import refuse_lfs_pointer
 
-from .layout import OUTPUT, Pairs, hugging_face_name, reordered, rotary_heads, shapes_of
+from .layout import OUTPUT, RotaryOrder, hugging_face_name, reordered, rotary_heads, shapes_of
 
 # As safetensors names them.
 SAFETENSORS_TYPES = {
@@ -61,14 +61,14 @@ class Weights(ABC):
     Attributes:
         files: that hold them.
         stored: every weight of the checkpoint by our name; those that no Llama has, by their own.
-        pairs: the order of the rows of wq and wk.
+        rotary_order: the order of the rows of wq and wk.
         mapped: whether `raw` gives tensors that lie in a file's mapping.
         readable: types that can be read; others need a scale that lies beside them.
     """
 
     files: Sequence[Path]
     stored: Mapping[str, Stored]
-    pairs: Pairs
+    rotary_order: RotaryOrder
     mapped: bool = False
     readable: frozenset[str] = FLOATS
 
@@ -84,14 +84,16 @@ class Weights(ABC):
     def name(self, ours: str) -> str:
         """What the format calls a weight."""
 
-    def read(self, ours: str, config: ModelConfig, *, pairs: Pairs = "half_split") -> Tensor:
+    def read(
+        self, ours: str, config: ModelConfig, *, rotary_order: RotaryOrder = "half_split"
+    ) -> Tensor:
         """A weight with the rows of wq and wk in the order asked for, our model's by default.
 
         Raises:
             UserError: as `raw`.
         """
         heads = rotary_heads(ours, config)
-        return reordered(self.raw(ours), heads, stored=self.pairs, wanted=pairs)
+        return reordered(self.raw(ours), heads, source=self.rotary_order, target=rotary_order)
 
     @contextlib.contextmanager
     def borrow(self, ours: str) -> Iterator[Tensor]:
@@ -120,22 +122,22 @@ class Weights(ABC):
 
     def problems(self, config: ModelConfig) -> list[str]:
         """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
-        wanted = shapes_of(config)
+        expected = shapes_of(config)
         found = self.stored
-        lines = [f"{self.name(ours)} is missing" for ours in wanted if ours not in found]
+        lines = [f"{self.name(ours)} is missing" for ours in expected if ours not in found]
         lines += [
             f"{self.name(ours)} is of type {found[ours].dtype}: quantised weights are not read"
-            for ours in wanted
+            for ours in expected
             if ours in found and found[ours].dtype not in self.readable
         ]
         lines += [
             f"{self.name(ours)} is not part of the model"
-            for ours in sorted(found.keys() - wanted.keys())
+            for ours in sorted(found.keys() - expected.keys())
             if not (config.tied and ours == OUTPUT)  # a copy of the tied matrix
         ]
         lines += [
             f"{self.name(ours)} has shape {found[ours].shape}, the model's is {shape}"
-            for ours, shape in wanted.items()
+            for ours, shape in expected.items()
             if ours in found and found[ours].shape != shape
         ]
         return lines
@@ -144,7 +146,7 @@ class Weights(ABC):
 class SafetensorsWeights(Weights):
     """Weights in safetensors files, under the Hugging Face names."""
 
-    pairs: Pairs = "half_split"
+    rotary_order: RotaryOrder = "half_split"
     mapped = True
 
     def __init__(self, placed: Mapping[str, Path]) -> None:

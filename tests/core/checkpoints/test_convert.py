@@ -205,7 +205,7 @@ def test_gguf_says_the_same_and_holds_the_same(
     assert len(fields["tokenizer.ggml.tokens"].contents()) == source.config.vocab_size
     # Weights: as another reader of the format finds them.
     for ours in shapes_of(source.config):
-        mine = source.weights.read(ours, source.config, pairs="interleaved").float()
+        mine = source.weights.read(ours, source.config, rotary_order="interleaved").float()
         theirs = found.raw(ours).float()
         if dtype == "q8_0" and mine.ndim == 2:
             step = mine.abs().view(len(mine), -1, 32).amax(-1, keepdim=True) / 127
@@ -544,7 +544,7 @@ def test_swapped_rows_of_q_and_k_are_found(learnt: Path, tmp_path: Path) -> None
     weights = load_file(path / "model.safetensors")
     for name in weights:
         if "q_proj" in name or "k_proj" in name:
-            weights[name] = reordered(weights[name], 4, stored="half_split", wanted="interleaved")
+            weights[name] = reordered(weights[name], 4, source="half_split", target="interleaved")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     (problem,) = describe(path, verify=True)["problems"]
     assert "wq and wk (q_proj, k_proj) seem to be in the order of Meta's layout" in problem

@@ -100,16 +100,16 @@ def test_a_completion_ends_at_every_end(model: Path, name: str) -> None:
 def test_conversions_keep_every_end(model: Path, ends: list[int] | None, tmp_path: Path) -> None:
     edit(model, "config.json", eos_token_id=ends)
     edit(model, "generation_config.json", eos_token_id=[7, 500, 2])
-    wanted = ends_of(model)
-    assert wanted == {*(ends or []), 7, 500, 2}
+    expected = ends_of(model)
+    assert expected == {*(ends or []), 7, 500, 2}
     steps = [("a", "hf"), ("b", "meta"), ("c", "hf")]
     source = model
     for name, layout in steps:
         convert(Request(source=source, out=tmp_path / name, layout=Layout(layout), verify=False))
         source = tmp_path / name
-        assert ends_of(source) == wanted, layout
+        assert ends_of(source) == expected, layout
     named = json.loads((source / "generation_config.json").read_text())["eos_token_id"]
-    assert set(named) == wanted
+    assert set(named) == expected
 
 
 @pytest.mark.parametrize("ends", [[7, 9], [300, 301, 302, 303], None])

@@ -69,13 +69,13 @@ def test_an_order_of_rows_and_back_changes_nothing(
     heads: int, half: int, width: int, data: st.DataObject
 ) -> None:
     weight = torch.arange(heads * 2 * half * width).view(-1, width)
-    turned = reordered(weight, heads, stored="interleaved", wanted="half_split")
+    turned = reordered(weight, heads, source="interleaved", target="half_split")
     head = data.draw(st.integers(0, heads - 1))
     i = data.draw(st.integers(0, half - 1))
     first = head * 2 * half
     assert torch.equal(turned[first + i], weight[first + 2 * i])
     assert torch.equal(turned[first + half + i], weight[first + 2 * i + 1])
-    assert torch.equal(reordered(turned, heads, stored="half_split", wanted="interleaved"), weight)
+    assert torch.equal(reordered(turned, heads, source="half_split", target="interleaved"), weight)
 
 
 # Meta's layout
@@ -99,7 +99,7 @@ def test_ranks_of_every_paper_shape_are_joined_and_compute_what_meta_s_order_say
     ids = torch.randint(0, config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
     positions = torch.arange(9).expand(2, -1) + torch.tensor([[0], [16_000]])
     by_format = logits(
-        checkpoint.weights, [View(config=config, pairs="interleaved")], ids, positions
+        checkpoint.weights, [View(config=config, rotary_order="interleaved")], ids, positions
     )[0]
     ours_logits = model.logits(model(ids, positions, PackedAttention(None)))
     assert torch.allclose(ours_logits, by_format, atol=2e-4 * float(by_format.abs().max()))
