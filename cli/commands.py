@@ -187,8 +187,8 @@ def _leave_absent(parameter: Any) -> None:
     parameter.quick = True
 
 
-# The order of panels in help; a panel that is not here comes after these.
-PANELS = (
+# The order of panels in help; a verb's own panels come between these two.
+FIRST_PANELS = (
     "Arguments",
     options.INPUT,
     options.TRAINING,
@@ -198,10 +198,8 @@ PANELS = (
     options.SCORING,
     options.SANDBOX,
     options.ENDPOINT,
-    options.OUTPUT,
-    options.SCHEDULE,
-    options.MACHINE,
 )
+LAST_PANELS = (options.OUTPUT, options.SCHEDULE, options.MACHINE, GENERAL)
 
 
 def _write_panels(parameters: list[Any], ctx: Any, formatter: Any) -> None:
@@ -214,7 +212,8 @@ def _write_panels(parameters: list[Any], ctx: Any, formatter: Any) -> None:
         argument = parameter.param_type_name == "argument"
         panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None)
         panels.setdefault(panel or GENERAL, []).append(_plain(record))
-    names = [*PANELS, *(name for name in panels if name not in (*PANELS, GENERAL)), GENERAL]
+    own = [name for name in panels if name not in FIRST_PANELS + LAST_PANELS]
+    names = [*FIRST_PANELS, *own, *LAST_PANELS]
     for name in names:
         if name in panels:
             with formatter.section(name):
