@@ -45,7 +45,7 @@ SUFFIXES = (
 
 def examples(draw: random.Random, values: int) -> Iterator[tuple[str, str, str]]:
     """(form, text, value) for every form, `values` of each."""
-    for form in secret_forms.FORMS:
+    for form in (*secret_forms.FORMS, *secret_forms.CHOSEN_FORMS):
         for _ in range(values):
             yield (form.name, *form.example(draw))
     around = ("client = Client('{}')\n", "# was {}, rotate it\n", "TOKEN={}\n", '{{"x": "{}"}}\n')

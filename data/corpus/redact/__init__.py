@@ -10,6 +10,7 @@ kind:
     assigned     by the name they are given to
     addresses    e-mail
     randomness   does a value look random, or is it a word, a template, an example?
+    chosen       could a person have chosen it as a password?
 
 Templates, plain words, paths and hashes stay: a line of good code that is damaged costs more than a
 test token kept. No value is logged, returned or put in an exception: it is nowhere but in the

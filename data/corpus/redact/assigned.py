@@ -9,7 +9,8 @@ Every name that says so is found first; what follows it is then read as the lang
               --name value, "Name: value", machine HOST login USER password value
 
 A value fills its quotes, or ends where what it stands in ends. It is a finding if it looks random
-(`randomness.looks_secret`), whatever characters it holds.
+(`randomness.looks_secret`), whatever characters it holds, or if the name is certain and a person
+could have chosen it (`chosen.looks_chosen`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import string
 import warnings
 from collections.abc import Iterator
 
+from .chosen import is_sure_name, looks_chosen
 from .findings import KEY, PASSWORD, Document, Finding, Redaction
 from .randomness import UUID, entropy, looks_secret, randomness
 
@@ -158,7 +160,7 @@ def _quoted(text: str, start: int, end: int) -> tuple[int, int] | None:
         return None
     if sign[0] == "(" and match["close"]:
         return None
-    if sign.isspace() and (match["close"] or text[start:end] == "pass"):
+    if sign.isspace() and (match["close"] or text[start:end].lower() == "pass"):
         return None
     return match.span("secret")
 
@@ -269,8 +271,19 @@ def _is_code(value: str) -> bool:
 # ----------------------------------------------------------------------------------------- findings
 
 
+def _is_chosen(document: Document, name: str, rule: str, span: tuple[int, int], bare: bool) -> bool:
+    """Whether a value is a person's password; the names of an expression occur elsewhere too."""
+    value = document.text[slice(*span)]
+    if not is_sure_name(_plain(name)) or not looks_chosen(value, phrases=rule == "password"):
+        return False
+    if not bare or not (_IDENTIFIER.fullmatch(value) or _is_code(value)):
+        return True
+    names = _IDENTIFIER.findall(value)
+    return not _CALL.match(value) and all(document.names[name] == 1 for name in names)
+
+
 def find(document: Document, recipe: Redaction) -> Iterator[Finding]:
-    """Every value that looks random and is assigned to a name that is a secret's."""
+    """Every value that looks random, or chosen, and is assigned to a name that is a secret's."""
     text = document.text
     for start, end in _names(document):
         name = text[start:end]
@@ -292,7 +305,11 @@ def find(document: Document, recipe: Redaction) -> Iterator[Finding]:
                 min_entropy=recipe.min_entropy,
                 bits=2.0 if bare else 0.0,
             )
-        if not secret or any(map(str.isspace, value)) or (bare and _is_code(value)):
+            secret = secret and not (bare and _is_code(value))
+            secret = secret or (
+                recipe.chosen and _is_chosen(document, name, rule, span, bool(bare))
+            )
+        if not secret or any(map(str.isspace, value)):
             continue
         if value.startswith("base64:"):
             span = (span[0] + 7, span[1])

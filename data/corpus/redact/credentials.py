@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from .addresses import is_reserved
+from .chosen import looks_chosen
 from .findings import KEY, PASSWORD, Document, Finding, Redaction, words
 from .randomness import is_example, looks_secret, without_references
 
@@ -56,7 +57,7 @@ def _is_password(match: re.Match[str], recipe: Redaction) -> bool:
     """Not a manual's, a template's, or a default; a random one is one wherever it stands."""
     password = match["secret"]
     lower = password.lower()
-    if _random(password, recipe):
+    if _random(password, recipe) or (recipe.chosen and looks_chosen(password)):
         return True
     return not (
         _TEMPLATE.search(password)
@@ -178,7 +179,9 @@ def _in_commands(document: Document, recipe: Redaction) -> Iterator[Finding]:
                 g for g in ("quoted", "single", "bare") if g in match.re.groupindex and match[g]
             )
             value = match[group]
-            if _random(value, recipe) and not any(map(str.isspace, value)):
+            certain = b"stdin" not in signs  # any text may be piped
+            chosen = recipe.chosen and certain and looks_chosen(value)
+            if (chosen or _random(value, recipe)) and not any(map(str.isspace, value)):
                 yield Finding(*match.span(group), "password", PASSWORD)
 
 

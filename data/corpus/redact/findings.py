@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -27,6 +28,9 @@ class Redaction:
         min_length: the shortest value that is taken for its name alone, in characters.
         min_entropy: the least Shannon entropy of such a value, in bits a character; 32 random
             hexadecimal digits have 3.6 on average, 12 random letters and digits 3.4.
+        chosen: whether values of 8 characters or more that only a person could have chosen are
+            replaced too, where the name or the place is certain: words that are changed, or put
+            together with numbers and signs.
         keep_emails: addresses that stay, either whole (`dev@project.org`) or by host
             (`@project.org`), compared without regard to case.
     """
@@ -35,6 +39,7 @@ class Redaction:
     secrets: bool = True
     min_length: int = 12
     min_entropy: float = 3.0
+    chosen: bool = True
     keep_emails: tuple[str, ...] = ()
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -71,6 +76,11 @@ class Document:
         return self.text.encode("ascii", "replace").lower()
 
     @functools.cached_property
+    def names(self) -> Counter[str]:
+        """How often each name, number or word occurs."""
+        return Counter(_NAME.findall(self.text))
+
+    @functools.cached_property
     def runs(self) -> str:
         """The long runs of token characters with a little around them, joined.
 
@@ -101,6 +111,7 @@ class Document:
 Finder: TypeAlias = Callable[[Document, Redaction], Iterator[Finding]]
 
 _LONG_RUN = 20
+_NAME = re.compile(r"\w+")
 _DIGIT = re.compile(r"[0-9]")
 _FOUR_WORDS = np.frombuffer(b"wwww", np.uint32)[0]
 _WORD, _OTHER = b"w", b" "

@@ -11,7 +11,7 @@ import json
 import random
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 LOWER_HEX = "0123456789abcdef"
@@ -27,6 +27,47 @@ SHELL = BASE62 + "!@#%^*-_=+.,:?~"
 Draw = random.Random
 
 
+_NOUNS = """
+    amber anchor banjo basket breeze candle canyon cobalt copper dragon ember falcon flower forest
+    garden ginger hammer harbor hunter island jungle kitten lemon lotus maple marble meadow monkey
+    ocean orange panda pepper pirate planet purple rabbit river rocket saffron silver spring
+    summer sunset thunder tiger tulip velvet violet walnut whisky willow winter wizard yellow
+    zephyr
+"""
+_CHANGED = str.maketrans({"a": "4", "e": "3", "i": "1", "o": "0", "s": "5"})
+
+
+def chosen_password(draw: Draw, signs: list[str], phrases: bool) -> str:
+    """A password as people choose them: words changed, counted, joined; `signs` may be in it."""
+    one, two, three, four = draw.sample(_NOUNS.split(), 4)
+    sign, number = (
+        draw.choice(signs),
+        draw.choice((str(draw.randrange(1950, 2030)), "99", "123", "42")),
+    )
+    changed = (one + two).translate(_CHANGED)
+    between = draw.choice("-._")
+    joined = (
+        f"{one}-{two}-{three}-{number}",
+        f"{one}-{two}-{three}-{four}",
+        f"{one}.{two}.{three}.{number}",
+    )
+    return draw.choice(
+        (
+            *(joined if phrases else ()),
+            f"{one.title()}{number}{sign}",
+            f"{one}{sign}{number}",
+            f"{one}{two.title()}{number}",
+            f"{one}{two}{number}",
+            f"{changed[:10]}x{sign}",
+            f"{changed}",
+            f"{changed.capitalize()}{sign}{number}",
+            f"{one}{number}-{two.title()}{sign}",
+            f"{one.title()}{between}{two.title()}{between}{three.title()}{between}{number}",
+            f"{one.title()}{sign}{two.title()}{sign}{number}",
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """A way to write a secret.
@@ -36,6 +77,8 @@ class Form:
         text: with `@@` where the value stands.
         alphabet: what values are drawn from.
         size: how many characters are drawn.
+        chosen: the value is drawn as people choose passwords, see `chosen_password`.
+        phrases: words in lower case with hyphens are drawn too; of a secret they may be the name.
         written: the value as the text writes it, escaped for instance.
     """
 
@@ -43,11 +86,17 @@ class Form:
     text: str
     alphabet: str = BASE62
     size: int = 20
+    chosen: bool = False
+    phrases: bool = True
     written: Callable[[str], str] = str
 
     def example(self, draw: Draw) -> tuple[str, str]:
         """A text and the value in it, as it is written there."""
-        value = self.written("".join(draw.choices(self.alphabet, k=self.size)))
+        if self.chosen:
+            signs = [sign for sign in "!#$%&*+?@^~" if sign in self.alphabet] or ["!"]
+            value = self.written(chosen_password(draw, signs, self.phrases))
+        else:
+            value = self.written("".join(draw.choices(self.alphabet, k=self.size)))
         return self.text.replace("@@", value), value
 
 
@@ -224,6 +273,32 @@ FORMS: tuple[Form, ...] = (
     Form(name="composer oauth", text='{"github-oauth": {"github.com": "@@"}}\n', size=40),
     Form(name="htpasswd", text="htpasswd -b .htpasswd joe @@\n", size=24),
     Form(name="pgpass", text="db.shop.io:5432:shop:joe:@@\n", size=24),
+)  # fmt: skip
+
+# Places that are certain: what stands there is a password even if it is made of words.
+_CERTAIN = frozenset(
+    """
+    python password|python password 12|json escaped|javascript object|java setter|groovy gradle
+    |c define|php array|php define|keyword argument|terraform value|env|env punctuation
+    |command prefix|dockerfile ENV|dockerfile ENV=|ini|ini comment|properties
+    |properties spaced|yaml|yaml quoted|yaml comment|yaml inline map|yaml inline map last
+    |yaml inline map quoted|compose list|kubernetes env|ecs environment|helm set|ansible inventory
+    |ado.net|ado.net last|ado.net Pwd|ado.net env|libpq|jdbc query|url|url localhost|url in shell
+    |xml element|xml attribute|xml add key|xml property|xml property value|maven settings
+    |--password=|--password |-e variable|-e quoted|--from-literal|curl -u|curl --user quoted|sshpass
+    |mysql -p|docker login -p|sql identified by|sql password|basic|netrc|netrc lines|pypirc|composer
+    |r arrow|htpasswd|pgpass|requests auth|basic auth object
+    """.replace("\n    ", "")
+    .strip("\n")
+    .split("|")
+)
+CHOSEN_FORMS: tuple[Form, ...] = (
+    *(replace(form, name=f"chosen, {form.name}", chosen=True) for form in FORMS if form.name in _CERTAIN),
+    Form(name="chosen, secret in YAML", text="  secret: @@ # comment\n", chosen=True, phrases=False),
+    Form(name="chosen, SECRET_KEY", text='SECRET_KEY = "@@"\n', chosen=True, phrases=False, alphabet=PUNCTUATION),
+    Form(name="chosen, clientSecret", text='{"clientSecret": "@@"}\n', chosen=True, phrases=False),
+    Form(name="chosen, URL at an example's host", text="curl https://u:@@@x.example.com/\n", chosen=True),
+    Form(name="chosen, XML in a connection", text="<connection>Server=db;User Id=sa;Password=@@;</connection>\n", chosen=True, alphabet=SHELL.replace(",", "")),
 )  # fmt: skip
 
 

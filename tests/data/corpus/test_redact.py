@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.data.corpus.redact import DEFAULT, Redaction, entropy, redact
+from codecria.data.corpus.redact.chosen import looks_chosen
+from codecria.data.corpus.redact.findings import words
 from codecria.data.corpus.redact.vendors import VENDORS
 from tests.data.corpus import secret_forms as forms
 
@@ -31,15 +33,18 @@ GITHUB = "gh" + "p_" + "q7Rz2LkXw9TbV4nYc8PdH6fJ1gMs0uKaEiBo"
 RANDOM = "q7Rz2LkXw9" + "TbV4nYc8Pd"
 
 
-@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
-def test_of_the_random_values_in_a_form_hardly_any_is_missed(form: forms.Form) -> None:
+ALL_FORMS = (*forms.FORMS, *forms.CHOSEN_FORMS)
+
+
+@pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.name)
+def test_of_the_drawn_values_in_a_form_hardly_any_is_missed(form: forms.Form) -> None:
     draw = random.Random(form.name)
     tried = 80
     missed = [text for text, value in map(form.example, [draw] * tried) if value in redact(text)[0]]
     assert len(missed) <= 0.02 * tried + 3, missed[:5]  # 3: what chance adds to 2 % of 80
 
 
-@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.name)
 def test_around_a_value_in_a_form_everything_stays(form: forms.Form) -> None:
     draw = random.Random(form.name)
     exact = 0
@@ -169,8 +174,86 @@ def test_the_recipe_chooses() -> None:
         assert redact(JOE, replace(DEFAULT, keep_emails=(kept,)))[0] is JOE
     assert redact(JOE, replace(DEFAULT, keep_emails=("oe@kernel-mail.org",)))[0] == "<EMAIL>"
     literal = f'password = "{RANDOM}"'
-    assert redact(literal, Redaction(min_length=21))[0] is literal
-    assert redact(literal, Redaction(min_entropy=5.0))[0] is literal
+    assert redact(literal, Redaction(min_length=21, chosen=False))[0] is literal
+    assert redact(literal, Redaction(min_entropy=5.0, chosen=False))[0] is literal
+    by_a_person = 'password = "' + "Tiger" + '2024!"'
+    assert redact(by_a_person) == ('password = "<PASSWORD>"', {"password": 1})
+    assert redact(by_a_person, Redaction(chosen=False))[0] is by_a_person
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('db: {user: app, password: "@@", host: h}\n', "hunter2-" + "Zq8!xK"),
+        ("  secret: @@ # comment\n", "s3cr3t-" + "Value-With-Space"),
+        ("curl https://u:@@@x.example.com/\n", "pa55" + "w0rd"),
+        ("<c>Server=db;Database=x;User Id=sa;Password=@@;</c>\n", "Pa$$" + "w0rd!99"),
+        ('SECRET_KEY = "django-insecure-@@"\n', "x(1)$a{b}%%[" + "!@#^&*()_+=-9"),
+        ("DB_PASSWORD=@@\nDB_HOST=x\n", "Winter" + "2024!"),
+        ("db_passwd: @@\n", "Liverpool" + "#1"),
+        ('{"userPassword": "@@"}\n', "correct-horse-" + "battery-staple"),
+    ],
+)
+def test_a_password_that_a_person_chose_goes_where_the_place_is_certain(
+    text: str, value: str
+) -> None:
+    assert value not in redact(text.replace("@@", value))[0]
+
+
+CHOSEN = sorted(
+    words(
+        "Tr0ub4dor&3 letmein123 qwerty12345 Welcome1! S3cur3P@ss! SuperSecret123! "
+        "Admin@123 dbPass!2023 n0t-a-r3al-p@ss B3rlin_2019 C0ffee#Time Qwerty!23 "
+        "rosebud1941 P@$$w0rd Gr33nTea Th1sIsMyPw! iLoveCats<3 horse.battery.staple.9 "
+        "Sommer24! 4ever-Young! kubernetes4life Kaffee&Kuchen7 x9!Rover-Bone zaq1@WSX "
+        "Acme.2024! elastic-s3arch! "
+    )
+)
+
+NOT_CHOSEN = sorted(
+    words(
+        "password password1234 secret123 test1234 mypassword user_password_2 oauth2client "
+        "sha256-digest DB_PASSWORD_2 reset-password-form current-password client-secret-2 "
+        "my-app-secret-key {password} ${PW} $PASSWORD %(password)s user.password2 "
+        "self.cfg['pw1'] getpass() /etc/secret2 ./run/pw1 X-Api-Secret-Key aes-256-gcm "
+        "v1.2.3-beta app-tls-secret-2 placeholder123 changeme1 xxxxxxxx1 PasswordInput2 "
+        "password2! text/password utf8mb4_bin input[type=password] #password2 "
+        "md5(password) password=password1 http2_server mysql_native_password "
+        "caching_sha2_password scram-sha-256 pbkdf2_sha256 BCryptPasswordEncoder2 "
+        "secp256k1 form.password1.data AES/CBC/PKCS5Padding foo1bar2 "
+        "required|string|min:8|confirmed [REDACTED1] s3://bucket2 k8s-secret-1 kms-key-2 "
+        "<your-password> None changeme example os.environ['PW2'] String "
+    )
+)
+
+
+@pytest.mark.parametrize("value", CHOSEN)
+def test_a_word_that_is_changed_counted_or_joined_looks_chosen(value: str) -> None:
+    assert looks_chosen(value)
+
+
+@pytest.mark.parametrize("value", NOT_CHOSEN)
+def test_a_name_a_template_an_example_or_code_does_not_look_chosen(value: str) -> None:
+    assert not looks_chosen(value)
+    text = f'password = "{value}"\npassword: {value}\n'
+    assert redact(text) == redact(text, Redaction(chosen=False))
+
+
+@given(
+    st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=10), min_size=1, max_size=6),
+    st.sampled_from(["_", "-", ""]),
+    st.sampled_from(["{}", "${{{}}}", "<{}>", "{{{{ {} }}}}", "$({})", "%({})s"]),
+)
+def test_names_and_templates_of_lower_letters_are_never_a_secret_chosen(
+    parts: list[str], sign: str, template: str
+) -> None:
+    assert not looks_chosen(template.format(sign.join(parts)), phrases=False)
+
+
+def test_a_variable_that_is_used_elsewhere_is_no_password() -> None:
+    used = "tiger4711 = load()\nconnect(password=tiger4711)\n"
+    assert redact(used)[0] is used
+    assert redact("password: tiger4711\n")[1] == {"password": 1}
 
 
 def test_entropy_is_that_of_a_fair_choice() -> None:
@@ -273,6 +356,7 @@ def test_a_token_is_found_wherever_it_stands(before: int, after: int, edge: str)
 
 
 HOSTILE = (
+    *("password: tiger4711x\n", "password=Tiger2024!&", "secret=a+b4c+d;", "password='s3cr3t-a'"),
     *("a", "@", "A1b2C3d4", "-", "_", ".", "'", '"', "é", "密", "password=", 'password="', "=:=:"),
     *("a@a.", "a@b.com", "a.b@c-", "x@x@x@x@x@x@", "://a:", "://:@", "eyJ", "AKIA", "sk-ant-"),
     *("xoxb-1", "hvs.", '"a1B2c3D4e5F6g7H8"', "a1B2c3D4e5F6g7H8i9J0k1L2+", "aws_secret", "Basic "),
