@@ -16,10 +16,10 @@ from typing import Any
 
 from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.verdict import Limits
-from codecria.core.training.run import differences
 from codecria.data.corpus.decontaminate import Index
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write_json, digest_file, read_json
+from codecria.data.identity import differences, require_same
 
 from .models import Absent, Model
 from .request import Request
@@ -49,10 +49,9 @@ def open_models(request: Request) -> dict[str, Model]:
                 hint="give --model CKPT, or --endpoint URL --endpoint-model NAME",
             )
         if model is not None and known is not None:
-            changed += [f"{stage}.{told}" for told in differences(dict(known), _facts(model))]
+            changed += [f"{stage}.{line}" for line in differences(dict(known), _facts(model))]
         found[stage] = model if model is not None else _absent(known or {})
-    if changed:
-        raise _another(request.out, changed)
+    _require_same(request.out, changed)
     return found
 
 
@@ -75,8 +74,7 @@ def record(request: Request, models: Mapping[str, Model], index: Index | None) -
     facts = {stage: _facts(models[stage]) for stage in sorted(models)}
     if page.is_file():
         old = _page(request.out)
-        if changed := differences(old["identity"], identity):
-            raise _another(request.out, changed)
+        _require_same(request.out, differences(old["identity"], identity))
         known: dict[str, Any] = old["models"]
         if facts.keys() - known.keys():
             known = dict(sorted((known | facts).items()))
@@ -109,11 +107,8 @@ def record(request: Request, models: Mapping[str, Model], index: Index | None) -
     return facts
 
 
-def _another(out: Path, changed: list[str]) -> UserError:
-    return UserError(
-        f"{out} holds another run: " + "; ".join(changed),
-        hint="give the same options to go on with it, or choose another --out",
-    )
+def _require_same(out: Path, changed: list[str]) -> None:
+    require_same(out, changed, hint="give the same options to resume it, or choose another --out")
 
 
 def _facts(model: Model) -> dict[str, Any]:

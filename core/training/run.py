@@ -29,6 +29,7 @@ from codecria.core.checkpoints.formats.meta import PARAMS_NAME
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, read_json
+from codecria.data.identity import differences, require_same
 from codecria.data.rows.shards import MANIFEST_NAME, SETS_NAME
 
 from .recipes import Recipe
@@ -162,15 +163,6 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     return value
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ, as "key: old -> new" lines."""
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What training in a folder does to what is there.
@@ -229,13 +221,13 @@ def standing(folder: Path, run: RunConfig, *, extend: bool, force: bool) -> Stan
             " document although attention crosses documents; positions now count along the row",
             hint="start again in another --out, or from one of its checkpoints with --init",
         )
-    if changed:
-        raise UserError(
-            f"{folder} holds another run: " + "; ".join(changed),
-            hint="give the same options to resume it, choose another --out, or replace the run"
-            " with --force"
-            + ("; --extend gives it more steps" if _only_longer(changed, *steps) else ""),
-        )
+    require_same(
+        folder,
+        changed,
+        hint="give the same options to resume it, choose another --out, or replace the run"
+        " with --force"
+        + ("; --extend gives it more steps" if _only_longer(changed, *steps) else ""),
+    )
     if not extend or steps[0] == steps[1]:
         return Standing("resume", warnings)
     if steps[1] < steps[0]:

@@ -15,12 +15,13 @@ from codecria.core.checkpoints.checkpoint import load_model
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
+from codecria.data.identity import differences
 from codecria.data.rows.dialog_shards import DialogReport
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
-from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, differences, record, standing
+from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, record, standing
 from .settle import Settings
 from .start import FromScratch, Start
 from .trainer import Outcome, Report, Trainer

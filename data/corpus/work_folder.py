@@ -16,6 +16,7 @@ from codecria.data.files import (
     read_json,
     temporary_beside,
 )
+from codecria.data.identity import differences, require_same
 from codecria.data.rows import shards
 
 from .reasons import DAMAGE
@@ -74,17 +75,6 @@ def spool(
     return ready, spooled
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, a line each: `recipe.seed: 1, was 0`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted(old.keys() | new.keys())
-            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if old == new else [f"{name}: {new}, was {old}"]
-
-
 def is_complete(out: Path) -> bool:
     """Whether a folder holds a finished shard set, or several."""
     return (out / shards.MANIFEST_NAME).exists() or (out / shards.SETS_NAME).exists()
@@ -96,9 +86,11 @@ def finished(out: Path, identity: dict[str, Any], *, force: bool) -> dict[str, A
         return None
     report: dict[str, Any] = read_json(out / REPORT_NAME)
     changed = differences(report["identity"], identity)
-    if changed and not force:
-        raise UserError(
-            f"{out} holds other shards:\n  " + "\n  ".join(changed),
+    if not force:
+        require_same(
+            out,
+            changed,
+            what="other shards",
             hint="choose another --out, or replace it with --force",
         )
     return None if changed else report
@@ -108,13 +100,12 @@ def claim(work: Path, identity: dict[str, Any], *, force: bool) -> None:
     """Mark the work folder with what it is for."""
     path = work / IDENTITY_NAME
     if path.exists() and not force:
-        changed = differences(read_json(path), identity)
-        if changed:
-            raise UserError(
-                f"{work.parent} holds an unfinished run of something else:\n  "
-                + "\n  ".join(changed),
-                hint="choose another --out, or give the old run up with --force",
-            )
+        require_same(
+            work.parent,
+            differences(read_json(path), identity),
+            what="another unfinished run",
+            hint="choose another --out, or give the old run up with --force",
+        )
     atomic_write_json(path, identity)
 
 

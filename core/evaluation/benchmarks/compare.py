@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from codecria.core.training.run import differences
 from codecria.data.errors import UserError
+from codecria.data.identity import differences
 
 from .estimate import compare
 from .results import Key, Line, read_results

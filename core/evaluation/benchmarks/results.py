@@ -10,15 +10,14 @@ since the file would be of neither.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from codecria.core.training.run import differences
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write_json, read_json
+from codecria.data.identity import differences, require_same
 from codecria.data.journal import Journal, open_journal, read_journal
 
 FORMAT = 1
@@ -105,13 +104,12 @@ def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
     old = read_json(meta)
     if not isinstance(old, dict) or old.get("format") != FORMAT:
         raise UserError(f"{meta} is of another version", hint="choose another --out")
-    # As JSON has it: a tuple there is a list.
-    changed = differences(old["identity"], json.loads(json.dumps(dict(identity))))
-    if changed:
-        raise UserError(
-            f"{path} holds another evaluation: " + "; ".join(changed),
-            hint="give the same options to continue it, or choose another --out",
-        )
+    require_same(
+        path,
+        differences(old["identity"], identity),
+        what="another evaluation",
+        hint="give the same options to resume it, or choose another --out",
+    )
 
 
 def _read(journal: Journal) -> dict[Key, Line]:

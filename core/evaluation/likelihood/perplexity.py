@@ -256,7 +256,9 @@ def _cumulated(found: Sums) -> Sums:
     return Sums(*(np.cumsum(x, axis=1) for x in (found.nats, found.tokens, found.bytes)))
 
 
-def differences(first: Sums, second: Sums, *, same_tokens: bool, seed: int) -> list[dict[str, Any]]:
+def paired_differences(
+    first: Sums, second: Sums, *, same_tokens: bool, seed: int
+) -> list[dict[str, Any]]:
     """How the second model does on each bucket beside the first, on the same texts.
 
     Args:

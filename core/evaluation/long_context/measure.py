@@ -20,7 +20,7 @@ from codecria.core.evaluation.likelihood.perplexity import (
     Sums,
     aligned,
     borders,
-    differences,
+    paired_differences,
     rows,
     sums,
     token_bytes,
@@ -450,7 +450,7 @@ def _perplexity(
         for n, (first, last) in enumerate(itertools.pairwise(ends))
     ]
     if len(found) == 2:
-        against = differences(found[0], found[1], same_tokens=same, seed=seed)
+        against = paired_differences(found[0], found[1], same_tokens=same, seed=seed)
         told = [row | {"difference": d} for row, d in zip(told, against, strict=True)]
     return {"measure": "perplexity" if same else "bits_per_byte", "rows": told}
 

@@ -23,7 +23,7 @@ from codecria.core.evaluation.likelihood.perplexity import (
     Sums,
     aligned,
     borders,
-    differences,
+    paired_differences,
     rows,
     sums,
     token_bytes,
@@ -192,7 +192,7 @@ def test_a_constant_difference_has_no_spread(losses: list[float], shift: float, 
     first = Sums(nats, tokens, 3 * tokens)
     factor = 1 + shift
     second = Sums(nats + shift * tokens if same else nats * factor, tokens, 3 * tokens)
-    [found] = differences(first, second, same_tokens=same, seed=1)
+    [found] = paired_differences(first, second, same_tokens=same, seed=1)
     expected = math.expm1(shift) if same else shift
     assert found["relative"] == pytest.approx(expected, abs=1e-9)
     assert found["interval"] == pytest.approx([expected, expected], abs=1e-9)
