@@ -348,7 +348,7 @@ def test_a_finished_run_does_nothing_and_other_settings_are_refused(
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == before
 
     other = replace(RECIPE, seed=5)
-    with pytest.raises(UserError, match=r"recipe\.seed: 5, was 0"):
+    with pytest.raises(UserError, match=r"recipe\.seed: 0 -> 5"):
         prepare(sources, out, other, model=model)
     with pytest.raises(UserError, match=r"inputs\.pq"):
         prepare(sources[:2], out, RECIPE, model=model)
