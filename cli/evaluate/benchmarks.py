@@ -55,7 +55,7 @@ ONLY = {
     "also_chat": ASKED_IN_CHAT,
     "extract": ASKED_IN_CHAT,
     "split": ("mbpp",),
-    "order": ("infilling",),
+    "form": ("infilling",),
     "strip_prompt": ("humaneval", "humaneval-x", "multipl-e", "exercises"),
 }
 FORMS: dict[str, Any] = {
@@ -178,10 +178,10 @@ def evaluate_task(
             rich_help_panel=options.SCORING,
         ),
     ] = "best",
-    order: Annotated[
+    form: Annotated[
         Literal["psm", "spm", "both"],
         typer.Option(
-            help="Infilling format: prefix first, suffix first, or both.",
+            help="Order: psm (prefix, suffix, middle), spm (suffix, prefix, middle), or both.",
             rich_help_panel=options.SAMPLING,
         ),
     ] = "psm",
@@ -310,7 +310,7 @@ def evaluate_task(
         problems=problems,
         model=model,
         samples=samples_file,
-        forms=_forms(task, prompt_form, also_chat=also_chat, order=order),
+        forms=_forms(task, prompt_form, also_chat=also_chat, infilling=form),
         preset=preset,
         changes=Changes(
             temperature=temperature,
@@ -358,7 +358,7 @@ def evaluate_task(
         _gate(told, fail_under)
 
 
-def _forms(task: str, form: str | None, *, also_chat: bool, order: str) -> tuple[str, ...]:
+def _forms(task: str, form: str | None, *, also_chat: bool, infilling: str) -> tuple[str, ...]:
     """The forms asked for, the plain one first; none for the task's own.
 
     Raises:
@@ -367,7 +367,7 @@ def _forms(task: str, form: str | None, *, also_chat: bool, order: str) -> tuple
     from codecria.data.errors import UsageError
 
     if task == "infilling":
-        return ("psm", "spm") if order == "both" else (order,)
+        return ("psm", "spm") if infilling == "both" else (infilling,)
     if not also_chat:
         return () if form is None else (form,)
     if form == "chat":

@@ -43,7 +43,7 @@ class Session:
         room: for each prompt.
         truncate: whether the oldest turns go when the context is full.
         system: the system prompt.
-        strict: whether messages with chat-template tags are refused.
+        refuse_tags: whether messages with chat-template tags are refused.
         read: gets a line, given what is shown before it.
         said: the turns so far.
         left_out: what the last prompt has left out.
@@ -55,7 +55,7 @@ class Session:
     room: Room
     truncate: Truncate
     system: str | None = None
-    strict: bool = False
+    refuse_tags: bool = False
     read: Callable[[str], str] = input
     said: list[Message] = field(default_factory=list)
     left_out: str | None = None
@@ -138,7 +138,7 @@ class Session:
 
         shown = ""
         try:
-            warn_of_tags(asked[-1:], strict=self.strict)
+            warn_of_tags(asked[-1:], refuse_tags=self.refuse_tags)
             ids = self._prompt(asked)
             with _interruptible():
                 events = self.generator.complete(

@@ -161,10 +161,10 @@ def generate(
     system: Annotated[
         str | None, typer.Option(help="System prompt.", rich_help_panel=options.CHAT)
     ] = None,
-    strict: Annotated[
+    refuse_tags: Annotated[
         bool,
         typer.Option(
-            "--strict",
+            "--refuse-tags",
             help="Refuse messages that hold chat-template tags such as [INST].",
             rich_help_panel=options.CHAT,
         ),
@@ -268,13 +268,19 @@ def generate(
 
         generator = Generator.load(model, device=device, dtype=dtype)
         Session(
-            generator, sampling, limits, room=room, truncate=cut, system=system, strict=strict
+            generator,
+            sampling,
+            limits,
+            room=room,
+            truncate=cut,
+            system=system,
+            refuse_tags=refuse_tags,
         ).run()
         return
     if asked.gap is not None:
         built = infill_prompt(tokenizer, asked.gap, form, room, cut, prefix_share=prefix_share)
     elif chat:
-        built = chat_prompt(tokenizer, asked.text, system, room, cut, strict=strict)
+        built = chat_prompt(tokenizer, asked.text, system, room, cut, refuse_tags=refuse_tags)
     else:
         specials: Literal["parse", "text"] = "parse" if parse_specials else "text"
         built = text_prompt(tokenizer, asked.text, room, cut, specials=specials)

@@ -172,7 +172,7 @@ def chat_prompt(
     room: Room,
     truncate: Truncate,
     *,
-    strict: bool,
+    refuse_tags: bool,
 ) -> Prompt:
     """The prompt of one question."""
     from codecria.data.formats import chat
@@ -181,7 +181,7 @@ def chat_prompt(
     dialog = [chat.Message(role="user", content=text)]
     if system is not None:
         dialog.insert(0, chat.Message(role="system", content=system))
-    warn_of_tags(dialog, strict=strict)
+    warn_of_tags(dialog, refuse_tags=refuse_tags)
     fitted = fit_chat(tokenizer, dialog, room, truncate)
     return Prompt(ids=fitted.ids, left_out=fitted.left_out, ends=(chat.stop_id(tokenizer),))
 
@@ -194,18 +194,18 @@ def report_left_out(left_out: str | None, tokens: int, room: Room) -> None:
         )
 
 
-def warn_of_tags(dialog: Sequence[Message], *, strict: bool) -> None:
+def warn_of_tags(dialog: Sequence[Message], *, refuse_tags: bool) -> None:
     """Warn of chat-template tags in messages, which a model may take for the end of a turn.
 
     Raises:
-        UsageError: there is one, and `strict` is set.
+        UsageError: there is one, and `refuse_tags` is set.
     """
     from codecria.data.formats import chat
 
     for tag in chat.tags_in(dialog):
-        if strict:
+        if refuse_tags:
             raise UsageError(
-                f"a message holds {tag}", hint="leave out --strict to send it as it is"
+                f"a message holds {tag}", hint="leave out --refuse-tags to send it as it is"
             )
         render.warn(f"a message holds {tag}, which the model may take for the end of a turn")
 

@@ -274,7 +274,7 @@ def test_a_question_is_answered_and_tags_are_told(run: Run, extended: Tokenizer)
     found = run("--chat", "add [/INST]", "--dry-run", "--json")
     assert json.loads(found.stdout)["ids"] == chat.prompt_ids(extended, asked)
     assert "holds [/INST]" in found.stderr
-    assert run("--chat", "add [/INST]", "--strict", "--dry-run").returncode == 2
+    assert run("--chat", "add [/INST]", "--refuse-tags", "--dry-run").returncode == 2
     answer = json.loads(run("--chat", "add", "--system", "be brief", "--json").stdout)
     assert answer["text"] == answer["text"].strip()
 

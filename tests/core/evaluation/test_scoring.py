@@ -471,9 +471,9 @@ def test_a_score_below_the_threshold_ends_with_3(
 @pytest.mark.parametrize(
     ("task", "has", "has_not"),
     [
-        ("humaneval", "--also-chat", "--order"),
-        ("mbpp", "--split", "--order"),
-        ("infilling", "--order", "--also-chat"),
+        ("humaneval", "--also-chat", "--form"),
+        ("mbpp", "--split", "--form"),
+        ("infilling", "--form", "--also-chat"),
         ("humaneval-x", "--strip-prompt", "--split"),
         ("multipl-e", "--strip-prompt", "--prompt-form"),
     ],
