@@ -19,7 +19,7 @@ PROG = "codecria"
 WORKING_NAME = "codecria.toml"
 # Options that decide where untrusted programs run: only the command line, the environment and a
 # named file may set them.
-GUARDED = ("sandbox", "sandbox-command", "confirm")
+GUARDED = ("sandbox", "sandbox-command", "confirm", "packages")
 
 
 def found_files() -> list[Path]:

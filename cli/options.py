@@ -142,6 +142,14 @@ ConfirmMode = Annotated[
         rich_help_panel=SANDBOX,
     ),
 ]
+Packages = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Installed packages that programs may import, such as numpy,sympy [default: none].",
+        rich_help_panel=SANDBOX,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -243,6 +251,11 @@ def pairs_of(changes: list[str]) -> dict[str, str]:
                 f"--set {name}{equals} is not FIELD=VALUE", hint="for example --set peak_lr=1e-3"
             )
     return {name.replace("-", "_"): value for name, _, value in pairs}
+
+
+def names_of(text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas between them."""
+    return tuple(name for part in (text or "").split(",") if (name := part.strip()))
 
 
 def ks_of(text: str) -> tuple[int, ...]:

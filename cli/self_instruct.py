@@ -263,6 +263,7 @@ def self_instruct(
     sandbox: options.Tier = "auto",
     sandbox_command: options.SandboxCommand = None,
     confirm: options.ConfirmMode = "passes",
+    packages: options.Packages = None,
     workers: options.Workers = None,
     timeout: Annotated[
         float,
@@ -341,6 +342,7 @@ def self_instruct(
             command=sandbox_command or "",
             confirm=Confirm(confirm),
             workers=workers,
+            packages=options.names_of(packages),
             limits=Limits(wall_s=timeout, memory_bytes=memory_mb << 20),
         ),
         stop_after=stop_after,

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from . import jail, languages
 
 BOXES = "/boxes"  # in memory, within the namespace
 CODE = "/codecria"
+PACKAGES = "/packages"  # that programs may import
 PROBE_S = 10.0
 # What a system is made of; links such as /bin are bound as what they lead to.
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
@@ -28,13 +30,16 @@ def interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def bwrap_argv(*, boxes_bytes: int, files: bool) -> list[str]:
+def bwrap_argv(
+    *, boxes_bytes: int, files: bool, packages: Sequence[tuple[str, Path]] = ()
+) -> list[str]:
     """bubblewrap's arguments, up to the program to run.
 
     Args:
         boxes_bytes: of the folder in memory where boxes are made.
         files: whether Landlock governs files inside. Where it does not, nothing shows processes,
             whose memory could be written to otherwise.
+        packages: see `packages.Allowed.files`.
     """
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent"]
     argv += ["--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--dev", "/dev"]
@@ -53,6 +58,8 @@ def bwrap_argv(*, boxes_bytes: int, files: bool) -> list[str]:
     if files:
         argv += ["--proc", "/proc"]
     argv += ["--ro-bind", str(Path(__file__).parent), CODE]
+    for name, real in packages:
+        argv += ["--ro-bind", str(real), f"{PACKAGES}/{name}"]
     argv += ["--size", str(boxes_bytes), "--tmpfs", BOXES, "--chdir", "/"]
     return [*argv, "--"]
 

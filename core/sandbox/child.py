@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import bridge, jail
 from .pristine import (
@@ -63,11 +63,33 @@ RESTORED = (
 )  # fmt: skip
 
 
-def prepare(box: str) -> Pristine:
+# Libraries of numbers start as many threads as there are cores; programs share the cores.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Packages(NamedTuple):
+    """Installed packages that programs may import.
+
+    Attributes:
+        folder: that they are imported from; empty where there are none.
+        readable: files and folders that are read for them.
+        names: of modules in that folder.
+        compiled: whether they hold compiled code, which reaches the process's memory anyway: then
+            ctypes may be imported too, which NumPy and pandas do.
+    """
+
+    folder: str = ""
+    readable: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+    compiled: bool = False
+
+
+def prepare(box: str, packages: Packages = Packages()) -> Pristine:  # noqa: B008 - it is immutable
     """Do what every child would do, once: each page that a child need not touch is time.
 
     Args:
         box: the folder that programs run in.
+        packages: that programs may import.
 
     Returns:
         the modules as they are before anything has run.
@@ -77,6 +99,9 @@ def prepare(box: str) -> Pristine:
     _thread.stack_size(THREAD_STACK_BYTES)
     os.environ.clear()
     os.environ.update(HOME=box, TMPDIR=box, PATH="/usr/bin:/bin", TZ="UTC", LANG="C.UTF-8")
+    if packages.folder:
+        sys.path.append(packages.folder)
+        os.environ.update(ONE_THREAD)
     os.chdir(box)
     # Never used here, so that nothing is in them when a child's descriptors take their places.
     for n, (stream, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
@@ -139,6 +164,7 @@ def become(
     side: str = "",
     box: str = "",
     watched: bool = False,
+    packages: Packages = Packages(),  # noqa: B008 - it is immutable
 ) -> NoReturn:
     """Turn this process, a server's child, into a program's. Its streams are in their places.
 
@@ -150,6 +176,7 @@ def become(
         side: "solution" or "tests", where each has a process of its own.
         box: of that side.
         watched: whether the server looks at what this process has open.
+        packages: that the program may import.
     """
     try:
         jail.die_with_parent()
@@ -166,7 +193,7 @@ def become(
         if side:
             os.chdir(box)
             os.environ.update(HOME=box, TMPDIR=box)
-        _run(script, clean, proof=PROOF, key=KEY, side=side)
+        _run(script, clean, proof=PROOF, key=KEY, side=side, packages=packages)
     finally:
         os._exit(70)  # not reached: the program ends its process
 
@@ -195,10 +222,12 @@ def alone(job: dict[str, Any]) -> NoReturn:
         jail.confine(readable=READABLE, box=box)
     name = "__main__" if job["stdin"] else "solution"
     script = Script(job["source"], job["tests"], name, tuple(job["entry"]))
-    _run(script, clean, proof=PROOF, key=KEY, side="")
+    _run(script, clean, proof=PROOF, key=KEY, side="", packages=Packages())
 
 
-def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) -> NoReturn:
+def _run(
+    script: Script, clean: Pristine, *, proof: int, key: int, side: str, packages: Packages
+) -> NoReturn:
     """Run a program, prove that it reached its end, and end this process.
 
     Args:
@@ -206,6 +235,7 @@ def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) ->
         clean: the modules as they were before anything ran.
         proof, key: where the key is written to, and read from.
         side: which process of two this is; empty where it is the only one.
+        packages: that the program may import.
     """
     write, read, leave, execute = os.write, os.read, os._exit, exec
     show, errors, flush = sys.__excepthook__, sys.stderr, sys.stdout.flush
@@ -222,8 +252,8 @@ def _run(script: Script, clean: Pristine, *, proof: int, key: int, side: str) ->
         if script.tests and not side:
             begin = functools.partial(_apart, script.names)
             if script.needs_modules:
-                restore = restorer(clean)
-        sys.addaudithook(_guard)
+                restore = restorer(clean, packages.names)
+        sys.addaudithook(_guard_but_ctypes if packages.compiled else _guard)
         if side == "solution":
             execute(code, namespace)
             bridge.answer(namespace, *BRIDGE)
@@ -283,7 +313,8 @@ _REFUSED = frozenset(
         *("sys.settrace", "sys.setprofile"),
     }
 )
-_UNSAFE = frozenset({"ctypes", "_ctypes", "_testcapi", "_testinternalcapi"})
+_CTYPES = frozenset({"ctypes", "_ctypes"})
+_UNSAFE = _CTYPES | {"_testcapi", "_testinternalcapi"}
 
 
 def _guard(event: str, arguments: tuple[Any, ...]) -> None:
@@ -303,4 +334,12 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
             )
         )
     ):
-        raise RuntimeError("the sandbox does not allow " + event)
+        refused = ImportError if event == "import" else RuntimeError
+        raise refused("the sandbox does not allow " + event)
+
+
+def _guard_but_ctypes(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse the same, ctypes excepted."""
+    is_ctypes = event.startswith("ctypes.") or (event == "import" and arguments[0] in _CTYPES)
+    if not is_ctypes:
+        _guard(event, arguments)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from codecria.data.errors import UsageError
 
+from .packages import Allowed, allowed
 from .verdict import Limits, Tier
 
 if TYPE_CHECKING:
@@ -43,16 +44,19 @@ class SandboxConfig:
         command: with the tier "command" alone: what makes a process for each program.
         confirm: which programs two processes judge.
         workers: programs at once; None for as many as this process may use cores.
+        packages: installed packages that Python programs may import, with their dependencies.
         limits: of every program that has none of its own.
 
     Raises:
-        UsageError: there is no such tier, or tier and command do not go together.
+        UsageError: there is no such tier, tier and command do not go together, or a package is not
+            installed.
     """
 
     tier: str = AUTO
     command: str = ""
     confirm: Confirm = Confirm.PASSES
     workers: int | None = None
+    packages: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -66,7 +70,13 @@ class SandboxConfig:
             raise UsageError(
                 "--sandbox command and --sandbox-command go together", hint=_COMMAND_HINT
             )
+        if self.packages and self.tier == Tier.COMMAND:
+            raise UsageError(
+                "--packages has no effect with --sandbox command",
+                hint="install the packages in the command's image",
+            )
         self.argv()
+        self.allowed()
 
     def argv(self) -> list[str]:
         """The words of the command, as a shell splits them.
@@ -80,6 +90,14 @@ class SandboxConfig:
             raise UsageError(
                 f"--sandbox-command {self.command!r} cannot be read: {error}", hint=_COMMAND_HINT
             ) from error
+
+    def allowed(self) -> Allowed:
+        """The packages that programs may import, with their files.
+
+        Raises:
+            UsageError: one is not installed, or its files are not known.
+        """
+        return allowed(self.packages)
 
     def open(self) -> Sandbox:
         """A sandbox with servers of its own; close it, or use it as a context manager.

@@ -2,7 +2,8 @@
 
 Plain are None, bool, int, float, complex, str, bytes, bytearray, range, list, tuple, dict, set,
 frozenset, deque, named tuples, Counter, OrderedDict, Decimal, Fraction, and dates and times without
-a zone. What arrives is built anew and is exactly of these types, whatever the other side calls it,
+a zone; with NumPy among the allowed packages, its numbers, as Python's, and its arrays of numbers.
+What arrives is built anew and is exactly of these types, whatever the other side calls it,
 so an object that is equal to everything cannot cross.
 
 This module is read by the fork-server with nothing but the standard library at hand.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import importlib
 import keyword
 import operator
+import re
 import sys
 from collections import Counter, OrderedDict, deque, namedtuple
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from typing import Any
 
 DEEPEST = 200  # nesting
 MOST_FIELDS = 64  # of a named tuple
+_ARRAY_KIND = re.compile(r"[<>|=]?[biufc][0-9]{1,2}")
 _WORD = 1 << 63  # JSON's numbers up to here; longer ones are written in hexadecimal
 _DIRECT = frozenset({type(None), bool, str, float})
 _SIMPLE = _DIRECT | {int}
@@ -112,7 +115,7 @@ def _are_names(names: Any) -> bool:
     )
 
 
-def _describe(value: object) -> object:
+def _describe(value: Any) -> object:
     """Numbers and times that modules define, by what makes them again; else None."""
     decimal, fractions = sys.modules.get("decimal"), sys.modules.get("fractions")
     datetime = sys.modules.get("datetime")
@@ -121,6 +124,11 @@ def _describe(value: object) -> object:
     if fractions is not None and isinstance(value, fractions.Fraction):
         whole = [hex(operator.index(part)) for part in (value.numerator, value.denominator)]
         return {"m": ["fractions", "Fraction", [{"i": part} for part in whole]]}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        if isinstance(value, numpy.generic) and _is_number(value.dtype):
+            return pack(value.item())
+        if type(value) is numpy.ndarray and _is_number(value.dtype):
+            return {"a": [value.dtype.str, list(value.shape), pack(value.ravel().tolist())]}
     if datetime is None:
         return None
     for name, parts in _TIMES:
@@ -128,6 +136,11 @@ def _describe(value: object) -> object:
             numbers = [operator.index(getattr(value, part)) for part in parts]
             return {"m": ["datetime", name, numbers]}
     return None
+
+
+def _is_number(dtype: Any) -> bool:
+    """Whether an array of this type holds numbers that Python has too."""
+    return dtype.kind in "biufc" and dtype.char not in "gG"
 
 
 _DAY, _TIME = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
@@ -197,6 +210,17 @@ def _made(held: Any, _other: Other | None) -> Any:
     return getattr(importlib.import_module(module), name)(*_unpack_all(arguments, None))
 
 
+def _array(held: Any, _other: Other | None) -> Any:
+    kind, shape, values = held
+    if not _ARRAY_KIND.fullmatch(kind):
+        raise ValueError("no packed value")
+    try:
+        numpy = importlib.import_module("numpy")
+        return numpy.array(_unpack_all(values, None), dtype=kind).reshape([int(n) for n in shape])
+    except (ImportError, OverflowError) as error:
+        raise ValueError("no packed value") from error
+
+
 _MAKERS: dict[str, Callable[[Any, Other | None], Any]] = {
     "i": lambda held, _: int(held, 16),
     "b": lambda held, _: bytes.fromhex(held),
@@ -212,4 +236,5 @@ _MAKERS: dict[str, Callable[[Any, Other | None], Any]] = {
     "k": lambda held, other: Counter(dict(_pairs(held, other))),
     "O": lambda held, other: OrderedDict(_pairs(held, other)),
     "m": _made,
+    "a": _array,
 }

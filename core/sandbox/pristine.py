@@ -38,11 +38,13 @@ def snapshot(names: Iterable[str]) -> Pristine:
     return tuple(found)
 
 
-def restorer(clean: Pristine) -> Callable[[], None]:
+def restorer(clean: Pristine, packages: frozenset[str]) -> Callable[[], None]:
     """A function that puts modules, and how they are found, back as they are now.
 
     Args:
         clean: what the modules held.
+        packages: names of installed packages. Where one is loaded, every module stays loaded: many
+            packages with compiled code cannot be loaded a second time.
     """
     modules, same = sys.modules, id
     known = tuple(modules.items())
@@ -56,7 +58,8 @@ def restorer(clean: Pristine) -> Callable[[], None]:
             if tuple(map(same, held)) != keys or tuple(map(same, held.values())) != values:
                 held.clear()
                 held.update(items)
-        modules.clear()
+        if packages.isdisjoint(modules):
+            modules.clear()
         modules.update(known)
         for part, found in lists:
             part.clear()

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from . import boxes, jail
 from .bridge import TESTS_FILE
-from .child import BRIDGE, GO, KEY, KEY_BYTES, PROOF, READABLE, Script, become, prepare
+from .child import BRIDGE, GO, KEY, KEY_BYTES, PROOF, READABLE, Packages, Script, become, prepare
 from .forker import Forker
 from .watch import LEFT_TOO_MUCH, Watch, as_answer, judged
 from .wire import Answer, Bounds, Job, unpack_job
@@ -41,6 +41,7 @@ class Judge:
         files: whether Landlock governs files.
         limited: whether the folder is a file system of its own, with the size that programs may
             have of it.
+        packages: that programs may import.
 
     Attributes:
         boxes, locks: the folders and the locks of programs and of sides, by the names in `BOXES`.
@@ -52,13 +53,17 @@ class Judge:
         OSError: the kernel refused to confine.
     """
 
-    def __init__(self, folder: str, *, confined: bool, files: bool, limited: bool) -> None:
+    def __init__(
+        self, folder: str, *, confined: bool, files: bool, limited: bool, packages: Packages
+    ) -> None:
         self.boxes = {name: f"{folder}/{name}" for name in BOXES}
         for box in self.boxes.values():
             os.mkdir(box, 0o700)  # noqa: PTH102 - pathlib is not loaded here
         self._opened = {name: boxes.open_folder(box) for name, box in self.boxes.items()}
         self.limited = limited
-        self.clean = prepare(self.boxes["box"])
+        self.packages = packages
+        self.clean = prepare(self.boxes["box"], packages)
+        readable = [*READABLE, *packages.readable]
         self.locks: dict[str, jail.ChildLock | None] = dict.fromkeys(BOXES)
         self.tests: dict[str, CodeType] = {}
         self.number = os.getpid()
@@ -66,10 +71,10 @@ class Judge:
             jail.prepare()
             # The filter of a child is made before this process may not read what it needs.
             self.locks = {
-                name: jail.ChildLock(readable=READABLE, box=box, files=files)
+                name: jail.ChildLock(readable=readable, box=box, files=files)
                 for name, box in self.boxes.items()
             }
-            jail.confine_server(readable=READABLE, boxes=folder, files=files)
+            jail.confine_server(readable=readable, boxes=folder, files=files)
         self.forker: Forker | None = None
 
     def begin(self) -> None:
@@ -156,6 +161,7 @@ class Judge:
         become(
             Script(source, "", name, ()), self.locks["solution"], forker, self.clean,
             side="solution", box=self.boxes["solution"], watched=not self.limited,
+            packages=self.packages,
         )  # fmt: skip
 
 
@@ -227,6 +233,7 @@ class _Child:
                 become(
                     script, judge.locks[place], judge.number, judge.clean,
                     side=side, box=judge.boxes[place], watched=not judge.limited,
+                    packages=judge.packages,
                 )  # fmt: skip
         # The program waits: it does not run before it is limited.
         _limit(self.number, job.bounds)

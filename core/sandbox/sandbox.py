@@ -100,6 +100,7 @@ class Sandbox:
             ) from error
         ready = False
         try:
+            self._packages = self._place_packages()
             if self.tier is Tier.COMMAND:
                 self._try_command()
             else:
@@ -375,16 +376,32 @@ class Sandbox:
                     hint="it must pass its input on (podman: -i) and find python3 (3.11 or newer)",
                 )
 
+    def _place_packages(self) -> tuple[str, str, bool]:
+        """Where a server finds the packages, which paths are read for them, whether compiled."""
+        allowed = self.config.allowed()
+        if not allowed.files:
+            return "", "", False
+        if self.tier is Tier.BWRAP:
+            return bwrap.PACKAGES, bwrap.PACKAGES, allowed.compiled
+        folder = self._boxes.make()
+        allowed.link(Path(folder))
+        readable = [folder, *(str(path) for _, path in allowed.files)]
+        return folder, "\n".join(readable), allowed.compiled
+
     def _start(self, kind: str) -> _Server:
         # Isolated and without site-packages: programs find the standard library and no more.
         python = ["-I", "-S", "-c", BOOT]
         limits = self.limits
         setup = Setup(
             kind, 0, bwrap.BOXES, self._confined, self._landlock, "mount",
-            limits.disk_bytes, limits.files,
+            limits.disk_bytes, limits.files, *(self._packages if kind == PYTHON else ()),
         )  # fmt: skip
         if self.tier is Tier.BWRAP:
-            wall = bwrap.bwrap_argv(boxes_bytes=2 * limits.disk_bytes, files=self._landlock)
+            wall = bwrap.bwrap_argv(
+                boxes_bytes=2 * limits.disk_bytes,
+                files=self._landlock,
+                packages=self.config.allowed().files if kind == PYTHON else (),
+            )
             server = _Server([*wall, bwrap.interpreter(), *python, bwrap.CODE], setup)
         else:
             own_disk = "namespaces" if self.tier is Tier.NATIVE else ""

@@ -39,6 +39,9 @@ class Setup(NamedTuple):
         own_disk: how the boxes get a file system of their own: "namespaces" makes them, "mount"
             mounts in those that bubblewrap made, "" leaves the folder as it is.
         disk_bytes, files: of that file system.
+        packages: the folder that programs import packages from, empty where they may not.
+        readable: paths that these packages' files are read from, a line each.
+        compiled: whether the packages hold compiled code.
     """
 
     kind: str
@@ -49,6 +52,9 @@ class Setup(NamedTuple):
     own_disk: str
     disk_bytes: int
     files: int
+    packages: str = ""
+    readable: str = ""
+    compiled: bool = False
 
     def words(self) -> list[str]:
         """As arguments of a command."""
@@ -57,9 +63,12 @@ class Setup(NamedTuple):
     @classmethod
     def of(cls, words: Sequence[str]) -> Setup:
         """From arguments of a command."""
-        kind, socket, boxes, confined, landlock, own_disk, disk_bytes, files = words
-        flags = confined == "1", landlock == "1"
-        return cls(kind, int(socket), boxes, *flags, own_disk, int(disk_bytes), int(files))
+        kind, socket, boxes, confined, landlock, own_disk, disk_bytes, files, *packages = words
+        folder, readable, compiled = packages
+        return cls(
+            kind, int(socket), boxes, confined == "1", landlock == "1", own_disk,
+            int(disk_bytes), int(files), folder, readable, compiled == "1",
+        )  # fmt: skip
 
 
 class Bounds(NamedTuple):

@@ -106,9 +106,21 @@ def _own_disks(setup: Setup) -> bool:
 def _runner(setup: Setup, limited: bool) -> Runner:
     if setup.kind == STEPS:
         return steps.Runner(setup.boxes, limited=limited)
+    from .child import Packages
     from .programs import Judge
 
-    return Judge(setup.boxes, confined=setup.confined, files=setup.landlock, limited=limited)
+    packages = Packages()
+    if setup.packages:
+        names = frozenset(name.partition(".")[0] for name in os.listdir(setup.packages))  # noqa: PTH208
+        readable = tuple(setup.readable.splitlines())
+        packages = Packages(setup.packages, readable, names, setup.compiled)
+    return Judge(
+        setup.boxes,
+        confined=setup.confined,
+        files=setup.landlock,
+        limited=limited,
+        packages=packages,
+    )
 
 
 def _forget() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +417,7 @@ def _keep(
         "outcomes": outcomes(first_runs),
         "tiers": sorted({str(verdict["tier"]) for verdict in first_runs}),
         "confirm": str(run.request.sandbox.confirm),
+        "packages": dict(run.request.sandbox.allowed().versions),
         "losses": run.losses.reasons(),
         "costs": costs_json(run.costs, seconds, len(kept)),
     }
@@ -509,7 +510,7 @@ def execute_shard(
     Args:
         out: of a run that has its solutions.
         shard, shards: which part, from 0, of how many.
-        sandbox: where programs run; limits and confirmation are the run's own.
+        sandbox: where programs run; limits, confirmation and packages are the run's own.
         note, show: take remarks and progress.
 
     Returns:
@@ -518,7 +519,7 @@ def execute_shard(
     Raises:
         UserError: the folder is no such run, or the part is run by somebody else.
     """
-    limits, confirm, repeats = execution_of(out)
+    config, repeats = execution_of(out, sandbox)
     for name in (TESTS, SOLUTIONS):
         if not (out / name).is_file():
             raise UserError(
@@ -534,7 +535,7 @@ def execute_shard(
         execute(
             tested,
             own,
-            replace(sandbox, limits=limits, confirm=confirm),
+            config,
             verdicts,
             known,
             again=AGAIN if repeats else 0,

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from codecria.core.sandbox.config import Confirm
+from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.verdict import Limits
 from codecria.data.corpus.decontaminate import Index
 from codecria.data.errors import UsageError, UserError
@@ -132,6 +132,8 @@ def _identity(request: Request, index: Index | None) -> dict[str, Any]:
     flat["decontaminate"] = index.digest if index is not None else ""
     flat |= {f"limits.{name}": value for name, value in asdict(request.sandbox.limits).items()}
     flat["confirm"] = str(request.sandbox.confirm)
+    versions = request.sandbox.allowed().versions
+    flat |= {f"packages.{name}": version for name, version in versions.items()}
     return flat
 
 
@@ -157,16 +159,37 @@ def _page(out: Path) -> dict[str, Any]:
     return old
 
 
-def execution_of(out: Path) -> tuple[Limits, Confirm, bool]:
-    """Of a run: its programs' limits, whether two processes judge, and whether passes run again.
+def execution_of(out: Path, sandbox: SandboxConfig) -> tuple[SandboxConfig, bool]:
+    """How a run's programs are executed here.
+
+    Args:
+        out: folder of the run.
+        sandbox: the tier and the workers of this machine.
+
+    Returns:
+        the same with the run's limits, confirmation and packages, and whether passes run again.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or its packages are not installed here as they are there.
     """
     identity = _page(out)["identity"]
-    prefix = "limits."
-    limits = {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
-    return Limits(**limits), Confirm(identity["confirm"]), identity["settings.drop_flaky"]
+    packages = _below(identity, "packages.")
+    config = replace(
+        sandbox,
+        limits=Limits(**_below(identity, "limits.")),
+        confirm=Confirm(identity["confirm"]),
+        packages=tuple(packages),
+    )
+    if changed := differences(packages, dict(config.allowed().versions)):
+        raise UserError(
+            "packages of the run have other versions here: " + "; ".join(changed),
+            hint="install the versions of the run",
+        )
+    return config, identity["settings.drop_flaky"]
+
+
+def _below(identity: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
 
 
 def report_of(out: Path) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def test_config_files_are_found_in_the_working_folder_and_the_users(tmp_path: Pa
     assert steps(codecria("--config", named, *PLAN, cwd=tmp_path)) == 23
 
 
-@pytest.mark.parametrize("option", ["sandbox = 'none'", "sandbox-command = 'sh'"])
+@pytest.mark.parametrize(
+    "option", ["sandbox = 'none'", "sandbox-command = 'sh'", "packages = 'numpy'"]
+)
 def test_a_found_config_file_cannot_weaken_the_sandbox(option: str, tmp_path: Path) -> None:
     config = tmp_path / "codecria.toml"
     config.write_text(f"[evaluate.humaneval]\n{option}\n")

@@ -15,6 +15,7 @@ from .results import Key, Line, read_results
 from .scoring import KS, counts_of, is_unconfirmed_pass
 
 # What should be the same for two scores to be compared.
+_SANDBOX = ("tier", "confirm", "limits", "packages")
 _SAME = ("form", "temperature", "top_p", "samples", "max_tokens", "strip_prompt", "shots")
 
 
@@ -79,7 +80,7 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         return {
             **{name: protocol[name] for name in _SAME if name in protocol},
             **({"problems": meta["problems"]["digest"]} if "problems" in meta else {}),
-            **{name: sandbox[name] for name in ("tier", "confirm", "limits") if name in sandbox},
+            **{name: sandbox[name] for name in _SANDBOX if name in sandbox},
         }
 
     one, other = facts(a), facts(b)

@@ -424,6 +424,7 @@ def _facts(
             "tier": str(bench.sandbox.tier),
             "limits": limits_json(bench.sandbox.limits),
             "confirm": str(bench.sandbox.config.confirm),
+            "packages": dict(bench.sandbox.config.allowed().versions),
         }
         facts["references"] = {
             "run": len(bench.references),
@@ -453,8 +454,8 @@ def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     flat["problems.digest"] = facts["problems"]["digest"]
     flat["scored"] = "sandbox" in facts
     for key, value in facts.get("sandbox", {}).items():
-        if key == "limits":
-            flat |= {f"sandbox.limits.{name}": limit for name, limit in value.items()}
+        if key in ("limits", "packages"):
+            flat |= {f"sandbox.{key}.{name}": part for name, part in value.items()}
         else:
             flat[f"sandbox.{key}"] = value
     return flat

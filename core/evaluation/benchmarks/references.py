@@ -224,6 +224,7 @@ def _place(sandbox: Sandbox) -> str:
             "python": sys.version,
             "memory_bytes": sandbox.limits.memory_bytes,
             "confirm": str(sandbox.config.confirm),
+            "packages": dict(sandbox.config.allowed().versions),
         }
     )
 

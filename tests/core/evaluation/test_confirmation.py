@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,20 @@ def test_without_confirmation_passes_are_unconfirmed_and_the_result_says_so(
     assert not lines[0]["verdict"]["isolated"]
     assert (summary["sandbox"]["confirm"], summary["unconfirmed"]) == ("off", 1)
     assert "1 passes are unconfirmed" in summary["labels"][-1]
+
+
+def test_tests_that_need_an_installed_package_run_and_the_result_names_it(
+    scored: Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]],
+) -> None:
+    one = record("a value")
+    one["test"] = "import sortedcontainers\n" + one["test"]
+    with pytest.raises(UserError, match="sortedcontainers"):
+        scored([one], [HONEST["a constant"]])
+    summary, lines = scored([one], [HONEST["a constant"]], packages=("sortedcontainers",))
+    assert [line["passed"] for line in lines] == [True]
+    assert summary["unconfirmed"] == 0
+    version = importlib.metadata.version("sortedcontainers")
+    assert summary["sandbox"]["packages"] == {"sortedcontainers": version}
 
 
 # Tests that look at the type of an object: no right solution passes them in two processes.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,23 @@ def test_parts_of_the_execution_join_to_the_whole(
     run(request(out, remote()))
     assert not (out / "verdicts" / "main.jsonl").read_bytes(), "nothing was left to run"
     assert same(tmp_path / "plain", out)
+
+
+def test_a_part_runs_with_the_packages_of_its_run(
+    tmp_path: Path, remote: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SandboxConfig(limits=LIMITS, packages=("sortedcontainers",))
+    made = request(tmp_path / "o", remote(), stop_after="solutions", sandbox=config)
+    run(made)
+    found, _ = record.execution_of(tmp_path / "o", SandboxConfig(workers=1))
+    assert (found.packages, found.workers) == (("sortedcontainers",), 1)
+    with pytest.raises(UserError, match="sortedcontainers"):
+        run(replace(made, sandbox=replace(config, packages=())))
+    page = tmp_path / "o" / "self-instruct.json"
+    version = config.allowed().versions["sortedcontainers"]
+    page.write_text(page.read_text().replace(f'"{version}"', '"0.1"'))
+    with pytest.raises(UserError, match="have other versions here"):
+        record.execution_of(tmp_path / "o", SandboxConfig())
 
 
 def test_a_part_needs_a_run_with_solutions(tmp_path: Path, remote: Callable[..., Endpoint]) -> None:
