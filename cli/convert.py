@@ -74,10 +74,11 @@ def convert(
     as_json: options.AsJson = False,
 ) -> None:
     """Convert, compare, and report."""
-    from codecria.core.checkpoints import convert as core
+    from codecria.core.checkpoints.conversion.convert import convert as run
+    from codecria.core.checkpoints.conversion.request import Chat, Layout, Request
 
-    layout = core.Layout(to or ("gguf" if out.suffix == ".gguf" else "hf"))
-    request = core.Request(
+    layout = Layout(to or ("gguf" if out.suffix == ".gguf" else "hf"))
+    request = Request(
         source=source,
         out=out,
         layout=layout,
@@ -85,13 +86,13 @@ def convert(
         verify=verify,
         context=context,
         theta=rope_theta,
-        chat=core.Chat(chat),
+        chat=Chat(chat),
         max_shard_bytes=int(shard_size * 1e9),
         ranks=ranks,
         force=force,
     )
     with render.stages() as progress:
-        report = core.convert(request, progress, render.note)
+        report = run(request, progress, render.note)
     if as_json:
         render.emit_json(report)
     else:

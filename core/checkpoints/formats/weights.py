@@ -92,8 +92,14 @@ class Weights(ABC):
         Raises:
             UserError: as `raw`.
         """
+        return self.ordered(self.raw(ours), ours, config, rotary_order)
+
+    def ordered(
+        self, raw: Tensor, ours: str, config: ModelConfig, rotary_order: RotaryOrder
+    ) -> Tensor:
+        """What `raw` or `borrow` gives for a weight, with its rows in the order asked for."""
         heads = rotary_heads(ours, config)
-        return reordered(self.raw(ours), heads, source=self.rotary_order, target=rotary_order)
+        return reordered(raw, heads, source=self.rotary_order, target=rotary_order)
 
     @contextlib.contextmanager
     def borrow(self, ours: str) -> Iterator[Tensor]:

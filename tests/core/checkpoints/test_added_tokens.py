@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.checkpoints.convert import Layout, Request, convert
+from codecria.core.checkpoints.conversion.convert import convert
+from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.gguf import GgufWeights
 from codecria.core.inspect import describe
 from codecria.data.errors import UserError

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.checkpoints.convert import Layout, Request, convert
+from codecria.core.checkpoints.conversion.convert import convert
+from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES, template_note
 from codecria.core.inference.generator import Generator
 from codecria.core.inspect import describe

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
-from codecria.core.checkpoints.convert import Layout, Request, convert
+from codecria.core.checkpoints.conversion.convert import convert
+from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.gguf import ROPE_TENSOR, GgufWeights
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
-from codecria.core.checkpoints.convert import Chat, Layout, Request, convert
+from codecria.core.checkpoints.conversion.convert import convert
+from codecria.core.checkpoints.conversion.request import Chat, Layout, Request
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES
 from codecria.core.checkpoints.formats.gguf import GgufWeights
 from codecria.core.checkpoints.formats.layout import shapes_of

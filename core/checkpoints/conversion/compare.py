@@ -1,0 +1,109 @@
+"""The comparison of a conversion's result with its source: shape, end ids, weights, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from codecria.core.checkpoints import parity
+from codecria.core.checkpoints.formats.gguf import quantisation_error
+from codecria.core.checkpoints.formats.layout import shapes_of
+from codecria.core.checkpoints.formats.weights import Weights
+from codecria.core.model.config import ModelConfig
+from codecria.data.errors import UserError
+from codecria.data.progress import Progress
+
+from .plan import Plan, Report
+
+# How far logits may be apart, relative to their size. Without a change of type only the order of
+# sums differs; otherwise each weight is rounded by up to 2^-9 (bfloat16) or 1/254 (Q8_0) of the
+# largest beside it, and layers add it up.
+TOLERANCE_SAME, TOLERANCE_ROUNDED = 1e-3, 0.1
+
+
+def compare(
+    plan: Plan, result: Weights, config: ModelConfig, ends: Collection[int], report: Report
+) -> dict[str, Any]:
+    """Read the result back and compare it with the source.
+
+    Args:
+        plan: what was to be written.
+        result: weights of the result.
+        config, ends: shape and end ids read back from it.
+        report: called with the progress.
+
+    Returns:
+        JSON values: how many weights were compared, whether bit for bit, and how far the logits
+        are apart.
+
+    Raises:
+        UserError: they differ.
+    """
+    if config != plan.config:
+        declared, meant = asdict(config), asdict(plan.config)
+        names = [n for n in declared if declared[n] != meant[n]]
+        raise _differs("; ".join(f"{n} came back as {declared[n]}, not {meant[n]}" for n in names))
+    if set(ends) != set(plan.ends):
+        raise _differs(f"its end ids are {sorted(ends)}, the source's {sorted(plan.ends)}")
+    problems = result.problems(config)
+    if problems:
+        raise _differs("; ".join(problems[:3]))
+    shapes = shapes_of(config)
+    for done, ours in enumerate(shapes, start=1):
+        _compare_weight(plan, ours, result)
+        report(Progress(stage="comparing", done=done, total=len(shapes)))
+    facts: dict[str, Any] = {"weights": len(shapes), "exact": not plan.quantised}
+    if not plan.request.verify:
+        return facts
+    return facts | _compare_logits(plan, result, report)
+
+
+def _compare_weight(plan: Plan, ours: str, result: Weights) -> None:
+    expected = plan.weight(ours, result.rotary_order)
+    with result.borrow(ours) as found:
+        if plan.quantised and expected.ndim == 2:
+            sound = all(
+                bool(((found[rows] - expected[rows].float()).abs() <= bound).all())
+                for rows, bound in quantisation_error(expected)
+            )
+        else:
+            # Norms are float32 in GGUF; widening changes nothing.
+            common = torch.promote_types(found.dtype, expected.dtype)
+            sound = torch.equal(found.to(common), expected.to(common))
+    if not sound:
+        raise _differs(f"{result.name(ours)} is not what was written")
+
+
+def _compare_logits(plan: Plan, result: Weights, report: Report) -> dict[str, Any]:
+    ids, positions = parity.prompts(plan.config, plan.tokenizer)
+    layers = plan.config.n_layers
+    scores = []
+    for number, weights in enumerate((plan.source.weights, result)):
+        view = parity.View(config=plan.config, rotary_order=weights.rotary_order)
+        offset = number * layers
+
+        def on_layer(layer: int, offset: int = offset) -> None:
+            report(Progress(stage="logits", done=offset + layer + 1, total=2 * layers))
+
+        scores += parity.logits(weights, [view], ids, positions, on_layer)
+    found = parity.difference(*scores)
+    stored = plan.source.weights.stored
+    same = not plan.quantised and all(
+        stored[n].dtype == str(d).removeprefix("torch.") for n, d in plan.dtypes.items()
+    )
+    limit = TOLERANCE_SAME if same else TOLERANCE_ROUNDED
+    if not found.relative <= limit:  # also where it is not a number
+        raise _differs(
+            f"logits are {found.relative:.2g} apart relative to their size, {limit:g} is allowed"
+        )
+    return {"prompts": len(ids), "tokens": ids.numel(), "logits": asdict(found)}
+
+
+def _differs(why: str) -> UserError:
+    return UserError(
+        f"the result does not compute what the source does: {why}",
+        hint="nothing was kept; please report this with the source's config",
+    )
