@@ -83,7 +83,7 @@ def _names(document: Document) -> Iterator[tuple[int, int]]:
     text, lower = document.text, document.lower
     size = len(text)
     seen: set[int] = set()
-    for keyword in _KEYWORDS:
+    for keyword in filter(document.may_hold, _KEYWORDS):
         at = lower.find(keyword)
         while at >= 0:
             match = _REST_OF_NAME.match(text, at)
@@ -274,6 +274,9 @@ def _is_code(value: str) -> bool:
 def _is_chosen(document: Document, name: str, rule: str, span: tuple[int, int], bare: bool) -> bool:
     """Whether a value is a person's password; the names of an expression occur elsewhere too."""
     value = document.text[slice(*span)]
+    before = document.text[max(0, span[0] - len(name) - 2) : span[0]]
+    if bare and before == f":{name}:":
+        return False  # a part of a longer name, as ARNs have: `arn:aws:...:secret:Name-a1b2c3`
     if not is_sure_name(_plain(name)) or not looks_chosen(value, phrases=rule == "password"):
         return False
     if not bare or not (_IDENTIFIER.fullmatch(value) or _is_code(value)):

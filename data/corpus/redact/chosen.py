@@ -30,7 +30,7 @@ _FILLED_IN = re.compile(
 # Expressions, paths, fields of a header, names in capitals or with points.
 _CODE = re.compile(
     r"^[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)*$|^[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)+\(?|^X-|::|->|=>|&&|\|\||[=!<>]="
-    r"|\w\(\w*\)|^[\w.-]*/[\w.-]*/|^/|\\|^#[0-9a-fA-F]{6,8}$|^[\w.-]+@[\w.-]+\.\w+$|\w\[['\"\w]+\]|^[a-z_]+(?:[|:][a-z_0-9,]+)+$"
+    r"|\w\((?:\w*\)|['\"])|^[\w.-]*/[\w.-]*/|^/|\\|^#[0-9a-fA-F]{6,8}$|^[\w.-]+@[\w.-]+\.\w+$|\w\[['\"\w]+\]|^[a-z_]+(?:[|:][a-z_0-9,]+)+$"
 )
 _DOTTED_WORDS = re.compile(r"(?:[A-Za-z]{3,12}\.){2,6}\d{1,6}\W?")
 # Words that name the thing, in place of being one; and what examples and tests call it.

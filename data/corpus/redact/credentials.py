@@ -81,7 +81,7 @@ _SCHEMES = (b"bearer", b"basic ", b"token ", b"apikey ", b"ssws ", b"geniekey ",
 
 def _in_headers(document: Document, recipe: Redaction) -> Iterator[Finding]:
     text, lower = document.text, document.lower
-    for scheme in _SCHEMES:
+    for scheme in filter(document.may_hold, _SCHEMES):
         at = lower.find(scheme)
         while at >= 0:
             match = _HEADER.match(text, at)
@@ -172,7 +172,7 @@ _COMMANDS: tuple[tuple[tuple[bytes, ...], re.Pattern[str]], ...] = (
 
 def _in_commands(document: Document, recipe: Redaction) -> Iterator[Finding]:
     for signs, pattern in _COMMANDS:
-        if not any(sign in document.lower for sign in signs):
+        if not document.holds_any(signs):
             continue
         for match in pattern.finditer(document.text):
             group = next(

@@ -291,7 +291,7 @@ def find(document: Document, _: Redaction) -> Iterator[Finding]:
     for vendor in VENDORS:
         if vendor.keywords and not has_any(runs, vendor.keywords):
             continue
-        if vendor.context and not any(word in document.lower for word in vendor.context):
+        if vendor.context and not document.holds_any(vendor.context):
             continue
         for match in vendor.pattern.finditer(text):
             if vendor.check(match):

@@ -573,5 +573,9 @@ INNOCENT: tuple[str, ...] = (
     'key=hashlib.pbkdf2_hmac("sha256", b, c, 100000)\n',
     'token_pattern = r"[A-Za-z0-9_]{20,40}"\nTOKEN = r"(?P<a1>[a-z]+)\\.(\\d+)"\n',
     "  password: str = Field(min_length=8, max_length=128)\n",
+    '"ARN": "arn:aws:secretsmanager:us-west-2:123456789012:secret:MyTestDatabaseSecret-a1b2c3"\n',
+    "should_pass(\"WinDLL('./_sqlite3.dll')\")\n",
+    '"adminPassword": "[parameters(\'publicKey\')]"\n',
+    "Pass `verbosity=0` to get a table with a single row per repo\n",
     "docker run -u 1000:1000 --user root:root x\n",
 )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from codecria.data.corpus.redact import DEFAULT, Redaction, entropy, redact
 from codecria.data.corpus.redact.chosen import looks_chosen
-from codecria.data.corpus.redact.findings import words
+from codecria.data.corpus.redact.findings import Document, words
 from codecria.data.corpus.redact.vendors import VENDORS
 from tests.data.corpus import secret_forms as forms
 
@@ -254,6 +254,14 @@ def test_a_variable_that_is_used_elsewhere_is_no_password() -> None:
     used = "tiger4711 = load()\nconnect(password=tiger4711)\n"
     assert redact(used)[0] is used
     assert redact("password: tiger4711\n")[1] == {"password": 1}
+
+
+@given(st.text(st.sampled_from("abK é1:\u212a\ud800 "), max_size=40), st.text("abk1: ", max_size=6))
+def test_a_word_that_a_document_holds_is_never_ruled_out(text: str, word: str) -> None:
+    document = Document(text)
+    within = word.encode() in document.lower
+    assert document.may_hold(word.encode()) or not within
+    assert document.holds_any((b"no such word", word.encode())) == within
 
 
 def test_entropy_is_that_of_a_fair_choice() -> None:
