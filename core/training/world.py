@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from codecria.data.errors import ReportedElsewhere, UserError
 
@@ -165,7 +166,13 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         backend = "nccl"
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    store = distributed.PrefixStore(_attempt(), store)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timeout
+    )
     try:
         yield World(distributed.get_rank(), distributed.get_world_size(), device)
         distributed.barrier()  # nobody leaves while another still waits for it
@@ -178,6 +185,17 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def _attempt() -> str:
+    """What sets the addresses of this start apart from those of the start before a restart.
+
+    torchrun's store outlives its processes, so after a restart they would connect to the dead ones.
+    Each agent counts its own restarts: of several agents the counts may differ and are left out.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return "attempt"
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _connection_lost(error: RuntimeError) -> bool:

@@ -177,15 +177,20 @@ def assert_close_runs(one: Path, other: Path) -> None:
         torch.testing.assert_close(weight, weights[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
-    """Start a run of two processes and send a signal to the second after some steps."""
-    launch = Launch([pretrain(shards, out)] * 2)
+def wait_for_steps(launch: Launch, out: Path, count: int) -> None:
+    """Wait until a run has logged some steps."""
     deadline = time.monotonic() + 120
     metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+    while not metrics.exists() or metrics.read_text().count("\n") < count:
         assert time.monotonic() < deadline, launch.end(1)
         assert launch.processes[0].poll() is None, launch.end(1)
         time.sleep(0.01)
+
+
+def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
+    """Start a run of two processes and send a signal to the second after some steps."""
+    launch = Launch([pretrain(shards, out)] * 2)
+    wait_for_steps(launch, out, 2)
     launch.processes[-1].send_signal(number)
     return launch.end()
 
@@ -215,23 +220,31 @@ def enough(
     return folder
 
 
+@pytest.fixture(scope="module")
+def two(enough: Path, tmp_path_factory: Any) -> Path:
+    """The run of two processes that nothing breaks."""
+    out: Path = tmp_path_factory.mktemp("parallel") / "two"
+    run(enough, out, size=2)
+    return out
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    mine, theirs = model_of(one), model_of(other)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert [r.get("loss") for r in records(one)] == [r.get("loss") for r in records(other)]
+
+
 @pytest.mark.slow
-def test_two_processes_train_the_run_of_one_and_resume_it_either_way(
-    enough: Path, tmp_path: Path
+def test_two_processes_train_the_run_of_one_and_one_resumes_theirs(
+    enough: Path, two: Path, tmp_path: Path
 ) -> None:
     # Kills: rows by process, a resumed row counter of one process, parts saved as wholes.
-    one, two, cut, other = (tmp_path / name for name in ("one", "two", "cut", "other"))
+    one, cut = tmp_path / "one", tmp_path / "cut"
     run(enough, one, size=1)
-    run(enough, two, size=2)
     assert_close_runs(one, two)
     stopped(enough, cut)
-    stopped(enough, other)
-    run(enough, cut, size=2)  # the same layout: the same bits
-    mine, theirs = model_of(two), model_of(cut)
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert [r.get("loss") for r in records(two)] == [r.get("loss") for r in records(cut)]
-    run(enough, other, size=1)  # another one: the same but for rounding
-    assert_close_runs(one, other)
+    run(enough, cut, size=1)
+    assert_close_runs(one, cut)
 
 
 @pytest.mark.slow
@@ -252,17 +265,139 @@ def test_processes_that_would_train_different_runs_are_refused_in_one_line(
         assert [errors for _, _, errors in found[1:]] == [""] * (len(commands) - 1)
 
 
+# A process whose files may not grow beyond a size, as on a full disk: the writes then fail.
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+runpy.run_module("codecria.cli", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_other_with_one_error_and_the_run_resumes(
-    enough: Path, tmp_path: Path
+def test_a_dead_process_or_a_full_disk_ends_all_with_one_error_and_the_run_resumes(
+    enough: Path, two: Path, tmp_path: Path
 ) -> None:
-    # Kills: a process that waits for a dead one, a half-written step.
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    (status, _, errors), (death, _, _) = signalled(enough, killed, signal.SIGKILL)
+    # Kills: a process that waits for a dead one, a half-written step, a lost older one.
+    out = tmp_path / "run"
+    (status, _, errors), (death, _, _) = signalled(enough, out, signal.SIGKILL)
     assert (status, death) == (1, -signal.SIGKILL)
     assert "error: another process of the run ended, or did not answer" in errors
     assert errors.count("error:") == 1
-    for out in (whole, killed):
-        run(enough, out, size=2)
-    mine, theirs = model_of(whole), model_of(killed)
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert not (out / "model").exists()
+
+    before = contents(out / "checkpoints")
+    command = pretrain(enough, out)
+    (status, _, errors), other = Launch([["-c", LIMITED, *command[2:]], command]).end(60)
+    assert (status, *other) == (1, 1, "", ""), errors
+    assert errors.count("error:") == 1
+    assert "Traceback" not in errors
+    assert "cannot write" in errors
+    assert contents(out / "checkpoints") == before
+
+    run(enough, out, size=2)
+    assert_same_bits(two, out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below a folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_process_died_from_its_newest_checkpoint(
+    enough: Path, two: Path, tmp_path: Path
+) -> None:
+    # Kills: processes that connect to those of the start before.
+    out = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    launch = Launch([[*torchrun, *pretrain(enough, out)]])
+    wait_for_steps(launch, out, 4)
+    os.kill(process_of(launch.processes[0].pid, rank=1), signal.SIGKILL)
+    ((status, _, errors),) = launch.end(120)
+    assert status == 0, errors
+    assert_same_bits(two, out)
+
+
+def process_of(parent: int, *, rank: int) -> int:
+    """The id of the process that torchrun started with a rank."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    wanted = f"RANK={rank}".encode()
+    (found,) = (
+        child
+        for child in children
+        if wanted in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    )
+    return int(found)
+
+
+# Two stages, each unbroken and each stopped twice, in one pair of processes. The ids that each
+# process trains on are kept, step by step.
+RESUMED = """
+import json, sys
+from pathlib import Path
+import torch
+from codecria.core.training import trainer
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import agreed, run_stage
+from codecria.core.training.world import joined
+
+base, shards, dialogs, folder = (Path(word) for word in sys.argv[1:])
+torch.set_num_threads(1)
+seen, stop = {}, None
+step = trainer.Trainer.step
+
+def recorded(self, number, batch):
+    seen.setdefault(number, []).append((batch.ids.tolist(), batch.targets.tolist()))
+    if number == stop and self.world.rank == 1:
+        self.stop_requested = True
+    return step(self, number, batch)
+
+trainer.Trainer.step = recorded
+common = dict(steps=12, any_init=True, micro_batch_size=2, device="cpu", dtype="float32",
+              compile="off", save_every=5, eval_every=100, eval_rows=2, log_every=1,
+              changes={"context": 32, "batch_tokens": 256, "peak_lr": 5e-3})
+stages = {
+    "fim": dict(init=base, data=[str(shards)]),
+    "instruct": dict(init=folder / "fim-whole", dialogs=[str(dialogs)], replay=[f"{shards}=0.5"]),
+}
+with joined(torch.device("cpu"), timeout_s=60) as world:
+    for recipe, inputs in stages.items():
+        kept = []
+        for name, stops in (("whole", [None]), ("broken", [3, 8, None])):
+            seen.clear()
+            for stop in stops:
+                request = StageRequest(recipe=recipe, **common, **inputs)
+                out = folder / f"{recipe}-{name}"
+                stage = agreed(world.main_first(lambda: resolve(request, out=out)), world)
+                done = run_stage(stage, out, report=lambda _: None, warn=sys.stderr.write,
+                                 started=lambda _: None, world=world)
+                assert done.step == (12 if stop is None else stop + 1), (recipe, name, done)
+            kept.append(dict(seen))
+        assert sorted(kept[0]) == list(range(12))
+        assert kept[0] == kept[1], f"{recipe}: other ids"
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_resumed_twice_across_epochs_end_like_unbroken_ones(
+    tokenizer: Tokenizer, corpus: list[str], shard_writer: Any, two: Path, tmp_path: Path
+) -> None:
+    # Kills: an epoch's order, cuts or packings that depend on where a process began.
+    few = tmp_path / "few"
+    documents = [tokenizer.encode(text[:300], bos=True, eos=True) for text in corpus[:16]]
+    shard_writer(few, documents, tokenizer)
+    chats = tmp_path / "chats.jsonl"
+    dialogs = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(40)]
+    chats.write_text("".join(json.dumps(dialog) + "\n" for dialog in dialogs))
+    words = [str(path) for path in (two / "model", few, chats, tmp_path)]
+    found = Launch([["-c", RESUMED, *words]] * 2).end(120)
+    assert [(status, output) for status, output, _ in found] == [(0, "equal\n")] * 2, found
+    for recipe in ("fim", "instruct"):
+        whole, broken = (tmp_path / f"{recipe}-{name}" for name in ("whole", "broken"))
+        assert_same_bits(whole, broken)
+        epochs = [r["epochs"] for r in records(whole) if "epochs" in r]
+        for name in epochs[0]:  # the first stop is before a border, the second after it
+            assert epochs[3][name] < 1 < epochs[8][name], (name, epochs)
