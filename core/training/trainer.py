@@ -207,10 +207,13 @@ class Trainer:
         return Stepped(total, norm.item(), lr, by_kind, counts)
 
     def _counts_of_all(self, counts: Counts | None) -> Counts | None:
-        """The counts of the whole batch, of which this process has its share."""
-        if counts is None or self.world.size == 1:
+        """The counts of the whole batch, of which this process has its share.
+
+        A share may hold dialogs alone, which have no counts; its process is asked all the same.
+        """
+        if self.infilling is None or self.world.size == 1:
             return counts
-        mine = asdict(counts)
+        mine = asdict(counts or Counts())
         sums = self.world.total(torch.tensor(list(mine.values()), device=self.device))
         return Counts(**dict(zip(mine, sums.tolist(), strict=True)))
 

@@ -355,17 +355,17 @@ def recorded(self, number, batch):
     return step(self, number, batch)
 
 trainer.Trainer.step = recorded
-common = dict(steps=12, any_init=True, micro_batch_size=2, device="cpu", dtype="float32",
-              compile="off", save_every=5, eval_every=100, eval_rows=2, log_every=1,
-              changes={"context": 32, "batch_tokens": 256, "peak_lr": 5e-3})
+common = dict(steps=9, any_init=True, micro_batch_size=4, device="cpu", dtype="float32",
+              compile="off", save_every=100, eval_every=100, eval_rows=2, log_every=1,
+              changes={"context": 32, "batch_tokens": 256, "peak_lr": 5e-3, "warmup_steps": 2})
 stages = {
     "fim": dict(init=base, data=[str(shards)]),
-    "instruct": dict(init=folder / "fim-whole", dialogs=[str(dialogs)], replay=[f"{shards}=0.5"]),
+    "instruct": dict(init=folder / "fim-whole", dialogs=[str(dialogs)], replay=[f"{shards}=0.6"]),
 }
 with joined(torch.device("cpu"), timeout_s=60) as world:
     for recipe, inputs in stages.items():
         kept = []
-        for name, stops in (("whole", [None]), ("broken", [3, 8, None])):
+        for name, stops in (("whole", [None]), ("broken", [2, 6, None])):
             seen.clear()
             for stop in stops:
                 request = StageRequest(recipe=recipe, **common, **inputs)
@@ -373,9 +373,9 @@ with joined(torch.device("cpu"), timeout_s=60) as world:
                 stage = agreed(world.main_first(lambda: resolve(request, out=out)), world)
                 done = run_stage(stage, out, report=lambda _: None, warn=sys.stderr.write,
                                  started=lambda _: None, world=world)
-                assert done.step == (12 if stop is None else stop + 1), (recipe, name, done)
+                assert done.step == (9 if stop is None else stop + 1), (recipe, name, done)
             kept.append(dict(seen))
-        assert sorted(kept[0]) == list(range(12))
+        assert sorted(kept[0]) == list(range(9))
         assert kept[0] == kept[1], f"{recipe}: other ids"
 print("equal")
 """
@@ -387,10 +387,10 @@ def test_two_processes_resumed_twice_across_epochs_end_like_unbroken_ones(
 ) -> None:
     # Kills: an epoch's order, cuts or packings that depend on where a process began.
     few = tmp_path / "few"
-    documents = [tokenizer.encode(text[:300], bos=True, eos=True) for text in corpus[:16]]
-    shard_writer(few, documents, tokenizer)
+    documents = [tokenizer.encode(text, bos=True)[:100] for text in corpus if len(text) > 2000]
+    shard_writer(few, documents[:6], tokenizer)
     chats = tmp_path / "chats.jsonl"
-    dialogs = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(40)]
+    dialogs = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(19)]
     chats.write_text("".join(json.dumps(dialog) + "\n" for dialog in dialogs))
     words = [str(path) for path in (two / "model", few, chats, tmp_path)]
     found = Launch([["-c", RESUMED, *words]] * 2).end(120)
@@ -400,4 +400,4 @@ def test_two_processes_resumed_twice_across_epochs_end_like_unbroken_ones(
         assert_same_bits(whole, broken)
         epochs = [r["epochs"] for r in records(whole) if "epochs" in r]
         for name in epochs[0]:  # the first stop is before a border, the second after it
-            assert epochs[3][name] < 1 < epochs[8][name], (name, epochs)
+            assert epochs[2][name] < 1 < epochs[6][name], (name, epochs)
