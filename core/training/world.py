@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from codecria.data.errors import ReportedElsewhere, UserError
@@ -169,7 +170,7 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    store = distributed.PrefixStore(_attempt(), store)
+    store = PrefixStore(_attempt(), store)
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout
     )
