@@ -57,6 +57,7 @@ def doctor(
 def _sandbox_rows(survey: dict[str, Any]) -> list[tuple[str, str]]:
     """Tiers and languages of the sandbox, a line each."""
     rows = [(f"  tier {name}", state) for name, state in survey["tiers"].items()]
+    rows.append(("  namespaces (native)", survey["namespaces"]))
     for name, found in survey["languages"].items():
         state = f"{found['version']}, {found['ms']:g} ms a run" if found["ready"] else found["why"]
         rows.append((f"  {name}", state))

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from codecria.data.errors import UserError
 
-from . import bwrap, jail, languages
+from . import boxes, bwrap, jail, languages
 from .sandbox import Sandbox, choose_tier
 from .verdict import Limits, Outcome, Program, Tier
 
 SPELLS = 3  # runs of a program, of which the fastest counts
 LIMITS = Limits(wall_s=20.0)
+PROBE_S = 10.0
+# In a process of its own: it forks, which this one, with its threads, should not.
+_PROBE = """
+import sys, types
+package = sys.modules["sandbox"] = types.ModuleType("sandbox")
+package.__path__ = [sys.argv[1]]
+from sandbox import namespaces
+print(namespaces.problem(sys.argv[2]))
+"""
 
 
 def sample(language: str) -> tuple[Program, Program]:
@@ -47,6 +59,7 @@ def survey() -> dict[str, Any]:
             "none": "when named; no sandbox at all",
         },
         "landlock": jail.landlock_abi(),
+        "namespaces": namespaces_problem() or "ready",
         "languages": {},
     }
     if tier is None:
@@ -55,6 +68,27 @@ def survey() -> dict[str, Any]:
         for name in ("python", *languages.LANGUAGES):
             found["languages"][name] = _language(sandbox, name)
     return found
+
+
+def namespaces_problem() -> str:
+    """Why servers of the native tier run without namespaces here, empty where they have them."""
+    if why := jail.problem():
+        return why
+    try:
+        folder = boxes.Boxes()
+    except OSError as error:
+        return f"there is no folder for programs: {error}"
+    try:
+        here = str(Path(__file__).parent)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PROBE, here, folder.make()],
+            capture_output=True, timeout=PROBE_S, check=True, env={}, text=True, errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the probe failed: {error}"
+    finally:
+        folder.close()
+    return done.stdout.strip()
 
 
 def _language(sandbox: Sandbox, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from codecria.core.sandbox import bwrap, jail, languages, sandbox
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
-from codecria.core.sandbox.survey import sample
+from codecria.core.sandbox.survey import namespaces_problem, sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
 from codecria.data.errors import UsageError, UserError
 
@@ -76,6 +76,18 @@ def test_bubblewrap_holds_where_the_kernel_has_no_landlock(
             assert "escaped" not in verdict.stdout, name
         assert opened.run(Program(source="import os\nos._exit(0)")).outcome is Outcome.FAILED
     assert secret.read_text() == "secret"
+
+
+@pytest.mark.skipif(bool(jail.problem()), reason="no jail here")
+def test_the_survey_reports_the_namespaces_that_native_servers_get() -> None:
+    with Sandbox("native", workers=1, limits=LIMITS) as opened:
+        process = opened._servers[0].process.pid
+        inner = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        lines = [Path(f"/proc/{pid}/status").read_text() for pid in inner]
+    depths = [line.split()[1:] for text in lines for line in text.splitlines() if "NSpid" in line]
+    own = Path("/proc/self/status").read_text().partition("NSpid:")[2].splitlines()[0].split()
+    nested = any(len(depth) > len(own) for depth in depths)
+    assert (namespaces_problem() == "") is nested, (depths, namespaces_problem())
 
 
 @wrapped
