@@ -275,7 +275,7 @@ def self_instruct(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
-    """Parse, make, show."""
+    """Parse the options, run, print the report."""
     if context.invoked_subcommand is not None:
         return
     from codecria.data.errors import UsageError
@@ -351,12 +351,12 @@ def self_instruct(
         skip_failed=skip_failed,
     )
     with ending_in_order(), render.stages() as show:
-        told = pipeline.run(request, note=render.note, show=show)
+        summary = pipeline.run(request, note=render.note, show=show)
     if as_json:
-        render.emit_json(told)
-    elif "paused" not in told:
-        _show(told)
-    if "paused" not in told:
+        render.emit_json(summary)
+    elif "paused" not in summary:
+        _show(summary)
+    if "paused" not in summary:
         render.note(f"written: {out / pipeline.DIALOGS}")
 
 
@@ -443,21 +443,21 @@ def execute(
     workers: options.Workers = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Parse, run, show."""
+    """Parse the options, run one shard, print its outcomes."""
     from codecria.core.sandbox.config import SandboxConfig
     from codecria.core.self_instruct.pipeline import execute_shard
 
     number, shards = _shard(shard)
     config = SandboxConfig(tier=sandbox, command=sandbox_command or "", workers=workers)
     with ending_in_order(), render.stages() as show:
-        told = execute_shard(out, number, shards, sandbox=config, note=render.note, show=show)
+        summary = execute_shard(out, number, shards, sandbox=config, note=render.note, show=show)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(summary)
         return
-    ends = ", ".join(f"{count} {word}" for word, count in told["outcomes"].items())
+    ends = ", ".join(f"{count} {word}" for word, count in summary["outcomes"].items())
     render.output(
-        f"shard {told['shard']}: {told['questions']} questions, {told['solutions']} solutions"
-        + (f": {ends}" if ends else "")
+        f"shard {summary['shard']}: {summary['questions']} questions,"
+        f" {summary['solutions']} solutions" + (f": {ends}" if ends else "")
     )
 
 
@@ -479,20 +479,20 @@ def report(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
     as_json: options.AsJson = False,
 ) -> None:
-    """Read, show."""
+    """Print the report of a finished run."""
     from codecria.core.self_instruct.record import report_of
 
-    told = report_of(out)
+    summary = report_of(out)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(summary)
     else:
-        _show(told)
+        _show(summary)
 
 
 def prompts(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that takes them.")],
 ) -> None:
-    """Write, tell."""
+    """Write the prompt files and print their names."""
     from codecria.core.self_instruct import prompts as prompt_files
 
     for path in prompt_files.write(out):
@@ -514,23 +514,23 @@ FUNNEL = (
 )
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any]) -> None:
     """The funnel, the losses, the cost."""
-    funnel = told["funnel"]
+    funnel = summary["funnel"]
     rows = [(label, f"{funnel[key]:,}") for key, label in FUNNEL if key in funnel]
     render.table("funnel", ["", ""], rows, to_stdout=True)
     losses = [
         (stage, reason, f"{found['count']:,}", _example(found))
-        for stage, reasons in told["losses"].items()
+        for stage, reasons in summary["losses"].items()
         for reason, found in reasons.items()
     ]
     if losses:
-        columns = ["stage", "reason", "lost", "the first"]
-        render.table("what was lost", columns, losses, to_stdout=True)
-    ends = ", ".join(f"{count:,} {word}" for word, count in told["outcomes"].items())
+        columns = ["stage", "reason", "lost", "first example"]
+        render.table("losses", columns, losses, to_stdout=True)
+    ends = ", ".join(f"{count:,} {word}" for word, count in summary["outcomes"].items())
     if ends:
-        render.output(f"  solutions run: {ends} (sandbox {', '.join(told['tiers'])})")
-    costs = told["costs"]
+        render.output(f"  solutions run: {ends} (sandbox {', '.join(summary['tiers'])})")
+    costs = summary["costs"]
     tokens = sum(cost["tokens"] for cost in costs["models"].values())
     seconds = sum(cost["seconds"] for cost in costs["models"].values())
     render.output(

@@ -70,8 +70,8 @@ PresetName = Literal[
 
 def register_tasks(group: typer.Typer) -> None:
     """Add the benchmarks to the `evaluate` group."""
-    for name, told in HELPS.items():
-        group.command(name, help=told)(_command(name))
+    for name, text in HELPS.items():
+        group.command(name, help=text)(_command(name))
 
 
 def _command(task: str) -> Callable[..., None]:
@@ -349,15 +349,15 @@ def evaluate_task(
         _check_references(request, as_json=as_json)
         return
     with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:
-        told = evaluation.evaluate(request, note=render.note, show=show)
+        summaries = evaluation.evaluate(request, note=render.note, show=show)
     if as_json:
-        render.emit_json(told[0] if len(told) == 1 else {"forms": told})
+        render.emit_json(summaries[0] if len(summaries) == 1 else {"forms": summaries})
     else:
-        _show(told)
+        _show(summaries)
     if out is not None:
         render.note(f"written: {out}")
     if fail_under is not None:
-        _gate(told, fail_under)
+        _gate(summaries, fail_under)
 
 
 def _forms(task: str, form: str | None, *, also_chat: bool, infilling: str) -> tuple[str, ...]:
@@ -393,25 +393,25 @@ def _check_references(request: Request, *, as_json: bool) -> None:
     from codecria.data.errors import UserError
 
     with render.stages() as show:
-        told = evaluation.check_references(request, note=render.note, show=show)
+        checked = evaluation.check_references(request, note=render.note, show=show)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(checked)
     else:
         render.output(
-            f"{told['passed']}/{told['references']} reference solutions pass"
-            f" (sandbox {told['tier']}, slowest {told['slowest_s']:g} s)"
+            f"{checked['passed']}/{checked['references']} reference solutions pass"
+            f" (sandbox {checked['tier']}, slowest {checked['slowest_s']:g} s)"
         )
-        if told["unconfirmed"]:
+        if checked["unconfirmed"]:
             render.output(
-                f"{len(told['unconfirmed'])} of them pass with solution and tests in one process"
+                f"{len(checked['unconfirmed'])} of them pass with solution and tests in one process"
                 " only; passes of these tasks are unconfirmed: "
-                + ", ".join(told["unconfirmed"][:5])
+                + ", ".join(checked["unconfirmed"][:5])
             )
     failed: dict[str, str] = {}
-    for task_id, why in told["not_passed"].items():
+    for task_id, why in checked["not_passed"].items():
         if task_id in WRONG_REFERENCES:
             render.note(f"{task_id}: wrong as published ({WRONG_REFERENCES[task_id]})")
-        elif not (why.startswith("skipped") and told["passed"]):
+        elif not (why.startswith("skipped") and checked["passed"]):
             failed[task_id] = why
     if failed:
         first, why = next(iter(failed.items()))
@@ -421,11 +421,11 @@ def _check_references(request: Request, *, as_json: bool) -> None:
         )
 
 
-def _gate(told: Sequence[dict[str, Any]], least: float) -> None:
+def _gate(summaries: Sequence[dict[str, Any]], least: float) -> None:
     """End with 3 where a score is below the threshold."""
     from codecria.data.errors import ExitStatus
 
-    for summary in told:
+    for summary in summaries:
         found = summary["pass"].get("pass@1")
         if found is None or found["value"] < least:
             value = "unknown" if found is None else f"{found['value']:.1%}"
@@ -436,10 +436,10 @@ def _gate(told: Sequence[dict[str, Any]], least: float) -> None:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def _show(told: Sequence[dict[str, Any]]) -> None:
+def _show(summaries: Sequence[dict[str, Any]]) -> None:
     """The summaries as a table, with what qualifies them."""
     rows = []
-    for summary in told:
+    for summary in summaries:
         protocol = summary.get("protocol") or {}
         how = "samples of a file"
         if protocol:
@@ -468,8 +468,8 @@ def _show(told: Sequence[dict[str, Any]]) -> None:
             )
         )
     columns = ["", "how", "tasks", "samples", "score, 95%", "results"]
-    render.table(f"{told[0]['problems']['file']}", columns, rows, to_stdout=True)
-    for summary in told:
+    render.table(f"{summaries[0]['problems']['file']}", columns, rows, to_stdout=True)
+    for summary in summaries:
         for reason in summary["partial"]:
             render.note(f"partial: {reason}")
         for label in summary["labels"]:

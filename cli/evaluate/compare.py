@@ -27,18 +27,18 @@ def compare(
     """Read, compare, show."""
     from codecria.core.evaluation.benchmarks.compare import compare_results
 
-    told = compare_results(a, b, **({} if k is None else {"ks": options.ks_of(k)}))
+    summary = compare_results(a, b, **({} if k is None else {"ks": options.ks_of(k)}))
     if as_json:
-        render.emit_json(told)
+        render.emit_json(summary)
     else:
-        _show_comparison(told)
-    for warning in told["warnings"]:
+        _show_comparison(summary)
+    for warning in summary["warnings"]:
         render.warn(warning)
 
 
-def _show_comparison(told: dict[str, Any]) -> None:
+def _show_comparison(summary: dict[str, Any]) -> None:
     rows = []
-    for name, found in told["pass"].items():
+    for name, found in summary["pass"].items():
         alone = "-" if found["only_a"] is None else f"{found['only_a']} | {found['only_b']}"
         rows.append(
             (
@@ -51,8 +51,10 @@ def _show_comparison(told: dict[str, Any]) -> None:
             )
         )
     columns = ["", "A", "B", "B - A, 95%", "solved by A | B alone", "p"]
-    render.table(f"{told['tasks']} tasks: {told['a']} | {told['b']}", columns, rows, to_stdout=True)
-    if any(told["unconfirmed"].values()):
+    render.table(
+        f"{summary['tasks']} tasks: {summary['a']} | {summary['b']}", columns, rows, to_stdout=True
+    )
+    if any(summary["unconfirmed"].values()):
         render.output(
-            f"unconfirmed passes: A {told['unconfirmed']['a']}, B {told['unconfirmed']['b']}"
+            f"unconfirmed passes: A {summary['unconfirmed']['a']}, B {summary['unconfirmed']['b']}"
         )

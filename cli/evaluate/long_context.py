@@ -137,20 +137,20 @@ def long_context(
         _show_prompts(request, specs[0], show, as_json=as_json)
         return
     with render.stages() as progress:
-        told = measure(
+        summary = measure(
             request, specs, device=device, dtype=dtype, note=render.note, progress=progress
         )
     if as_json:
-        render.emit_json(told)
+        render.emit_json(summary)
     else:
-        _show(told)
+        _show(summary)
     if out is not None:
         from codecria.data.files import atomic_write_json
 
-        atomic_write_json(out, told)
+        atomic_write_json(out, summary)
         render.note(f"written: {out}")
     if plot is not None:
-        _draw(told, plot)
+        _draw(summary, plot)
         render.note(f"written: {plot}")
 
 
@@ -269,9 +269,9 @@ def _show_prompts(request: Request, spec: ModelSpec, count: int, *, as_json: boo
         render.output(prompt.marked + "\n")
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any]) -> None:
     """The result as tables."""
-    models = told["models"]
+    models = summary["models"]
     names = "AB"[: len(models)]
     render.table(
         "models",
@@ -289,14 +289,14 @@ def _show(told: dict[str, Any]) -> None:
         ],
         to_stdout=True,
     )
-    if told["perplexity"] is not None:
-        _show_perplexity(told["perplexity"], models, names)
-    if told["retrieval"] is not None:
-        _show_retrieval(told["retrieval"], names)
+    if summary["perplexity"] is not None:
+        _show_perplexity(summary["perplexity"], models, names)
+    if summary["retrieval"] is not None:
+        _show_retrieval(summary["retrieval"], names)
 
 
-def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: str) -> None:
-    key = told["measure"]
+def _show_perplexity(summary: dict[str, Any], models: list[dict[str, Any]], names: str) -> None:
+    key = summary["measure"]
     what = key.replace("_", " ")
     columns = ["tokens before", "texts", "tokens"]
     for name in names:
@@ -304,7 +304,7 @@ def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: 
     if len(names) == 2:
         columns += ["B against A", "95%"]
     rows = []
-    for row in told["rows"]:
+    for row in summary["rows"]:
         first = row["models"][0]
         cells = [f"{row['from']:,} .. {row['to']:,}", f"{first['texts']:,}", f"{first['tokens']:,}"]
         for m in row["models"]:
@@ -319,9 +319,9 @@ def _show_perplexity(told: dict[str, Any], models: list[dict[str, Any]], names: 
     render.table(f"{what} by position", [*columns, ""], rows, to_stdout=True)
 
 
-def _show_retrieval(told: dict[str, Any], names: str) -> None:
+def _show_retrieval(summary: dict[str, Any], names: str) -> None:
     rows = []
-    for cell in told["cells"]:
+    for cell in summary["cells"]:
         first = cell["models"][0]
         cells = [f"{cell['length']:,}", f"{cell['position']:g}", f"{first['placed']:.2f}"]
         for m in cell["models"]:
@@ -340,8 +340,8 @@ def _show_retrieval(told: dict[str, Any], names: str) -> None:
     if len(names) == 2:
         columns += ["B - A greedy", "B - A forced"]
     render.table(
-        f"key retrieval: {told['examples']} prompts a row, 95% intervals (chance:"
-        f" forced choice {told['chance']:.1%}, mean rank {told['chance_rank']:g} of 90)",
+        f"key retrieval: {summary['examples']} prompts a row, 95% intervals (chance:"
+        f" forced choice {summary['chance']:.1%}, mean rank {summary['chance_rank']:g} of 90)",
         columns,
         rows,
         to_stdout=True,
@@ -401,7 +401,7 @@ def _kind(path: Path) -> str:
     return path.suffix.removeprefix(".").lower()
 
 
-def _draw(told: dict[str, Any], path: Path) -> None:
+def _draw(summary: dict[str, Any], path: Path) -> None:
     """Draw the perplexity's curve and the retrieval grid into one picture.
 
     Raises:
@@ -410,7 +410,7 @@ def _draw(told: dict[str, Any], path: Path) -> None:
     from codecria.data.files import atomic_writer
 
     pyplot = _plotting()
-    models, curve, grid = told["models"], told["perplexity"], told["retrieval"]
+    models, curve, grid = summary["models"], summary["perplexity"], summary["retrieval"]
     panels = (curve is not None) + (len(models) if grid is not None else 0)
     figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 4.5), squeeze=False)
     left = list(axes[0])

@@ -67,26 +67,26 @@ def perplexity(
         batch_rows=batch,
     )
     with render.stages() as show:
-        told = measure(model, reading, device=device, dtype=dtype, show=show)
+        summary = measure(model, reading, device=device, dtype=dtype, show=show)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(summary)
     else:
-        _show_perplexity(told)
+        _show_perplexity(summary)
     if out is not None:
         from codecria.data.files import atomic_write_json
 
-        atomic_write_json(out, told)
+        atomic_write_json(out, summary)
         render.note(f"written: {out}")
-    if fail_over is not None and not told["total"]["perplexity"] <= fail_over:
+    if fail_over is not None and not summary["total"]["perplexity"] <= fail_over:
         render.note(
-            f"the perplexity is {told['total']['perplexity']:.4g}, --fail-over asks for"
+            f"the perplexity is {summary['total']['perplexity']:.4g}, --fail-over asks for"
             f" {fail_over:g} at most"
         )
         raise typer.Exit(ExitStatus.GATE)
 
 
-def _show_perplexity(told: dict[str, Any]) -> None:
-    found = [*told["sources"].items(), ("all", told["total"])]
+def _show_perplexity(summary: dict[str, Any]) -> None:
+    found = [*summary["sources"].items(), ("all", summary["total"])]
     rows = [
         (
             name,
@@ -99,4 +99,4 @@ def _show_perplexity(told: dict[str, Any]) -> None:
         for name, one in found
     ]
     columns = ["source", "tokens", "bytes", "nats a token", "perplexity", "bits a byte"]
-    render.table(f"windows of {told['context']:,} tokens", columns, rows, to_stdout=True)
+    render.table(f"windows of {summary['context']:,} tokens", columns, rows, to_stdout=True)

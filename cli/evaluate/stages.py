@@ -53,27 +53,27 @@ def stages(
         dtype=dtype,
     )
     with render.stages() as progress:
-        told = compare_stages(request, models, note=render.note, progress=progress)
+        result = compare_stages(request, models, note=render.note, progress=progress)
     if as_json:
-        render.emit_json(told)
+        render.emit_json(result)
     else:
-        _show(told)
+        _show(result)
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(result: dict[str, Any]) -> None:
     def figure(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    answers = any(stage["dialog_loss"] is not None for stage in told["stages"])
+    answers = any(stage["dialog_loss"] is not None for stage in result["stages"])
     render.table(
-        f"held-out loss, nats a token, and perplexity by position; context {told['context']:,}",
+        f"held-out loss, nats a token, and perplexity by position; context {result['context']:,}",
         [
             "model",
             "stage",
             "loss",
             "infilled",
             *(["answers"] if answers else []),
-            *_spans(told["ends"]),
+            *_spans(result["ends"]),
         ],
         [
             (
@@ -82,9 +82,9 @@ def _show(told: dict[str, Any]) -> None:
                 figure(stage["loss"], 4),
                 figure(stage["infill_loss"], 4),
                 *([figure(stage["dialog_loss"], 4)] if answers else []),
-                *(figure(stage["perplexity"].get(str(end)), 2) for end in told["ends"]),
+                *(figure(stage["perplexity"].get(str(end)), 2) for end in result["ends"]),
             )
-            for stage in told["stages"]
+            for stage in result["stages"]
         ],
         to_stdout=True,
     )

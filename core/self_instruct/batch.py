@@ -38,7 +38,7 @@ def write_requests(path: Path, asks: Sequence[Ask], known: Known, name: str) -> 
     Args:
         path: of the file; replaced.
         asks: of one stage.
-        known: tells whether a reply is there.
+        known: the ids whose replies are known.
         name: of the model.
 
     Returns:
@@ -67,7 +67,7 @@ class Responses:
     Attributes:
         replies: by id, the last of each.
         wrong: lines that are none, with what is wrong.
-        failed: ids of requests that were not answered, which stay open.
+        failed: ids of requests that were not answered, which remain open.
     """
 
     replies: dict[str, Reply]

@@ -1,8 +1,8 @@
-"""From what models said to what is kept: pure functions of replies, in an order of their own.
+"""From replies of models to questions, tests and solutions, by pure functions.
 
     replies -> questions -> questions with tests -> solutions
 
-Nothing here asks a model or runs a program, so a run that was stopped derives the same files again.
+Nothing here asks a model or runs a program, so a resumed run derives the same files again.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from .settings import Settings
 
 Line = Mapping[str, Any]
 Get = Callable[[str], Line | None]
-Tell = Callable[[Loss], None]
-NEAR_WORDS = 1  # of a shingle: questions are a sentence, five words in a row hardly repeat
+Lose = Callable[[Loss], None]
+NEAR_WORDS = 1  # per shingle: a question is one sentence, which rarely repeats five words in a row
 UNANSWERED = "no answer"
 
 
 def rounds(settings: Settings) -> list[int]:
-    """How many questions each request asks for: as many as make a list, the last one the rest."""
+    """Questions per request: `per_request` each, and the rest in the last one."""
     whole, rest = divmod(settings.questions, settings.per_request)
     return [settings.per_request] * whole + ([rest] if rest else [])
 
 
 def asked_questions(
-    asks: Sequence[Ask], counts: Sequence[int], get: Get, lose: Tell
+    asks: Sequence[Ask], counts: Sequence[int], get: Get, lose: Lose
 ) -> list[Question]:
     """The questions in the lists that a model wrote.
 
     Args:
-        asks: one a round.
-        counts: how many each asked for.
+        asks: one per round.
+        counts: questions that each asked for.
         get: the reply of an id.
-        lose: takes what is no question.
+        lose: called with each item that is not a question.
     """
     found: list[Question] = []
     for number, (ask, count) in enumerate(zip(asks, counts, strict=True)):
         line = get(ask.ids()[0])
         if line is None or line["finish_reason"] in ("prompt_too_long", "refused"):
-            continue  # nothing was said; the report tells how many did not come
+            continue  # no answer; the report counts these
         items = questions_in(line["text"], cut=line["finish_reason"] == "length")
         for place, (text, problem) in enumerate(items):
             where = f"round {number}, item {place + 1}"
@@ -65,15 +65,15 @@ def asked_questions(
 
 
 def unique(
-    questions: Sequence[Question], near_dedup: float, index: Index | None, lose: Tell
+    questions: Sequence[Question], near_dedup: float, index: Index | None, lose: Lose
 ) -> list[Question]:
-    """The questions without repetitions, and without problems that models are scored on.
+    """The questions without duplicates and without benchmark problems.
 
     Args:
-        questions: in order; of two alike the first stays.
-        near_dedup: Jaccard similarity from which two count as one; 0 for equal strings alone.
-        index: of the problems; None to look for none.
-        lose: takes the others.
+        questions: in order; the first of two duplicates stays.
+        near_dedup: Jaccard similarity from which two are duplicates; 0 for equal strings only.
+        index: of the benchmark problems; None skips the check.
+        lose: called with each question removed.
     """
     first: dict[str, Question] = {}
     for question in questions:
@@ -93,14 +93,14 @@ def unique(
     return kept
 
 
-def _lose(lose: Tell, question: Question, reason: str, detail: str) -> None:
+def _lose(lose: Lose, question: Question, reason: str, detail: str) -> None:
     loss = Loss(
         stage="questions", reason=reason, where=question.where, text=question.text, detail=detail
     )
     lose(loss)
 
 
-def _without_near(questions: list[Question], threshold: float, lose: Tell) -> list[Question]:
+def _without_near(questions: list[Question], threshold: float, lose: Lose) -> list[Question]:
     """The first of every cluster of near-duplicates.
 
     Each is compared with those kept before it that share one of its rarest words: two sets of a
@@ -135,21 +135,21 @@ def _without_near(questions: list[Question], threshold: float, lose: Tell) -> li
 
 
 def asked_tests(
-    questions: Sequence[Question], asks: Sequence[Ask], settings: Settings, get: Get, lose: Tell
+    questions: Sequence[Question], asks: Sequence[Ask], settings: Settings, get: Get, lose: Lose
 ) -> list[Tested]:
     """The questions for which a model wrote tests.
 
     Args:
-        questions: that were asked about.
-        asks: one a question.
-        settings: say how many are needed, and which are shown.
+        questions: those asked about.
+        asks: one per question.
+        settings: give the tests needed per question.
         get: the reply of an id.
-        lose: takes questions without, and asserts that are none.
+        lose: called with each question without tests and each invalid assert.
     """
     found = []
     for question, ask in zip(questions, asks, strict=True):
         line = get(ask.ids()[0])
-        if why := _silence(line):
+        if why := _no_answer(line):
             lose(Loss(stage="tests", reason=why, where=question.where, text=question.text))
             continue
         assert line is not None, "a reply without a line"
@@ -160,13 +160,13 @@ def asked_tests(
     return found
 
 
-def given_tests(given: Sequence[Given], settings: Settings, lose: Tell) -> list[Tested]:
+def given_tests(given: Sequence[Given], settings: Settings, lose: Lose) -> list[Tested]:
     """The questions of a file that have tests there; see `asked_tests`."""
     found = [_tested(one, settings, lose) for one in given]
     return [one for one in found if one is not None]
 
 
-def _tested(given: Given, settings: Settings, lose: Tell) -> Tested | None:
+def _tested(given: Given, settings: Settings, lose: Lose) -> Tested | None:
     where = given.question.where
     for text, reason in given.lost:
         lose(Loss(stage="asserts", reason=reason, where=where, text=text))
@@ -179,16 +179,16 @@ def _tested(given: Given, settings: Settings, lose: Tell) -> Tested | None:
 
 
 def asked_solutions(
-    tested: Sequence[Tested], asks: Sequence[Ask], settings: Settings, get: Get, lose: Tell
+    tested: Sequence[Tested], asks: Sequence[Ask], settings: Settings, get: Get, lose: Lose
 ) -> Iterator[Candidate]:
     """The programs that a model wrote, in order of questions and samples.
 
     Args:
-        tested: that were asked about.
-        asks: one a question.
-        settings: say how programs are found in answers, and whether equal ones count.
+        tested: those asked about.
+        asks: one per question.
+        settings: give the rule that finds programs in answers, and whether duplicates count.
         get: the reply of an id.
-        lose: takes what is no program.
+        lose: called with each answer without a program.
     """
     for one, ask in zip(tested, asks, strict=True):
         wanted = wanted_by(one.tests.program)
@@ -196,7 +196,7 @@ def asked_solutions(
         for sample, key in enumerate(ask.ids()):
             where = f"{one.question.where}, sample {sample}"
             line = get(key)
-            why = _silence(line)
+            why = _no_answer(line)
             said = line["text"] if line is not None else ""
             code: Code | str = why or code_in(said, wanted=wanted, rule=settings.rule)
             if isinstance(code, str):
@@ -217,8 +217,8 @@ def asked_solutions(
             yield Candidate.of(one, sample, code)
 
 
-def _silence(line: Line | None) -> str:
-    """Why a reply says nothing; empty where it says something."""
+def _no_answer(line: Line | None) -> str:
+    """Why a reply has no answer; empty if it has one."""
     if line is None:
         return UNANSWERED
     return {

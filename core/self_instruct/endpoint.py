@@ -65,7 +65,8 @@ class Access:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(
-                f"{self.url!r} is no address of an endpoint", hint="as http://127.0.0.1:8000/v1"
+                f"{self.url!r} is not the address of an endpoint",
+                hint="use a URL such as http://127.0.0.1:8000/v1",
             )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UsageError(
@@ -88,19 +89,19 @@ def key_from(variable: str) -> str:
 
 
 class _Retryable(Exception):
-    """A try failed, and another may not."""
+    """A transient error: the request may be retried."""
 
-    def __init__(self, told: str, pause_s: float | None = None) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, pause_s: float | None = None) -> None:
+        super().__init__(message)
         self.pause_s = pause_s
 
 
 class _Refused(Exception):
-    """This request will not be answered."""
+    """The endpoint refused this request."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another address: it is an error instead."""
+    """Refuse redirects: one would send the key to another address."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Follow nothing."""
@@ -244,7 +245,7 @@ class Endpoint:
                 if in_a_row >= GIVE_UP_AFTER:
                     raise UserError(
                         f"{self.access.url} failed {in_a_row} requests in a row: {result}",
-                        hint="what was answered is kept; the same command goes on",
+                        hint="answers so far are kept; rerun the same command to resume",
                     )
         finally:
             stop.set()
@@ -260,7 +261,7 @@ class Endpoint:
                 ask, sample, key = todo.get_nowait()
             except queue.Empty:
                 return
-            result: Reply | UserError | str | None = None  # None: a slip of ours, to be seen
+            result: Reply | UserError | str | None = None  # None: internal error
             try:
                 result = self._ask(ask, sample, key, stop)
             except UserError as error:
@@ -271,11 +272,11 @@ class Endpoint:
                 results.put(result)
 
     def _ask(self, ask: Ask, sample: int, key: str, stop: threading.Event) -> Reply:
-        """One reply, tried again as often as is allowed.
+        """One reply; transient errors are retried up to the limit.
 
         Raises:
-            _Retryable: the last try failed too.
-            UserError: the endpoint itself is wrong.
+            _Retryable: every try failed.
+            UserError: the endpoint cannot be used.
         """
         path, body = body_of(ask, sample, self._name)
         for attempt in range(self.access.retries + 1):
@@ -289,18 +290,18 @@ class Endpoint:
                 if attempt == self.access.retries or stop.is_set():
                     raise _Retryable(str(error)) from error
                 pause = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
-                told = getattr(error, "pause_s", None)
-                self._sleep(pause if told is None else min(told, LONGEST_PAUSE_S))
+                asked = getattr(error, "pause_s", None)
+                self._sleep(pause if asked is None else min(asked, LONGEST_PAUSE_S))
         raise AssertionError("every try returns or raises")
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """The response to one try.
 
         Raises:
-            _Retryable: it failed, and may not another time.
-            _Refused: this request will not be answered.
-            UserError: no request will.
-            ValueError: the response is no JSON.
+            _Retryable: a transient error.
+            _Refused: the endpoint refused this request.
+            UserError: the endpoint refuses every request.
+            ValueError: the response is not JSON.
         """
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.access.key:
@@ -318,29 +319,29 @@ class Endpoint:
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
                 if not deadline.is_over:
-                    told = f"{type(error).__name__}: {reason}"
-                    raise _Retryable(self._clean(told)) from None
+                    message = f"{type(error).__name__}: {reason}"
+                    raise _Retryable(self._clean(message)) from None
             if deadline.is_over:  # what arrived until then may look like a whole response
                 raise _Retryable(f"no whole response within {timeout_s:g} s")
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
-            told = content[:SHOWN].decode("utf-8", "replace")
-            raise ValueError(self._clean(f"the response is no JSON: {told!r}")) from None
+            shown = content[:SHOWN].decode("utf-8", "replace")
+            raise ValueError(self._clean(f"the response is not JSON: {shown!r}")) from None
 
     def _http_error(self, error: urllib.error.HTTPError) -> Exception:
         said = ""
         with contextlib.suppress(OSError, http.client.HTTPException):
             said = " ".join(error.read(MOST_BYTES).decode("utf-8", "replace").split())[:SHOWN]
-        told = self._clean(f"HTTP {error.code}{': ' + said if said else ''}")
+        message = self._clean(f"HTTP {error.code}{': ' + said if said else ''}")
         if error.code in RETRYABLE or error.code >= 500:
-            return _Retryable(told, _retry_after(error.headers.get("Retry-After")))
+            return _Retryable(message, _retry_after(error.headers.get("Retry-After")))
         if error.code in WRONG_ENDPOINT or 300 <= error.code < 400:
             return UserError(
-                f"{self.access.url} does not take requests for {self._name}: {told}",
+                f"{self.access.url} does not take requests for {self._name}: {message}",
                 hint="check --endpoint, --endpoint-model and the key's variable (--key-env)",
             )
-        return _Refused(told)
+        return _Refused(message)
 
     def _clean(self, text: str) -> str:
         """A message without the key, which a server may have sent back."""

@@ -1,7 +1,7 @@
 """Programs and their verdicts: solutions with all their tests, probes of the tests themselves.
 
-Every verdict goes to a journal at once. Which solution is kept is told by the verdicts alone, so
-machines that share a folder can each run a part, in any order.
+Every verdict is appended to a journal at once. The verdicts alone decide which solution is kept, so
+machines that share a folder can each run a shard, in any order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 
 
 def verdict_id(candidate: str, run: int) -> str:
-    """The id of a verdict: a solution's runs are told apart."""
+    """The id of the verdict of one run of a solution."""
     return f"{candidate}-{run}"
 
 
@@ -132,16 +132,16 @@ def execute(
     show: Show,
     total: int | None = None,
 ) -> None:
-    """Run what has no verdict yet, until it is known which solution of every question is kept.
+    """Run solutions without a verdict until the kept solution of every question is known.
 
     Args:
         tested: questions with tests.
         candidates: their solutions, in order.
         config: where they run.
-        verdicts: takes the verdicts.
+        verdicts: the journal they are appended to.
         known: those known before; added to.
         again: runs after the first, of solutions that pass, in processes started for them.
-        show: takes progress.
+        show: called with progress.
         total: how many candidates there are.
 
     Raises:
@@ -165,12 +165,12 @@ def execute(
 
     resumed = 0
 
-    def told(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         show(Progress(stage="solutions run", done=done, total=total or done, resumed=resumed))
 
-    _run(wanted(), config, verdicts, known, told)
+    _run(wanted(), config, verdicts, known, advance)
     if config.confirm is Confirm.PASSES:  # what passed once is likely to: two processes at once
         config = replace(config, confirm=Confirm.ALL)
     for run in range(1, again + 1):
@@ -263,10 +263,10 @@ def _crashed(sandbox: Sandbox, error: UserError) -> Verdict:
 
 
 def probes(tests: Tests) -> dict[str, str]:
-    """Programs that are wrong for any question worth asking, by what they do.
+    """Trivially wrong programs, by what they do.
 
-    Functions that return a constant, among them the values that the tests expect, or an argument as
-    it came. Tests that one of them passes tell nothing.
+    Functions that return a constant, among them the values that the tests expect, or an argument
+    unchanged. Tests that one of them passes do not check the answer.
     """
     tree = parse(tests.program)
     assert tree is not None, "tests that were parsed before"
@@ -311,11 +311,11 @@ def probe(
     Args:
         tested: questions with tests.
         config: where they run.
-        verdicts: journal of the probes, gone on with.
-        show: takes progress.
+        verdicts: journal of the probes; resumed.
+        show: called with progress.
 
     Returns:
-        of tests that a probe passes, by id, what that one does.
+        what the passing probe does, by the id of the tests; sound tests are absent.
 
     Raises:
         UserError: nothing can be confined here, or the journal cannot be written.
@@ -328,7 +328,7 @@ def probe(
         resumed += key in known
     done = resumed
 
-    def told(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         show(Progress(stage="tests probed", done=done, total=total, resumed=resumed))
@@ -340,7 +340,7 @@ def probe(
                 if key not in known:
                     yield key, Program(source=source, tests=one.tests.program)
 
-    _run(wanted(), config, verdicts, known, told)
+    _run(wanted(), config, verdicts, known, advance)
     weak: dict[str, str] = {}
     for one in tested:
         for number, what in enumerate(probes(one.tests)):

@@ -108,7 +108,7 @@ class LocalModel:
 
 
 def _form_of(checkpoint: Checkpoint) -> Form:
-    """The chat form for a model that was tuned on it, as far as the checkpoint tells."""
+    """The chat form for a model that was tuned on it, as far as the checkpoint records it."""
     recipe = str(checkpoint.lineage().get("recipe", ""))
     tuned = "instruct" in recipe or bool(checkpoint.chat_template())
     return "chat" if tuned else "few-shot"

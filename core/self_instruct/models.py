@@ -144,7 +144,7 @@ class Model(Protocol):
 
         Args:
             asks: of one stage, in order.
-            known: tells whether a reply is there, by its id.
+            known: the ids whose replies are known.
 
         Raises:
             UserError: the model cannot be asked at all.
@@ -153,7 +153,7 @@ class Model(Protocol):
 
 
 class Known(Protocol):
-    """Tells what is known."""
+    """The ids whose replies are known."""
 
     def __contains__(self, key: str) -> bool:
         """Whether a reply is there."""

@@ -7,7 +7,7 @@
     DIR/dialogs.jsonl            what is kept, as `instruct` takes it
     DIR/report.json              the funnel
 
-Only the journals cost time, and they survive a kill; everything else is written anew from them.
+Only the journals cost time, and they survive a kill; everything else is derived from them.
 """
 
 from __future__ import annotations
@@ -82,33 +82,33 @@ class _Run:
 
 
 class _Paused(Exception):
-    """The run ends here for now, as was asked for; the message says what comes next."""
+    """The run stops here as requested; the message gives the next step."""
 
 
 def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
-    """Make instruction data, or go on with it.
+    """Make instruction data; resume if the folder holds this run.
 
     Args:
         request: what is asked for.
-        note: takes remarks for people.
-        show: takes progress.
+        note: called with each remark for the user.
+        show: called with progress.
 
     Returns:
-        the report; with "paused" where the run waits for something.
+        the report; with "paused" if the run waits for the user.
 
     Raises:
         UsageError: options contradict each other.
         UserError: a file is damaged, a model cannot be asked, the folder holds another run.
     """
     models = open_models(request)
-    given = _given(request)  # before anything is written: the file may want mending
+    given = _given(request)  # before anything is written: the file may be invalid
     index = build(list(request.decontaminate)) if request.decontaminate else None
     with locked(request.out):
         remove_leftovers(request.out)
         named = record(request, models, index)
         responses = read_responses(request.responses)
-        for told in responses.wrong:
-            note(f"passed over: {told}")
+        for problem in responses.wrong:
+            note(f"skipped: {problem}")
         under_way = _Run(
             request=request,
             models=models,
@@ -125,7 +125,7 @@ def run(request: Request, *, note: Note, show: Show) -> dict[str, Any]:
             note(str(end))
             return {"paused": str(end), "funnel": under_way.counts}
         finally:
-            _tell_responses(under_way)
+            _note_responses(under_way)
 
 
 def _stages(run: _Run) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _stages(run: _Run) -> dict[str, Any]:
     known = all_verdicts(out)
     again = AGAIN if request.settings.drop_flaky else 0
     with journal(shard_path(out, 0, 1).with_name(MAIN)) as verdicts:
-        _tell_damage(verdicts, run.note)
+        _note_damage(verdicts, run.note)
         execute(
             tested,
             read_candidates(out / SOLUTIONS),
@@ -204,14 +204,14 @@ def _questions(run: _Run) -> list[Question]:
 
 
 def _given(request: Request) -> list[Given | Loss]:
-    """What the file holds that stands for the first stages."""
+    """The questions of --questions-file or --tests-file, and what is lost of it."""
     path = request.tests_file or request.questions_file
     with_tests = request.tests_file is not None
     return [] if path is None else list(inputs.read(path, with_tests=with_tests))
 
 
 def _taken(run: _Run) -> list[Given]:
-    """What the file gave, its losses told."""
+    """The questions of the file; its losses are counted."""
     for one in run.given:
         if isinstance(one, Loss):
             run.losses(one)
@@ -229,7 +229,7 @@ def _unique(run: _Run, questions: Sequence[Question]) -> list[Question]:
 def _strong(run: _Run, tested: list[Tested]) -> list[Tested]:
     """The questions whose tests no trivially wrong solution passes."""
     with journal(run.request.out / "probes.jsonl") as verdicts:
-        _tell_damage(verdicts, run.note)
+        _note_damage(verdicts, run.note)
         weak = probe(tested, run.request.sandbox, verdicts, show=run.show)
     for one in tested:
         if one.id in weak:
@@ -276,13 +276,13 @@ def _replies(run: _Run, stage: str, asks: Sequence[Ask]) -> Iterator[Journal]:
     """The replies to what a stage asks, all of them.
 
     Raises:
-        _Paused: they come by files, and are not there yet.
+        _Paused: they come by files and are not there yet.
         UserError: an endpoint did not answer some.
     """
     request = run.request
     ids = [key for ask in asks for key in ask.ids()]
     with journal(request.out / "replies" / f"{stage}.jsonl") as replies:
-        _tell_damage(replies, run.note)
+        _note_damage(replies, run.note)
         given = run.responses.replies
         matched = [key for key in ids if key in given]
         replies.add(given[key].as_json() for key in matched)
@@ -290,16 +290,16 @@ def _replies(run: _Run, stage: str, asks: Sequence[Ask]) -> Iterator[Journal]:
         resumed = sum(key in replies for key in ids)
         done = resumed
 
-        def told(count: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
             done += count
             run.show(Progress(stage=stage, done=done, total=len(ids), resumed=resumed))
 
         if resumed < len(ids):
-            _fetch(run, stage, asks, replies, told)
+            _fetch(run, stage, asks, replies, advance)
         missing = sum(key not in replies for key in ids)
         if missing:
-            _tell_missing(run, stage, missing, len(ids))
+            _check_missing(run, stage, missing, len(ids))
         _check_refused(
             run, stage, [line for key in ids if (line := replies.get(key))], replies.path
         )
@@ -312,7 +312,7 @@ def _replies(run: _Run, stage: str, asks: Sequence[Ask]) -> Iterator[Journal]:
 
 
 def _fetch(
-    run: _Run, stage: str, asks: Sequence[Ask], replies: Journal, told: Callable[[int], None]
+    run: _Run, stage: str, asks: Sequence[Ask], replies: Journal, advance: Callable[[int], None]
 ) -> None:
     request = run.request
     model = run.models[stage]
@@ -326,26 +326,29 @@ def _fetch(
         )
     for batch in model.answer(asks, replies):
         replies.add(reply.as_json() for reply in batch)
-        told(len(batch))
+        advance(len(batch))
 
 
-def _tell_missing(run: _Run, stage: str, missing: int, total: int) -> None:
+def _check_missing(run: _Run, stage: str, missing: int, total: int) -> None:
     model = run.models[stage]
-    told = f"{missing} of {total} requests for {stage} have no answer"
+    message = f"{missing} of {total} requests for {stage} have no answer"
     if run.request.skip_failed:
-        run.note(f"{told}: going on without them")
+        run.note(f"{message}: continuing without them")
         return
     if isinstance(model, Endpoint):
-        hint = "the same command asks for them again; --skip-failed goes on without"
+        hint = "rerun the same command to retry them, or continue without them with --skip-failed"
     else:
-        hint = "--emit-requests FILE writes them; --skip-failed goes on without"
-    raise UserError(told, hint=hint)
+        hint = (
+            "write them to a file with --emit-requests FILE, or continue without them with"
+            " --skip-failed"
+        )
+    raise UserError(message, hint=hint)
 
 
 def _check_refused(
     run: _Run, stage: str, lines: Sequence[Mapping[str, Any]], replies: Path
 ) -> None:
-    """End the run where an endpoint refused all requests of a stage: nothing can come of it.
+    """End the run if an endpoint refused all requests of a stage.
 
     Raises:
         UserError: it did.
@@ -364,22 +367,22 @@ def _check_refused(
 def _end_of(run: _Run, stage: str) -> None:
     if run.request.stop_after == stage:
         write_lines(run.request.out / DROPPED, (loss.as_json() for loss in run.losses.lines))
-        raise _Paused(f"stopped after the {stage}, as asked for; without --stop-after it goes on")
+        raise _Paused(f"stopped after the {stage}; rerun without --stop-after to continue")
 
 
-def _tell_responses(run: _Run) -> None:
-    """Say what became of the files of responses."""
+def _note_responses(run: _Run) -> None:
+    """Report which responses were not used."""
     given = run.responses
     if given.failed:
-        run.note(f"{len(given.failed)} requests failed there: they stay open")
+        run.note(f"{len(given.failed)} requests failed in the response files; they remain open")
     if other := len(given.replies.keys() - run.matched):
-        run.note(f"{other} responses answer none of this run's requests so far: passed over")
+        run.note(f"{other} responses match no request of this run so far; they are skipped")
 
 
-def _tell_damage(found: Journal, note: Note) -> None:
+def _note_damage(found: Journal, note: Note) -> None:
     if found.damaged:
         lines = ", ".join(map(str, found.damaged[:5]))
-        note(f"{found.path}: damaged lines ({lines}) are passed over, and made again")
+        note(f"{found.path}: damaged lines ({lines}) are skipped and requested again")
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -531,7 +534,7 @@ def execute_shard(
     own = [one for one in read_candidates(out / SOLUTIONS) if one.tested in ids]
     known = all_verdicts(out)
     with journal(shard_path(out, shard, shards)) as verdicts:
-        _tell_damage(verdicts, note)
+        _note_damage(verdicts, note)
         execute(
             tested,
             own,

@@ -136,13 +136,13 @@ def write(folder: Path) -> list[Path]:
 
 def as_text(dialog: Dialog) -> str:
     """A prompt as plain text for a base model, its turns between the tags of the Llama 2 form."""
-    told = ""
+    rendered = ""
     for message in dialog:
         if message.role == "assistant":
-            told += f" {message.content}\n\n"
+            rendered += f" {message.content}\n\n"
         else:
-            told += f"[INST] {message.content} [/INST]"
-    return told
+            rendered += f"[INST] {message.content} [/INST]"
+    return rendered
 
 
 def _check_folder(folder: Path) -> None:

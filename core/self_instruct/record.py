@@ -1,4 +1,4 @@
-"""The page that says what a run is, so that another is never mistaken for it.
+"""The record of what a run is, so that another run is refused in its folder.
 
 Settings, prompts, files and limits are fixed when a run begins. Who answers a stage is fixed when
 that stage is first asked: the large model that wrote the questions need not be there any more when
@@ -29,12 +29,12 @@ PAGE, REPORT = "self-instruct.json", "report.json"
 
 
 def open_models(request: Request) -> dict[str, Model]:
-    """Who answers each stage that a model is asked for.
+    """The model of each stage that needs one.
 
-    A stage that was asked before and has no model now gets one that answers nothing new.
+    A stage whose model is not named again reuses the recorded replies and asks nothing new.
 
     Raises:
-        UsageError: nobody is named for a stage, now or before.
+        UsageError: a stage has no model, now or before.
         UserError: the folder holds something else, or another model answered a stage.
     """
     old = _page(request.out) if (request.out / PAGE).is_file() else None
@@ -56,7 +56,7 @@ def open_models(request: Request) -> dict[str, Model]:
 
 
 def record(request: Request, models: Mapping[str, Model], index: Index | None) -> dict[str, Any]:
-    """Write down what the run is, or see that it is the one that is there.
+    """Record what the run is, or check that the folder holds the same run.
 
     Args:
         request: what is asked for.
@@ -82,7 +82,7 @@ def record(request: Request, models: Mapping[str, Model], index: Index | None) -
         return known
     if any(path.name != ".lock" for path in request.out.iterdir()):
         raise UserError(
-            f"{request.out} is not empty, and no run of self-instruct",
+            f"{request.out} is not empty and holds no run of self-instruct",
             hint="choose another --out, or remove it",
         )
     atomic_write_json(
@@ -123,7 +123,7 @@ def _absent(facts: Mapping[str, Any]) -> Absent:
 
 
 def _identity(request: Request, index: Index | None) -> dict[str, Any]:
-    """The flat facts that must be the same to go on."""
+    """The flat facts that must be the same to resume."""
     flat: dict[str, Any] = {f"settings.{k}": v for k, v in request.settings.as_json().items()}
     flat["prompts"] = request.prompts.digest()
     for name in ("questions_file", "tests_file"):
@@ -152,7 +152,7 @@ def _page(out: Path) -> dict[str, Any]:
     """
     page = out / PAGE
     if not page.is_file():
-        raise UserError(f"{out} is no folder of self-instruct: it has no {PAGE}")
+        raise UserError(f"{out} is not a folder of self-instruct: it has no {PAGE}")
     old = read_json(page)
     if not isinstance(old, dict) or old.get("format") != FORMAT:
         raise UserError(f"{page} is of another version", hint="choose another --out")
@@ -200,8 +200,10 @@ def report_of(out: Path) -> dict[str, Any]:
     """
     _page(out)
     if not (out / REPORT).is_file():
-        raise UserError(f"{out} has no {REPORT} yet", hint="the command that began it goes on")
+        raise UserError(
+            f"{out} has no {REPORT} yet", hint="rerun the command that started it to resume"
+        )
     report = read_json(out / REPORT)
     if not isinstance(report, dict):
-        raise UserError(f"{out / REPORT} is no report", hint="remove it, and run the command again")
+        raise UserError(f"{out / REPORT} is not a report", hint="remove it and rerun the command")
     return report

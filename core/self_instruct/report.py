@@ -37,11 +37,11 @@ class Losses:
 
     def reasons(self) -> dict[str, dict[str, Any]]:
         """By stage and reason: how many, and the first few."""
-        told: dict[str, dict[str, Any]] = {}
+        by_stage: dict[str, dict[str, Any]] = {}
         for stage in LOSS_STAGES:
             own = [loss for loss in self.lines if loss.stage == stage]
             counts = Counter(loss.reason for loss in own)
-            told[stage] = {
+            by_stage[stage] = {
                 reason: {
                     "count": count,
                     "examples": [
@@ -52,7 +52,7 @@ class Losses:
                 }
                 for reason, count in counts.most_common()
             }
-        return told
+        return by_stage
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Perplexity of a model on held-out text, source by source.
 
-In nats a token as training tells it, as perplexity, and in bits a byte, which alone compares models
+In nats per token as in training, as perplexity, and in bits per byte, which alone compares models
 with different tokenizers. Documents are read in windows of the context: what a window cuts off is
 read without what came before, as in validation while training.
 
@@ -64,7 +64,7 @@ class Sum:
     Attributes:
         nats: the losses' sum.
         tokens: that were predicted.
-        bytes: of text that they stand for; 0 where the tokenizer cannot tell.
+        bytes: of text that they encode; 0 if the tokenizer does not define it.
     """
 
     nats: float = 0.0
@@ -199,7 +199,7 @@ def _file_batches(
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if isinstance(text, Reason):
-        raise UserError(f"{path} is no text: {text}")
+        raise UserError(f"{path} is not text: {text}")
     ids = tokenizer.encode_array(text, bos=True, eos=True)
     for start in itertools.islice(range(0, len(ids) - 1, context), reading.rows):
         window = ids[start : start + context + 1]

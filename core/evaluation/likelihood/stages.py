@@ -1,8 +1,8 @@
 """What each stage of a chain changed: several checkpoints on the same held-out data.
 
-A stage's own validation loss tells little beside another's: contexts, mixtures and vocabularies
-differ. Here every checkpoint reads the same documents in the same rows, so the figures of a column
-may be compared: the plain loss, the loss of infilled documents, perplexity at several lengths of
+The validation losses of two stages are not comparable: contexts, mixtures and vocabularies differ.
+Here every checkpoint reads the same documents in the same rows, so the figures of a column are
+comparable: the plain loss, the loss of infilled documents, perplexity at several lengths of
 context, and the loss of answers.
 
 Shapes: B rows of a batch, T tokens of a row.
@@ -77,18 +77,18 @@ def compare_stages(
         progress: called as checkpoints are done.
 
     Raises:
-        UserError: one is no checkpoint, or the data is of another tokenizer.
+        UserError: one is not a checkpoint, or the data has another tokenizer.
     """
     split = open_split(request.data, None)
     if split.split == "train":
-        note(f"{request.data} has no held-out documents: these were trained on")
+        note(f"{request.data} has no held-out documents: the training split is read")
     first = Checkpoint.open(paths[0]).config
     context = request.context or first.max_context
     ends = tuple(multiple * context for multiple in MULTIPLES)
-    told = []
+    measured = []
     for number, path in enumerate(paths):
         progress(Progress(stage="stages", done=number, total=len(paths), resumed=0))
-        told.append(_measure(request, path, split, context, ends))
+        measured.append(_measure(request, path, split, context, ends))
     progress(Progress(stage="stages", done=len(paths), total=len(paths), resumed=0))
     return {
         "task": "stages",
@@ -96,7 +96,7 @@ def compare_stages(
         "split": split.split,
         "context": context,
         "ends": list(ends),
-        "stages": told,
+        "stages": measured,
     }
 
 

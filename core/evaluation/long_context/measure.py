@@ -1,6 +1,6 @@
-"""What a long context is worth: perplexity by position and key retrieval, of one model or two.
+"""Long-context quality: perplexity by position and key retrieval, of one model or two.
 
-The evaluation of Code Llama, section 3.3 and appendix G.2, beyond the trained context where asked:
+The evaluation of Code Llama, section 3.3 and appendix G.2, optionally beyond the trained context:
 `perplexity.py` reads long texts, `retrieval.py` asks for one function among many.
 """
 
@@ -59,20 +59,20 @@ class Request:
 
     Attributes:
         data: a shard folder, or None.
-        files: source files instead.
+        files: source files, read instead of `data`.
         split: of `data`; None takes validation, or train where that is empty.
         min_bytes: documents of `data` that are shorter are left out, unless joined.
-        join: make long texts of the documents of a source.
+        join: concatenate documents of a source into long texts.
         whole: only texts that reach the last position.
-        max_tokens: scored in all.
-        multiples: of the trained context, how far is read.
-        ends: of the buckets in tokens, instead.
-        retrieval: whether the grid is measured.
+        max_tokens: tokens scored in total.
+        multiples: context lengths to test, as multiples of the trained one.
+        ends: ends of the buckets, in tokens; replaces `multiples`.
+        retrieval: whether key retrieval is measured.
         retrieval_lengths: tokens of its prompts; empty takes those of `multiples` or `ends`.
         retrieval_positions: of the key, from 0 to 1.
         examples: prompts of each length and position.
         filler: solutions the prompts are made of; None takes functions of the texts.
-        seed: of the order of texts, the prompts and the intervals.
+        seed: random seed of the order of texts, the prompts and the intervals.
     """
 
     data: Path | None = None
@@ -187,13 +187,15 @@ def measure(
     readings = [_reading(cuts, ends, first, spec) for spec in specs]
     same = all(c.tokenizer.digest == first.tokenizer.digest for c in specs)
     if not same:
-        note("the tokenizers differ: compared are bits a byte, and positions are in A's tokens")
+        note(
+            "the tokenizers differ: the models are compared in bits per byte, at positions in A's tokens"
+        )
     functions = _functions(request, shards) if request.retrieval else []
     fillers = [retrieval.measured(functions, c.tokenizer) for c in specs]
     lengths = _retrieval_lengths(request, specs, fillers, note)
     if not cuts and not lengths:
         raise UserError(
-            "there is nothing to measure: no texts to read, and no retrieval",
+            "nothing to measure: no texts to read and no retrieval",
             hint="name texts with --data or --file, or longer --retrieval-lengths",
         )
     models: list[dict[str, Any]] = []
@@ -237,7 +239,7 @@ def measure(
 
 
 class _Counter:
-    """Adds up what is done and tells it."""
+    """Counts what is done and reports it."""
 
     def __init__(self, stage: str, total: int, progress: Callable[[Progress], None]) -> None:
         self.stage, self.total, self.progress, self.so_far = stage, total, progress, 0
@@ -286,7 +288,7 @@ def _cuts(
         more = _more(request, shards)
         note(f"the {shards.split} split of {request.data}: {held}" + (f"; {more}" if more else ""))
     if most <= first.config.max_context:
-        note(f"no text goes beyond the trained context: the longest has {most:,} tokens")
+        note(f"no text is longer than the trained context: the longest has {most:,} tokens")
     elif most < longest:
         note(f"no text reaches {longest:,} tokens: the longest has {most:,}")
     return found
@@ -313,7 +315,7 @@ def _nothing_found(request: Request, shards: ShardSet | None, longest: int) -> s
 
 
 def _more(request: Request, shards: ShardSet | None) -> str:
-    """How there would be more to read."""
+    """Options that would give more text."""
     if not request.join:
         return "--join makes long texts of short ones" + (
             ", --min-bytes takes shorter ones" if shards is not None else ""
@@ -335,7 +337,7 @@ class _Reading:
 
 
 def _reading(cuts: Sequence[Cut], ends: list[int], first: ModelSpec, spec: ModelSpec) -> _Reading:
-    """The texts for a model: the very same ids where its tokenizer is the first one's."""
+    """The texts for a model: the same ids if its tokenizer is the first one's."""
     own = [token_bytes(first.tokenizer, cut.ids) for cut in cuts]
     if spec.tokenizer.digest == first.tokenizer.digest:
         return _Reading([cut.ids for cut in cuts], own, [ends for _ in cuts])
@@ -345,7 +347,7 @@ def _reading(cuts: Sequence[Cut], ends: list[int], first: ModelSpec, spec: Model
 
 
 def _functions(request: Request, shards: ShardSet | None) -> list[str]:
-    """What the retrieval prompts are made of.
+    """The functions that fill the retrieval prompts.
 
     Raises:
         UserError: the filler cannot be read, or holds none.
@@ -366,7 +368,7 @@ def _retrieval_lengths(
     fillers: Sequence[Sequence[retrieval.Filler]],
     note: Callable[[str], None],
 ) -> list[int]:
-    """The lengths of prompts to make; those that came by default only if they are long enough.
+    """The lengths of prompts to make; default lengths that are too short are left out.
 
     Raises:
         UserError: one that was asked for is too short.
@@ -445,14 +447,14 @@ def _perplexity(
     found: Sequence[Sums], ends: Sequence[int], *, same: bool, seed: int
 ) -> dict[str, Any]:
     by_model = [rows(each, seed=seed) for each in found]
-    told = [
+    table = [
         {"from": first + 1, "to": last, "models": [model[n] for model in by_model]}
         for n, (first, last) in enumerate(itertools.pairwise(ends))
     ]
     if len(found) == 2:
         against = paired_differences(found[0], found[1], same_tokens=same, seed=seed)
-        told = [row | {"difference": d} for row, d in zip(told, against, strict=True)]
-    return {"measure": "perplexity" if same else "bits_per_byte", "rows": told}
+        table = [row | {"difference": d} for row, d in zip(table, against, strict=True)]
+    return {"measure": "perplexity" if same else "bits_per_byte", "rows": table}
 
 
 def _retrieval(
