@@ -188,7 +188,8 @@ def measure(
     same = all(c.tokenizer.digest == first.tokenizer.digest for c in specs)
     if not same:
         note(
-            "the tokenizers differ: the models are compared in bits per byte, at positions in A's tokens"
+            "the tokenizers differ: the models are compared in bits per byte, at positions in"
+            " A's tokens"
         )
     functions = _functions(request, shards) if request.retrieval else []
     fillers = [retrieval.measured(functions, c.tokenizer) for c in specs]
