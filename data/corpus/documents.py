@@ -270,7 +270,11 @@ def _read_parquet(unit: Unit) -> Iterator[Document | Rejected]:
     number = unit.first - 1
     try:
         with file.path.open("rb") as stream, pq.ParquetFile(stream) as parquet:
-            columns = [name for name in RECORD_COLUMNS if name in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            if not any(name in names for name in TEXT_COLUMNS):
+                yield _without_text(file, names)
+                return
+            columns = [name for name in RECORD_COLUMNS if name in names]
             for group in range(unit.start, unit.stop):
                 last = number + parquet.metadata.row_group(group).num_rows
                 try:
@@ -286,6 +290,13 @@ def _read_parquet(unit: Unit) -> Iterator[Document | Rejected]:
                 number = last
     except (OSError, pa.ArrowException) as error:
         yield _rest_lost(file, number + 1, error)
+
+
+def _without_text(file: InputFile, names: Sequence[str]) -> Rejected:
+    """A whole file of records that have no text."""
+    detail = f"no column 'content' or 'text', only {', '.join(names)}"
+    detail += _IDS_ALONE if "blob_id" in names else ": rename the column that holds the documents"
+    return _rejected(file, f"{file.source}/{file.relative}", Reason.BAD_RECORD, 0, detail)
 
 
 def _group_rows(
@@ -310,6 +321,9 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, int]]:
         text = _first(row, TEXT_COLUMNS)
         data = text.encode() if isinstance(text, str) else text
         yield row, len(data) if isinstance(data, bytes) else 0
+
+
+_IDS_ALONE = ": The Stack v2 lists ids alone, fetch the contents first"
 
 
 def _known(record: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -337,7 +351,7 @@ def _record(
         if text is None:
             problem = "no 'content' or 'text'"
             if "blob_id" in record:
-                problem += ": The Stack v2 lists ids alone, fetch the contents first"
+                problem += _IDS_ALONE
         return _rejected(file, identity, Reason.BAD_RECORD, size, problem)
     if "\0" in text:
         return _rejected(file, identity, Reason.BINARY, size)

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codecria.data.compressed import Compression
-from codecria.data.errors import UserError
 
 from .names import Kind
 
@@ -69,9 +68,6 @@ def split(file: InputFile, *, unit_bytes: int) -> Iterator[Unit]:
     """A file's pieces of about `unit_bytes`, in order.
 
     Text files and compressed JSON lines stay whole (the latter is streamed by its reader).
-
-    Raises:
-        UserError: a parquet file has no column of text.
     """
     if file.kind == "parquet":
         yield from _split_parquet(file, unit_bytes)
@@ -117,18 +113,12 @@ def _split_parquet(file: InputFile, unit_bytes: int) -> Iterator[Unit]:
     try:
         with file.path.open("rb") as stream, pq.ParquetFile(stream) as parquet:
             metadata = parquet.metadata
-            schema = parquet.schema_arrow
+            has_text = any(name in parquet.schema_arrow.names for name in TEXT_COLUMNS)
     except (OSError, pa.ArrowException):
+        has_text = False
+    if not has_text:
         yield Unit(file=file, start=0, stop=0, first=1, weight=0)  # the reader counts it
         return
-    if not any(name in schema.names for name in TEXT_COLUMNS):
-        ids_only = "blob_id" in schema.names
-        raise UserError(
-            f"{file.path} has no column 'content' or 'text', only {', '.join(schema.names)}",
-            hint="The Stack v2 lists ids alone: fetch the contents first"
-            if ids_only
-            else "rename the column that holds the documents",
-        )
     start, first, rows, weight = 0, 1, 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows

@@ -328,7 +328,7 @@ def test_parquet_rows_are_numbered_through_however_groups_are_split(tmp_path: Pa
     )
 
 
-def test_parquet_that_is_broken_is_one_reason_and_without_text_one_error(tmp_path: Path) -> None:
+def test_parquet_that_is_broken_or_without_text_is_one_reason(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 not really")
     (item,) = read_units(broken, 1 << 20)
@@ -336,9 +336,14 @@ def test_parquet_that_is_broken_is_one_reason_and_without_text_one_error(tmp_pat
     assert item.reason is Reason.TRUNCATED
     ids = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"blob_id": ["a"], "path": ["b"]}), ids)
-    with pytest.raises(UserError, match="no column") as caught:
-        read_units(ids, 1 << 20)
-    assert "Stack v2" in caught.value.hint
+    (item,) = read_units(ids, 1 << 20)
+    assert isinstance(item, Rejected)
+    assert (item.id, item.reason) == ("s/ids.parquet", Reason.BAD_RECORD)
+    assert "only blob_id, path: The Stack v2" in item.detail
+    pq.write_table(pa.table({"code": ["a"], "path": ["b"]}), ids)
+    (item,) = read_units(ids, 1 << 20)
+    assert isinstance(item, Rejected)
+    assert "rename the column" in item.detail
 
 
 def test_parquet_columns_of_other_types_are_read_or_named(tmp_path: Path) -> None:
