@@ -16,7 +16,7 @@ from .model_file import CONTROL, SPACE, WHITE_SPACE_SCORE, ModelProto
 SENTINEL = re.compile(rf"{SPACE}<(?:PRE|SUF|MID)>|(?:{SPACE}?<EOT>)+|<step>")
 INFILL_PIECES = tuple(f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 STEP_PIECE = "<step>"
-# What Code Llama's tokenizer holds beyond Llama 2's, ids 32000-32015: parts of the sentinels, which
+# What Code Llama's tokenizer adds to Llama 2's, ids 32000-32015: parts of the sentinels, which
 # ordinary text may use, the sentinels, and the last one repeated (as the release lists them).
 _PARTS = tuple(f"{SPACE}<{part}" for part in ("SU", "SUF", "PRE", "M", "MID", "E", "EOT"))
 _REPEATED = tuple(SPACE + "<EOT>" * times for times in range(2, 7))
@@ -25,7 +25,7 @@ INFILL_EXTENSION = (*_PARTS, *INFILL_PIECES, *_REPEATED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfillIds:
-    """The ids of the infilling sentinels, to be inserted by number."""
+    """The ids of the infilling sentinels. Prompts and rows insert them as ids, never as text."""
 
     prefix: int
     suffix: int
@@ -52,10 +52,10 @@ def extended(base: Any) -> bytes:
     """The model file of a tokenizer with the 16 infilling pieces appended.
 
     They are ordinary pieces, as in Code Llama's own file, and get ids V .. V + 15 in its order:
-    the sentinels are V + 7 .. V + 10 (32007 .. 32010 for Llama 2). Their scores go on from the
-    lowest, so they join only what every other merge has left. A piece of that name that the
-    vocabulary has already gives way: a part of a sentinel stays what it is, and its new id is
-    never used; a sentinel, which encoding never gave, loses its name.
+    the sentinels are V + 7 .. V + 10 (32007 .. 32010 for Llama 2). Their scores are below all
+    others, so they are merged last. If the vocabulary already has a piece of such a name: a part of
+    a sentinel keeps its id and kind, and its new id is never used; a sentinel is renamed and
+    becomes a control piece.
 
     Args:
         base: the parsed model; it is not changed.
@@ -80,13 +80,13 @@ def extended(base: Any) -> bytes:
 def affected(
     surfaces: Sequence[str | int],
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which ids of a tokenizer may stand for text that a part of a sentinel would take.
+    """Which ids of a tokenizer may decode to text that the extension encodes in another way.
 
-    Every part has "<" and then E, M, P or S in it.
+    Every part of a sentinel contains "<" followed by E, M, P or S.
 
     Returns:
-        (V,) each: ids that hold these two characters, that end with the first, and that begin with
-        the second. Text without such an id or pair of ids is encoded alike after the extension.
+        (V,) each: ids that contain these two characters, that end with the first, and that begin
+        with the second. Text without such an id or pair of ids keeps its ids in the extension.
     """
     seconds = {name[2] for name in _PARTS}
     texts = [chr(found) if isinstance(found, int) else found for found in surfaces]

@@ -11,10 +11,10 @@ from .model_file import SPACE
 
 
 class StreamDecoder:
-    """Decodes ids as they come; what it returns never ends inside a character.
+    """Decodes one id at a time; what it returns never ends inside a character.
 
-    All that `push` returned, and `finish` after it, is together what decoding all ids at once
-    gives, also for bytes that are no UTF-8, each of which becomes U+FFFD.
+    The results of `push`, then of `finish`, joined, equal the text of all ids decoded at once.
+    Each byte that is not valid UTF-8 becomes U+FFFD.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class StreamDecoder:
         Args:
             surfaces: of each id, text or a byte.
             drop_space: how many spaces to drop from the text's start.
-            whole: decodes all ids at the end, for models that allow nothing better.
+            whole: decodes all ids at the end, for models whose text depends on later ids.
         """
         self._surfaces = surfaces
         self._drop_space = drop_space
@@ -38,7 +38,7 @@ class StreamDecoder:
         self._bytes = bytearray()  # the start of a character, at most 3 bytes between pushes
 
     def push(self, token: int) -> str:
-        """The text that the next id completes, perhaps none.
+        """The text that the next id completes; may be empty.
 
         Raises:
             UserError: the id is outside the vocabulary.
@@ -59,7 +59,7 @@ class StreamDecoder:
         return held + self._started(self._at_start(surface).replace(SPACE, " "))
 
     def finish(self) -> str:
-        """The text still held back: bytes of a character that will not come."""
+        """The rest of the text: bytes of an incomplete character, as U+FFFD."""
         if self._whole is not None:
             text = self._whole(self._ids)
             self._ids = []
@@ -71,7 +71,7 @@ class StreamDecoder:
         return text
 
     def _characters(self) -> str:
-        """Take the whole characters off the bytes; a byte that begins none becomes U+FFFD."""
+        """Remove whole characters from the bytes; a byte that begins none becomes U+FFFD."""
         text = ""
         while self._bytes and len(self._bytes) >= (size := _utf8_size(self._bytes[0])):
             try:

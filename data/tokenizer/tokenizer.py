@@ -61,7 +61,7 @@ class Tokenizer:
         step_id: the id of the 70B chat format's `<step>`, or None.
         added: ids of tokens that were added to a trained vocabulary (`hugging_face.py`).
         content: the model, as a file of its own holds it.
-        fast_path: how texts are encoded, and if not fast, why.
+        fast_path: how texts are encoded, and the reason if the fast path is off.
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
@@ -168,12 +168,12 @@ class Tokenizer:
 
     @property
     def keeps_text(self) -> bool:
-        """Whether texts are encoded as they are, but for the implied leading space."""
+        """Whether texts are encoded unchanged, apart from the implied leading space."""
         return not self._normalises
 
     @property
     def newline_id(self) -> int | None:
-        """The id of a line's end, if lines are encoded each apart from the others; else None."""
+        """The id of a newline, if each line is encoded alone; else None."""
         if self._obstacle is not None or self._normalises:
             return None
         return self._encoder("text" if self._sentinels else "parse").newline
@@ -194,7 +194,7 @@ class Tokenizer:
             bos: put the id before a document first.
             eos: put the id after a document last.
             leading_space: as the model was made: Llama 2's puts a space before every text. False
-                never does, for text that goes on from earlier text.
+                never does, for text that continues earlier text.
             specials: "text" keeps sentinels such as "<PRE>" text, as SentencePiece does when they
                 are control pieces; "parse" is SentencePiece on the file as it is, where they
                 become their ids.
@@ -230,10 +230,10 @@ class Tokenizer:
         return to_array((before, ids, after))
 
     def encode_fragment(self, text: str, *, leading_space: bool = True) -> Ids:
-        """As `encode_array`, for a piece of text that will hardly come again.
+        """As `encode_array`, for a short text that is unlikely to recur.
 
-        SentencePiece itself when the text is short, past the caches: looking for chunks that are
-        not there takes four to ten times as long.
+        A short text goes to SentencePiece directly: searching the caches for chunks that they do
+        not have takes four to ten times as long.
         """
         if len(text) > _FRAGMENT:
             return self.encode_array(text, leading_space=leading_space)
@@ -252,7 +252,7 @@ class Tokenizer:
         return self._decode(self._shipped, ids)
 
     def decode_continuation(self, ids: Sequence[int]) -> str:
-        """The text of ids that go on from earlier text: a leading space is a real one.
+        """The text of ids that continue earlier text: a leading space is kept.
 
         The inverse of `encode(text, leading_space=False)`.
 
@@ -271,7 +271,7 @@ class Tokenizer:
 
         Args:
             ids: (tokens,), all within the vocabulary.
-            continuation: whether a leading space is a real one.
+            continuation: whether a leading space is kept.
 
         Returns:
             the text, or None where it begins or ends within a character, or is no UTF-8 at all.
@@ -299,7 +299,7 @@ class Tokenizer:
         if self._model.denormalizer_spec.precompiled_charsmap or (
             self._model.trainer_spec.treat_whitespace_as_suffix and drops
         ):
-            # What such models write may depend on what follows: the text comes at the end.
+            # The text of such models may depend on what follows, so it is returned at the end.
             return StreamDecoder(
                 (), whole=self.decode_continuation if continuation else self.decode
             )
@@ -329,14 +329,14 @@ class Tokenizer:
     def vocabulary(self) -> list[tuple[str, float, int]]:
         """Every piece as (piece, score, SentencePiece's type), sentinels as control pieces.
 
-        For formats that keep a vocabulary of their own: there too no text may yield a sentinel.
+        For formats with their own vocabulary: there, too, no text may be encoded to a sentinel.
         """
         pieces = self._with_specials("text").pieces
         return [(piece.piece, piece.score, piece.type) for piece in pieces]
 
     @property
     def is_plain_bpe(self) -> bool:
-        """Whether it is byte-fallback BPE that takes text as it comes, but for a space before."""
+        """Whether it is byte-fallback BPE without normalisation, apart from a leading space."""
         fallback = self._model.trainer_spec.byte_fallback
         return bool(self._obstacle is None and not self._normalises and fallback)
 
@@ -427,13 +427,13 @@ class Tokenizer:
     def typed_bytes(self) -> tuple[bytes, ...]:
         """(V,) what each id adds to a text that a user types, in UTF-8.
 
-        Nothing for control pieces and for sentinels, which no text yields.
+        Empty for control pieces and sentinels, which no text is encoded to.
         """
         pieces = self._piece_bytes()
         return tuple(b"" if i in self._sentinels else piece for i, piece in enumerate(pieces))
 
     def _make_bytes(self) -> tuple[bytes, ...] | None:
-        """What each id adds to a text, in UTF-8; None for models where that is not so simple."""
+        """What each id adds to a text, in UTF-8; None if it depends on other ids."""
         if (
             self._normalises
             or self._model.denormalizer_spec.precompiled_charsmap
@@ -484,7 +484,7 @@ def _normalises(model: Any) -> bool:
 
 
 def _forget_normalisation(model: Any) -> None:
-    """Make the model take text as it comes."""
+    """Switch off all normalisation of the model."""
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.precompiled_charsmap = b""
     model.normalizer_spec.add_dummy_prefix = False

@@ -33,7 +33,7 @@ def train(
     the number of threads.
 
     Args:
-        texts: documents, read once; of more than 4 million lines a fixed sample is learned from.
+        texts: documents, read once; above 4 million lines, a fixed sample of them is used.
         vocab_size: number of pieces, at least 259 and the texts' characters.
         out: the model file.
         threads: at most this many; all cores by default.
@@ -73,10 +73,10 @@ def train(
 
 
 def _lines(texts: Iterable[str], failure: list[UserError]) -> Iterator[str]:
-    """Lines to learn from, cut as encoding will treat them (`_finished` says why).
+    """Lines to train on, split as encoding merges them (see `_finished`).
 
-    Newlines stay bytes, as in Llama 2's vocabulary. Of several spaces all but the last are parted
-    from the word behind them: "    return  x" gives "   ", " return", " ", " x".
+    Newlines stay bytes, as in Llama 2's vocabulary. All spaces but the last are
+    separated from the word that follows: "    return  x" gives "   ", " return", " ", " x".
     """
     for text in _noting_failure(texts, failure):
         for line in text.split("\n"):
