@@ -188,7 +188,7 @@ def _shape_recorded(folder: Path) -> dict[str, float]:
 
 
 def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The shape with what Meta's layout cannot say, where codecria.json does."""
+    """The shape, with fields that Meta's layout lacks taken from codecria.json."""
     declared: dict[str, Any] = _shape_recorded(folder)
     silent = ("max_context", "tied", "bos_id", "eos_id")
     return replace(config, **{key: declared[key] for key in silent if key in declared})
@@ -197,7 +197,7 @@ def _as_recorded(config: ModelConfig, folder: Path) -> ModelConfig:
 def _as_stored(config: ModelConfig, weights: Weights) -> ModelConfig:
     """The shape with an output matrix of its own where one is stored that is not the embedding.
 
-    transformers does the same: what config.json says of tying gives way to the weights.
+    transformers does the same: the weights take precedence over `tie_word_embeddings`.
     """
     if not config.tied or OUTPUT not in weights.stored or EMBEDDING not in weights.stored:
         return config

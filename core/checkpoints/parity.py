@@ -86,7 +86,7 @@ def prompts(config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[Tensor, T
     The last rows of the embedding are those of the infilling pieces.
 
     Args:
-        config: of the model; its context says what is far.
+        config: of the model; its context sets the far positions.
         tokenizer: encodes the text; without one, ids spread over the vocabulary stand in for it.
 
     Returns:

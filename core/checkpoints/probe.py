@@ -1,8 +1,8 @@
-"""What a checkpoint's weights say against its own files: an order of rows, a theta, a tokenizer.
+"""A check of weights against the files beside them: order of rows, theta, tokenizer.
 
-Such faults change no shape and no digest that anyone kept. But a trained model finds plain code
-likely, and far less so when it is read in a wrong way: the same short text is scored as the files
-say and as they might have said. An untrained model shows nothing.
+Such faults change no shape and no recorded digest. But a trained model assigns plain code a low
+loss, and a much higher one if its weights are read in a wrong way. The same short text is scored
+with the settings in the files and with alternatives. An untrained model shows nothing.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def snapshot_of(path: Path) -> Path | None:
     It is the snapshot that refs/main names, or the only one; None where there are no snapshots.
 
     Raises:
-        UserError: there are several, and nothing says which.
+        UserError: there are several, and nothing selects one.
     """
     found = sorted(p for p in (path / "snapshots").glob("*") if p.is_dir())
     if not found:
@@ -156,7 +156,7 @@ def refuse_quantised(folder: Path, raw: Mapping[str, Any], names: Iterable[str] 
         names: of its weights, as the files have them.
 
     Raises:
-        UserError: config.json, a file beside it or a weight's name says they are quantised.
+        UserError: config.json, a file beside it or a weight's name shows that they are quantised.
     """
     kind = None
     for key in ("quantization_config", "compression_config"):

@@ -167,7 +167,7 @@ def _corrected(config: ModelConfig, request: Request) -> ModelConfig:
 
 
 def _with_frame(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The shape with the tokenizer's BOS and EOS where it has none: llama.cpp would assume 1, 2."""
+    """The shape, with the tokenizer's BOS and EOS if it has none: llama.cpp assumes 1 and 2."""
     assert tokenizer is not None, "_tokenizer checks it"
     return replace(
         config,

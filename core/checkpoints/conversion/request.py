@@ -14,7 +14,7 @@ from codecria.data.errors import UsageError, UserError
 
 
 class Layout(StrEnum):
-    """What can be written."""
+    """The layouts that can be written."""
 
     HF = "hf"
     META = "meta"
@@ -22,7 +22,7 @@ class Layout(StrEnum):
 
 
 class Chat(StrEnum):
-    """The chat template that goes with the model; AUTO is the source's own, or that of its kind."""
+    """The chat template to write; AUTO is the source's own, or the one for its kind of model."""
 
     AUTO = "auto"
     LLAMA2 = "llama2"
@@ -40,7 +40,7 @@ class Request:
         layout: of the result.
         dtype: of the matrices: "float32", "float16", "bfloat16", and "q8_0" in GGUF; None keeps it.
         verify: compare logits too, not the weights alone.
-        context, theta: correct what the source says of itself, or does not say.
+        context, theta: replace the source's value, or supply it if the source has none.
         chat: the template.
         max_shard_bytes: of a safetensors file.
         ranks: files of Meta's layout, each a part of a model-parallel model.

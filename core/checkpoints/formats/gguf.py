@@ -78,7 +78,7 @@ def package() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufFacts:
-    """What a file says beside its weights.
+    """The metadata of a file.
 
     Attributes:
         config: the model's shape.

@@ -137,7 +137,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
     """The content of params.json.
 
     Raises:
-        UserError: the layout cannot say what the model needs.
+        UserError: the layout cannot express what the model needs.
     """
     if config.rope_scale != 1.0:
         raise UserError(

@@ -48,8 +48,8 @@ def added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The content of tokenizer.json; None where the engine cannot do what the model asks.
 
-    Only byte-fallback BPE without normalisation can be said, which Llama 2's tokenizer is, and all
-    that are trained here.
+    Only byte-fallback BPE without normalisation can be expressed: Llama 2's tokenizer, and all that
+    are trained here.
     """
     vocabulary = tokenizer.vocabulary()
     framed = min(tokenizer.bos_id, tokenizer.unk_id) >= 0

@@ -1,4 +1,4 @@
-"""convert: round trips bit for bit, other engines as oracles, and damage told in one line."""
+"""convert: round trips bit for bit, other engines as oracles, and damage reported in one line."""
 
 import itertools
 import json
@@ -166,7 +166,7 @@ def test_any_shape_comes_back_from_either_way_round(
     assert_same(weights_of(folder / "a"), weights_of(folder / "c"))
 
 
-def test_everything_a_checkpoint_says_survives(instruct: Path, tmp_path: Path) -> None:
+def test_everything_a_checkpoint_records_survives(instruct: Path, tmp_path: Path) -> None:
     run(instruct, tmp_path / "meta", "meta")
     run(tmp_path / "meta", tmp_path / "back")
     assert facts_of(instruct) == facts_of(tmp_path / "meta") == facts_of(tmp_path / "back")
@@ -180,7 +180,7 @@ def test_everything_a_checkpoint_says_survives(instruct: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "q8_0"])
-def test_gguf_says_the_same_and_holds_the_same(
+def test_gguf_has_the_same_metadata_and_weights(
     instruct: Path, extended: Tokenizer, dtype: str | None, tmp_path: Path
 ) -> None:
     report = run(instruct, tmp_path / "m.gguf", "gguf", dtype=dtype)
@@ -357,7 +357,7 @@ def test_options_that_do_not_go_together_are_refused(
         run(tmp_path / "m.gguf", tmp_path / "m")
 
 
-def test_rows_that_q8_0_cannot_hold_are_told(
+def test_rows_that_q8_0_cannot_hold_are_reported(
     meta_layout: ModuleType,
     tmp_path: Path,
     tokenizer: Tokenizer,
@@ -392,7 +392,7 @@ def test_a_file_that_the_checklist_contradicts_stops_it(instruct: Path, tmp_path
     assert "params.json is not the file that the checklist names" in told["problems"]
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     instruct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
@@ -438,7 +438,7 @@ def shell(*arguments: object, **options: object) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_verb_converts_and_tells(instruct: Path, tmp_path: Path) -> None:
+def test_the_verb_converts_and_reports(instruct: Path, tmp_path: Path) -> None:
     done = shell("convert", instruct, tmp_path / "m.gguf", "--dtype", "q8_0", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -597,7 +597,7 @@ def test_a_damaged_lineage_does_not_stop_what_does_not_need_it(
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.999])
-def test_a_truncated_gguf_file_is_told(instruct: Path, share: float, tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_reported(instruct: Path, share: float, tmp_path: Path) -> None:
     run(instruct, tmp_path / "m.gguf", "gguf")
     content = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "m.gguf").write_bytes(content[: int(share * len(content))])
