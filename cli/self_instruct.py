@@ -1,4 +1,4 @@
-"""`codecria self-instruct`: instruction data that a model makes itself, and tests filter."""
+"""`codecria self-instruct`: instruction data that a model writes and tests filter."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from codecria.core.self_instruct.models import Model
     from codecria.core.self_instruct.prompts import Form
 
-HELP = """Make instruction data: questions, tests, solutions; what passes the tests is kept.
+HELP = """Make instruction data: questions, tests, and solutions that pass them.
 
-A model is asked for questions, for tests of each, and for several solutions; all run in the
-sandbox, and the first that passes is kept. Rerun the same command to resume.
+A model writes questions, tests for each, and several solutions; all run in the sandbox, and
+the first solution that passes is kept. Rerun the same command to resume.
 
 Example: codecria self-instruct --model run --out made --questions 1000
 """
-EXECUTE_HELP = """Run one part of a run's solutions, on any machine that sees its folder.
+EXECUTE_HELP = """Run one shard of a run's solutions, on any machine that shares its folder.
 
-Begin the run with --stop-after solutions, run the parts anywhere, give the first command again.
+Start the run with --stop-after solutions, run the shards anywhere, rerun the first command.
 
 Example: codecria self-instruct execute made --shard 1/4
 """
-PROMPTS_HELP = """Write the prompts to a folder, to be changed and given by --prompts.
+PROMPTS_HELP = """Write the prompts to a folder, to edit and use with --prompts.
 
 Example: codecria self-instruct prompts my-prompts
 """
-REPORT_HELP = """Show the funnel of a finished run again.
+REPORT_HELP = """Print the report of a finished run.
 
 Example: codecria self-instruct report made
 """
@@ -372,11 +372,11 @@ def _models(
     speak: Mapping[str, Any],
     load: Mapping[str, Any],
 ) -> dict[str, Model]:
-    """Who answers each stage; stages without anybody named are left out.
+    """The model of each stage; stages without one are left out.
 
     Raises:
         UsageError: options contradict each other.
-        UserError: a checkpoint is none.
+        UserError: a path is not a checkpoint.
     """
     from codecria.data.errors import UsageError
 
@@ -388,7 +388,9 @@ def _models(
     if endpoint is not None and endpoint_model is None and not all(named.values()):
         raise UsageError("there is no --endpoint-model", hint="name the model at the endpoint")
     if endpoint_model is not None and endpoint is None and not files:
-        raise UsageError("there is no --endpoint", hint="as http://127.0.0.1:8000/v1")
+        raise UsageError(
+            "there is no --endpoint", hint="use a URL such as http://127.0.0.1:8000/v1"
+        )
     known: dict[str, Model] = {}
 
     def open_one(spec: str) -> Model:
@@ -425,7 +427,9 @@ def _open(
 
         url, _, name = spec.partition("#") if remote else (endpoint or "", "", spec)
         if not name:
-            raise UsageError(f"{spec} names no model", hint="as http://127.0.0.1:8000/v1#NAME")
+            raise UsageError(
+                f"{spec} names no model", hint="use a URL such as http://127.0.0.1:8000/v1#NAME"
+            )
         access = Access(url=url, key=key_from(key_env), **speak)
         if access.in_the_clear:
             render.warn(f"the key in {key_env} goes to {url} unencrypted")
@@ -437,7 +441,7 @@ def _open(
 
 def execute(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")],
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Which part, from 1.")] = "1/1",
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Shard to run, from 1.")] = "1/1",
     sandbox: options.Tier = "auto",
     sandbox_command: options.SandboxCommand = None,
     workers: options.Workers = None,
@@ -471,7 +475,9 @@ def _shard(text: str) -> tuple[int, int]:
 
     first, _, second = text.partition("/")
     if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-        raise UsageError(f"--shard {text} is not I/N", hint="as 1/4, 2/4, 3/4, 4/4")
+        raise UsageError(
+            f"--shard {text} is not I/N", hint="use 1/4, 2/4, 3/4, 4/4 for four shards"
+        )
     return int(first) - 1, int(second)
 
 
@@ -490,7 +496,7 @@ def report(
 
 
 def prompts(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that takes them.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
 ) -> None:
     """Write the prompt files and print their names."""
     from codecria.core.self_instruct import prompts as prompt_files

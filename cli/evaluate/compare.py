@@ -24,7 +24,7 @@ def compare(
     k: options.Ks = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read, compare, show."""
+    """Read two results and print the comparison."""
     from codecria.core.evaluation.benchmarks.compare import compare_results
 
     summary = compare_results(a, b, **({} if k is None else {"ks": options.ks_of(k)}))

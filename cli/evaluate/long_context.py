@@ -13,7 +13,7 @@ from .. import options, render
 if TYPE_CHECKING:
     from codecria.core.evaluation.long_context.measure import ModelSpec, Request
 
-HELP = """Measure what a long context is worth: perplexity by position, key retrieval.
+HELP = """Measure long-context quality: perplexity by position and key retrieval.
 
 Texts are read to several times the trained context, and a function is to be found again in prompts
 as long. With --compare a second model reads the same.
@@ -26,58 +26,67 @@ INSTALL_PLOT = "pip install 'codecria[plot]'"
 
 def long_context(
     model: options.Model,
-    compare: Annotated[Path | None, typer.Option(help="A second one, on the same texts.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Second model, measured on the same texts.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
     ] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="A source file instead; repeatable.")
+        list[Path] | None, typer.Option(help="Source file, read instead of --data; repeatable.")
     ] = None,
     split: Annotated[
         Literal["train", "validation"] | None,
-        typer.Option(help="Of --data [default: validation, train where there is none]."),
+        typer.Option(help="Split of --data [default: validation, or train if it is empty]."),
     ] = None,
     min_bytes: Annotated[
-        int, typer.Option(min=0, help="Documents of --data that are shorter are left out.")
+        int, typer.Option(min=0, help="Shortest document of --data to read, bytes.")
     ] = 50_000,
     join: Annotated[
         bool,
-        typer.Option("--join", help="Join documents of a source, of any length, to long ones."),
+        typer.Option("--join", help="Join documents of a source into long texts."),
     ] = False,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Only texts that reach the last position, for every row."),
+        typer.Option("--whole", help="Read only texts that reach the last position."),
     ] = False,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to score in all; the paper's 4,000,000.")
+        int, typer.Option(min=1, help="Tokens to score in total; the paper uses 4,000,000.")
     ] = 100_000,
     lengths: Annotated[
-        str, typer.Option(metavar="N,N", help="How far to read, in trained contexts.")
+        str,
+        typer.Option(
+            metavar="N,N", help="Context lengths to test, as multiples of the trained one."
+        ),
     ] = "1,2,4",
     positions: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="Ends of the rows in tokens, instead of --lengths."),
+        typer.Option(metavar="N,N", help="Ends of the rows, tokens; replaces --lengths."),
     ] = None,
     retrieval: Annotated[
-        bool, typer.Option("--retrieval/--no-retrieval", help="The key-retrieval grid.")
+        bool, typer.Option("--retrieval/--no-retrieval", help="Measure key retrieval.")
     ] = True,
     retrieval_lengths: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="Tokens of its prompts [default: those of --lengths]."),
+        typer.Option(
+            metavar="N,N", help="Prompt lengths of key retrieval, tokens [default: as --lengths]."
+        ),
     ] = None,
     retrieval_positions: Annotated[
-        str, typer.Option(metavar="P,P", help="Where the key stands, from 0 to 1.")
+        str, typer.Option(metavar="P,P", help="Positions of the key in the prompt, from 0 to 1.")
     ] = "0,0.2,0.4,0.6,0.8,1",
     examples: Annotated[
-        int, typer.Option(min=1, help="Prompts of each length and position; the paper's 64.")
+        int, typer.Option(min=1, help="Prompts per length and position; the paper uses 64.")
     ] = 16,
     filler: Annotated[
         Path | None,
-        typer.Option(help="Python solutions, .py or .jsonl [default: functions of the texts]."),
+        typer.Option(
+            help="Python functions around the key, .py or .jsonl [default: those of the texts]."
+        ),
     ] = None,
     seed: options.Seed = 0,
     theta: Annotated[
-        float | None, typer.Option(help="Rotary base of --model instead of its own.")
+        float | None, typer.Option(help="Rotary base that replaces the one of --model.")
     ] = None,
     rope_scale: Annotated[
         float | None, typer.Option(help="Divide the positions of --model by this.")
@@ -87,14 +96,14 @@ def long_context(
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw it to a picture, such as long.png.")
+        Path | None, typer.Option(help="Draw the result to an image file, such as long.png.")
     ] = None,
     show: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts, and stop.")
+        int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts and stop.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Parse, check, measure, show."""
+    """Check the options, measure, print the result."""
     ends = _counts(positions, "--positions") if positions is not None else ()
     sizes = _counts(retrieval_lengths, "--retrieval-lengths") if retrieval_lengths else ()
     multiples = _numbers(lengths, "--lengths")
@@ -160,7 +169,7 @@ def long_context(
 def _numbers(
     text: str, option: str, *, least: float | None = None, most: float | None = None
 ) -> tuple[float, ...]:
-    """The numbers of an option, smallest first, each once; above 0 unless bounds are given.
+    """The numbers of an option, ascending, without duplicates; above 0 unless bounds are given.
 
     Raises:
         UsageError: one is no number, or out of bounds.
@@ -182,7 +191,7 @@ def _numbers(
 
 
 def _counts(text: str, option: str) -> tuple[int, ...]:
-    """As `_numbers`, whole ones.
+    """Like `_numbers`, for whole numbers.
 
     Raises:
         UsageError: one is not whole, or not above 0.
@@ -204,7 +213,7 @@ def _check_options(
     file: list[Path] | None,
     filler: Path | None,
 ) -> None:
-    """What can be seen before anything is loaded.
+    """Check the options before anything is loaded.
 
     Raises:
         UsageError: options contradict each other or make no sense.
@@ -216,16 +225,16 @@ def _check_options(
     if rope_scale is not None and not 0 < rope_scale < float("inf"):
         raise UsageError(f"--rope-scale {rope_scale:g} must exceed 0", hint="such as 4")
     if data is not None and file:
-        raise UsageError("there are two sources of texts", hint="give --data or --file")
+        raise UsageError("--data and --file cannot be combined", hint="give one of them")
     if data is None and not file and filler is None:
         raise UsageError(
-            "there is nothing to read",
+            "no texts are given",
             hint="name a shard folder with --data, or files with --file",
         )
 
 
 def _check_writable(path: Path) -> None:
-    """See that a file can be made.
+    """Check that a file can be made.
 
     Raises:
         UserError: its folder is missing or may not be written, or a folder has its name.
@@ -381,7 +390,7 @@ def _plotting() -> Any:
 
 
 def _check_picture(path: Path) -> None:
-    """See that matplotlib is there and draws such files.
+    """Check that matplotlib is installed and draws such files.
 
     Raises:
         UsageError: it draws no such files.

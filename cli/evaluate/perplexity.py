@@ -23,33 +23,32 @@ def perplexity(
         Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
     ] = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="A text file instead; repeatable.")
+        list[Path] | None, typer.Option(help="Text file, read instead of --data; repeatable.")
     ] = None,
     split: Annotated[
-        Literal["train", "validation"], typer.Option(help="Of --data.")
+        Literal["train", "validation"], typer.Option(help="Split of --data.")
     ] = "validation",
-    rows: Annotated[
-        int, typer.Option(min=1, help="Windows of each source, at most; spread evenly.")
-    ] = 256,
+    rows: Annotated[int, typer.Option(min=1, help="Most windows per source, spread evenly.")] = 256,
     context: options.Context = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Let tokens see earlier documents of their window.")
     ] = False,
     fail_over: Annotated[
-        float | None, typer.Option(metavar="PERPLEXITY", help="Exit with 3 above this.")
+        float | None,
+        typer.Option(metavar="PERPLEXITY", help="Exit with status 3 above this perplexity."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Windows of one forward pass.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Parse, measure, show."""
+    """Check the options, measure, print the result."""
     from codecria.data.errors import ExitStatus, UsageError
 
     if (data is None) == (not file):
-        raise UsageError("one thing is read: shards or files", hint="give --data DIR or --file F")
+        raise UsageError("either shards or files are read", hint="give --data DIR or --file F")
 
     import torch
 

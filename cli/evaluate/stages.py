@@ -22,9 +22,9 @@ def stages(
     models: Annotated[list[Path], typer.Argument(help="Checkpoint or run folders, in order.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")],
     context: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a row [default: the first model's].")
+        int | None, typer.Option(min=2, help="Tokens per row [default: the first model's context].")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Most held-out rows to read.")] = 64,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to read for perplexity by position.")
     ] = 20_000,

@@ -158,7 +158,7 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
         checked = _references(request, asked, sandbox, show=show)
         tier = str(sandbox.tier)
         unconfirmed = known_solutions.unconfirmed(checked, sandbox)
-    bad = {i: r.told for i, r in sorted(checked.items()) if not r.passed}
+    bad = {i: r.first_line for i, r in sorted(checked.items()) if not r.passed}
     for task_id, result in bad.items():
         note(f"{task_id}: {result}")
     return {
@@ -271,13 +271,13 @@ def _sample_file(
         note(f"{file.passed_over} samples are of tasks that were not asked for: not scored")
     if file.missing:
         named = ", ".join(file.missing[:5]) + (", ..." if len(file.missing) > 5 else "")
-        told = f"{request.samples} has no sample of {len(file.missing)} of {len(asked)} tasks"
+        message = f"{request.samples} has no sample of {len(file.missing)} of {len(asked)} tasks"
         if not request.partial:
             raise UserError(
-                f"{told}: {named}",
+                f"{message}: {named}",
                 hint="score what is there with --partial, or name tasks with --tasks or --limit",
             )
-        note(f"{told}: {named}")
+        note(f"{message}: {named}")
     return file
 
 
@@ -480,20 +480,20 @@ def _summary(
         reasons.append(f"{len(asked) + len(left_out)} of {whole} tasks asked for")
     if left_out:
         reasons.append(f"{len(left_out)} tasks left out: their references do not pass here")
-    told: dict[str, Any]
+    totals: dict[str, Any]
     if bench is None:
         lines = [kept.lines[key] for key in _own(kept, asked)]
-        told = {"tasks": len(asked), "samples": len(lines), "pass": {}}
+        totals = {"tasks": len(asked), "samples": len(lines), "pass": {}}
     else:
         ks = request.changes.ks or KS if subject.file is not None else protocol.ks
-        told = summarise(kept.lines, ids, ks=ks)
-        if told["scored_tasks"] < told["tasks"]:
-            reasons.append(f"{told['tasks'] - told['scored_tasks']} tasks have no verdict")
-    reasons += [_too_few_reason(*one) for one in told.get("too_few_samples", {}).items()]
+        totals = summarise(kept.lines, ids, ks=ks)
+        if totals["scored_tasks"] < totals["tasks"]:
+            reasons.append(f"{totals['tasks'] - totals['scored_tasks']} tasks have no verdict")
+    reasons += [_too_few_reason(*one) for one in totals.get("too_few_samples", {}).items()]
     labels = list((facts.get("protocol") or {}).get("labels", ()))
-    if told.get("unconfirmed"):
-        labels.append(_unconfirmed_label(told))
-    return dict(facts) | told | {"partial": reasons, "labels": labels}
+    if totals.get("unconfirmed"):
+        labels.append(_unconfirmed_label(totals))
+    return dict(facts) | totals | {"partial": reasons, "labels": labels}
 
 
 def _too_few_reason(name: str, tasks: Mapping[str, int]) -> str:

@@ -51,8 +51,8 @@ def number_of(problem: Problem) -> int:
 
 def few_shot_prompt(problem: Problem, shots: Sequence[Problem]) -> str:
     """The three-shot prompt: tasks with their solutions, then the task."""
-    told = [f"{_task(shot)}\n[BEGIN]\n{shot.reference}\n[DONE]" for shot in shots]
-    return "\n\n".join([*told, f"{_task(problem)}\n[BEGIN]\n"])
+    examples = [f"{_task(shot)}\n[BEGIN]\n{shot.reference}\n[DONE]" for shot in shots]
+    return "\n\n".join([*examples, f"{_task(problem)}\n[BEGIN]\n"])
 
 
 def _task(problem: Problem) -> str:

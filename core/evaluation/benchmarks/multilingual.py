@@ -59,7 +59,7 @@ def parse_e(record: Record) -> Problem:
     )
 
 
-# What of a suite's own text tells that a library must be there. MultiPL-E's Java imports one in
+# Text of a suite's own that shows that a library is needed. MultiPL-E's Java imports one in
 # every prompt; without it, nothing compiles, which says nothing of a completion.
 _LIBRARIES = {
     "boost": ("cpp", re.compile(r"^#include\s*<boost/", re.MULTILINE)),

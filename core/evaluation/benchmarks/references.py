@@ -58,8 +58,8 @@ class Reference:
     isolated: bool = False
 
     @property
-    def told(self) -> str:
-        """The result on one line, for messages: a compiler's can be long."""
+    def first_line(self) -> str:
+        """The first line of the result, for messages: a compiler's output can be long."""
         return self.result.split("\n", 1)[0][:200]
 
 
@@ -164,7 +164,7 @@ def _try_languages(
         if why := trial(sandbox, language):
             raise UserError(
                 f"the sandbox does not judge {language} right here: {why}",
-                hint="`codecria doctor` tells which languages are ready",
+                hint="run `codecria doctor` to list the languages that are ready",
             )
 
 
@@ -190,14 +190,16 @@ def require(
         UserError: a reference fails, or none can run here.
     """
     failed = {
-        i: r.told for i, r in references.items() if r.passed is False and i not in WRONG_REFERENCES
+        i: r.first_line
+        for i, r in references.items()
+        if r.passed is False and i not in WRONG_REFERENCES
     }
-    skipped = {i: r.told for i, r in references.items() if r.passed is None}
+    skipped = {i: r.first_line for i, r in references.items() if r.passed is None}
     if skipped and len(skipped) == len(references):
         reason = next(iter(skipped.values()))
         raise UserError(
             f"no reference solution can run here: {reason}",
-            hint="`codecria doctor` tells which languages are ready",
+            hint="run `codecria doctor` to list the languages that are ready",
         )
     bad = failed | skipped
     if failed and not leave_out:

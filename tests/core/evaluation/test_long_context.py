@@ -463,7 +463,7 @@ def test_filler_alone_measures_retrieval_alone(
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        ((), 2, "there is nothing to read"),
+        ((), 2, "no texts are given"),
         (("--data", "nowhere"), 1, "is not a finished shard set"),
         (("--data", "nowhere", "--file", "x.py"), 2, "two sources"),
         (("--file", "nowhere.py"), 1, "cannot read nowhere.py"),
