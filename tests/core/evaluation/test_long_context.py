@@ -465,7 +465,7 @@ def test_filler_alone_measures_retrieval_alone(
     [
         ((), 2, "no texts are given"),
         (("--data", "nowhere"), 1, "is not a finished shard set"),
-        (("--data", "nowhere", "--file", "x.py"), 2, "two sources"),
+        (("--data", "nowhere", "--file", "x.py"), 2, "cannot be combined"),
         (("--file", "nowhere.py"), 1, "cannot read nowhere.py"),
         (("--file", "x.py", "--lengths", "1,two"), 2, "not a list of numbers"),
         (("--file", "x.py", "--lengths", "0"), 2, "above 0"),
