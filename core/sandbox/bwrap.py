@@ -1,7 +1,8 @@
-"""Walls around a server of the sandbox: bubblewrap's namespaces, or a command of the user's.
+"""The bwrap tier: bubblewrap's namespaces around a server.
 
 In bubblewrap the server sees the system's libraries and toolchains, its own source, and folders in
-memory; no network, no process but its own, no home. Each program locks itself up inside as well.
+memory; no network, no process but its own, no home. Inside, each program also
+confines itself.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ def _probe(search: str | None) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"bubblewrap does not run here: {error}"
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        return f"bubblewrap does not run here: {said[-1] if said else 'no reason given'}"
+        lines = done.stderr.strip().splitlines()
+        return f"bubblewrap does not run here: {lines[-1] if lines else 'no reason given'}"
     return ""
 
 
 def bwrap_problem() -> str:
-    """Why bubblewrap cannot be the outer wall here, empty where it can; tried once."""
+    """Why bubblewrap cannot be used here, empty where it can; tried once."""
     if sys.platform != "linux":
-        return f"bubblewrap is Linux's, this is {sys.platform}"
+        return f"bubblewrap needs Linux, this is {sys.platform}"
     if not jail.filters():
         return "no table of system calls for this machine"
     return _probe(os.environ.get("PATH"))

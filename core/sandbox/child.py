@@ -1,4 +1,4 @@
-"""The child of a server: it locks itself up, runs a program, and proves that it reached its end.
+"""The child of a server: it confines itself, runs a program, and proves that it reached its end.
 
 A pass must be proved. The child reads a random key from a pipe that is empty afterwards, and holds
 it on the interpreter's value stack, where neither names, frames nor the collector lead to it, while
@@ -55,8 +55,8 @@ PRELOADED = (
     "abc", "array", "bisect", "cmath", "collections", "collections.abc", "enum", "functools",
     "heapq", "io", "itertools", "math", "operator", "re", "string", "time", "types", "typing",
 )  # fmt: skip
-# Put back before tests that name a module run. Not all that is loaded: to look at a module is to
-# copy its memory.
+# Put back before tests that name a module run. Not all that is loaded: reading a module
+# copies its memory.
 RESTORED = (
     "builtins", "sys", "bisect", "cmath", "collections", "functools", "heapq", "itertools", "math",
     "operator", "re", "string", "time", "typing",
@@ -219,7 +219,8 @@ def alone(job: dict[str, Any]) -> NoReturn:
     jail.die_with_parent()
     jail.limit(**job["limits"])
     if not jail.problem():
-        jail.confine(readable=READABLE, box=box)
+        # Packages that the command's image has are for programs.
+        jail.confine(readable=[*READABLE, *sys.path], box=box)
     name = "__main__" if job["stdin"] else "solution"
     script = Script(job["source"], job["tests"], name, tuple(job["entry"]))
     _run(script, clean, proof=PROOF, key=KEY, side="", packages=Packages())
@@ -295,7 +296,7 @@ def _same(namespace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _across(
     names: set[str], namespace: dict[str, Any]
 ) -> tuple[dict[str, Any], bridge.SharedNamespace]:
-    """Tests whose solution is in another process ask it for what it defines."""
+    """Tests get what a solution in another process defines from that process."""
     shared = bridge.SharedNamespace(*BRIDGE, names)
     shared.globals |= namespace
     return shared.globals, shared

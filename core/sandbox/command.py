@@ -3,9 +3,9 @@
     podman run --rm -i --network none IMAGE      what the user gives
     python3 -I -c BOOT                           what is put behind it
 
-What keeps the program in is the command's affair. Programs are Python ones; the image needs Python
+The command must confine the program. Programs are Python ones; the image needs Python
 3.11 or newer and nothing else. Source, tests and key come on standard input, the key last, so that
-it is in no argument, file or environment; where the kernel lets it, the program locks itself up.
+it is in no argument, file or environment; where the kernel allows it, the program confines itself.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ START_S = 30.0  # that a container may take before its program begins
 
 
 def judge(command: Sequence[str], job: Job) -> Answer:
-    """Run one Python program by the command and say what became of it.
+    """Run one Python program by the command and judge it.
 
     Args:
-        command: what makes a process that is kept in.
-        job: the program and what it may take.
+        command: it makes a confined process.
+        job: the program and its limits.
 
     Raises:
         UserError: the command cannot be started.

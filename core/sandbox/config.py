@@ -23,7 +23,7 @@ class Confirm(StrEnum):
     """Which programs are judged with solution and tests in two processes.
 
     One process cannot tell a solution that answers right from one that changes what the tests
-    mean; two processes that exchange plain data can. A failure needs no second look.
+    mean; two processes that exchange plain data can. A failure is not judged again.
 
     PASSES: a program that passes in one process is judged again in two, and the second verdict
     counts. A failing program costs one run, a passing one two. ALL: every program runs in two

@@ -22,7 +22,7 @@ _NUMBER = struct.Struct("<q")
 
 
 class Forker:
-    """The process, and what its server asks of it.
+    """The process, and the requests of its server.
 
     Args:
         places: the numbers that a child has its descriptors under.

@@ -1,4 +1,4 @@
-"""A process locks itself up: Landlock, seccomp and resource limits, by the kernel's own calls.
+"""A process confines itself: Landlock, seccomp and resource limits, by the kernel's own calls.
 
 After `confine` the process can read Python and the system's libraries, write in one folder, and
 compute. It cannot reach the network, other files, other processes, or start any; nothing it does
@@ -23,6 +23,7 @@ LEAST_ABI = 3  # from which Landlock also governs truncation; before, files coul
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _ALL_FILE_RIGHTS = (1 << 15) - 1  # up to and with truncation (ABI 3)
 _IOCTL_DEVICE = 1 << 15  # ABI 5
+_INSTALLED = ("site-packages", "dist-packages")  # folders in the standard library's own
 _NET = 0b11  # bind and connect by TCP (ABI 4)
 _SCOPES = 0b11  # abstract sockets and signals (ABI 6)
 _BOX_RIGHTS = _ALL_FILE_RIGHTS & ~(_EXECUTE | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11)
@@ -128,7 +129,7 @@ def filters() -> bool:
 def problem() -> str:
     """Why a process cannot be confined here, empty where it can."""
     if sys.platform != "linux":
-        return f"Landlock is Linux's, this is {sys.platform}"
+        return f"Landlock needs Linux, this is {sys.platform}"
     if _machine() not in _CALLS:
         return f"no table of system calls for {_machine()}"
     abi = landlock_abi()
@@ -168,7 +169,7 @@ def drop_privileges() -> None:
 
 
 def be_seen() -> None:
-    """Let a process of the same user look at what this one has open, through /proc.
+    """Let a process of the same user read what this one has open, through /proc.
 
     Other programs cannot: Landlock lets none look at a process outside its own domain.
     """
@@ -188,7 +189,7 @@ def confine(
     processes: bool = False,
     files: bool = True,
 ) -> None:
-    """Lock this process up, for good.
+    """Confine this process, for good.
 
     Args:
         readable: folders and files that may be read.
@@ -210,7 +211,7 @@ def confine(
 
 
 def confine_server(*, readable: Sequence[str], boxes: str, files: bool = True) -> None:
-    """Lock a server of programs up: it forks and watches them, and reads what they print.
+    """Confine a server of programs: it forks and watches them, and reads what they print.
 
     Its children inherit all of it, and close what it leaves open by a `ChildLock` each.
 
@@ -305,7 +306,7 @@ def _ruleset(readable: Sequence[str], box: str, executable: Sequence[str] = ()) 
     ruleset = _syscall(
         LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0)
     )
-    rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
+    rules = [rule for path in readable for rule in _read_rules(path)]
     rules += [(path, _EXECUTE | _READ_FILE | _READ_DIR) for path in executable]
     rules += [("/dev/null", _READ_FILE | _WRITE_FILE), (box, _BOX_RIGHTS)]
     for path, rights in rules:
@@ -325,6 +326,15 @@ def _ruleset(readable: Sequence[str], box: str, executable: Sequence[str] = ()) 
         )
         os.close(handle)
     return ruleset
+
+
+def _read_rules(path: str) -> list[tuple[str, int]]:
+    """Rights to read what is below a path; Python's installed packages can be listed alone."""
+    both = _READ_FILE | _READ_DIR
+    if not any(os.path.isdir(f"{path}/{name}") for name in _INSTALLED):  # noqa: PTH112
+        return [(path, both)]
+    names = [name for name in os.listdir(path) if name not in _INSTALLED]  # noqa: PTH208
+    return [(path, _READ_DIR), *((f"{path}/{name}", both) for name in names)]
 
 
 def _restrict(ruleset: int) -> None:

@@ -322,7 +322,7 @@ def missing(language: str, needs: tuple[str, ...] = ()) -> str:
 
 
 def version(language: str) -> str | None:
-    """What a language's first tool says of its version, or None where it is missing."""
+    """The version that a language's first tool reports, or None where it is missing."""
     tools = toolchain(language)
     if tools.missing:
         return None
@@ -349,7 +349,7 @@ def _matching(pattern: str) -> list[str]:
     return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
 
-# What compilers and runtimes are made of. Reading it says nothing of the user's own files.
+# What compilers and runtimes are made of. It holds none of the user's own files.
 _SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/libexec", "/lib", "/lib64", "/bin")
 _READ = (
     *("/usr/include", "/usr/local/include", "/usr/share/java", "/usr/share/nodejs"),

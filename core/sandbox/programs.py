@@ -37,7 +37,7 @@ class Judge:
 
     Args:
         folder: an empty one, in which programs run.
-        confined: whether they and this process are locked up.
+        confined: whether they and this process are confined.
         files: whether Landlock governs files.
         limited: whether the folder is a file system of its own, with the size that programs may
             have of it.
@@ -82,11 +82,11 @@ class Judge:
         self.forker = Forker((0, 1, 2, KEY, PROOF, *BRIDGE, SOURCE), self._become_solution)
 
     def answer(self, fields: list[bytes]) -> Answer:
-        """What became of a job."""
+        """The answer about a job."""
         return self.judge(unpack_job(fields))
 
     def judge(self, job: Job) -> Answer:
-        """Run a program in a child, or its two sides in two, and say what became of it."""
+        """Run a program in a child, or its two sides in two, and judge it."""
         answer = self._judge_apart(job) if job.isolate else self._judge(job)
         used = BOXES[1:] if job.isolate else BOXES[:1]
         if all([boxes.clear(self._opened[name]) for name in used]):  # noqa: C419 - each of them
@@ -123,7 +123,7 @@ class Judge:
         assert self.forker is not None, "begin comes first"
         streams = {**solution.streams, **tests.streams}
         code = os.waitstatus_to_exitcode(watch.until_end(streams))
-        # Nobody asks any more: the solution's process ends by itself, or is ended.
+        # The tests have ended: the solution's process ends by itself, or is ended.
         first = self._watch(job, "solution", solution, started)
         first.reap = self.forker.wait
         first.deadline = min(watch.deadline, time.monotonic() + ENDS_S)
@@ -190,7 +190,7 @@ class _Child:
     Args:
         judge: whose child it is.
         script: the program.
-        job: says more of it.
+        job: holds its input and limits.
         place: a name in `BOXES`.
         bridge: the pipes of this side of two, to read from and to write to.
 
@@ -239,7 +239,7 @@ class _Child:
         _limit(self.number, job.bounds)
         # After the fork: what this process knew before, the child would find in its memory.
         self.key = os.urandom(KEY_BYTES)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: its status says how
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its status shows how
             os.write(key_in, GO + self.key)
         os.close(key_in)
         self._places = {1: out, 2: err, 3: proof}

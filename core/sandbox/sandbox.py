@@ -2,8 +2,8 @@
 
 Fork-servers (`worker.py`), as many as there are cores, take a program each. A server that dies or
 hangs is replaced, and its program judged again, once. A timeout is judged again, alone, before it
-counts: on a busy machine programs wait for each other. A pass that may be a cheat's is judged again
-in two processes.
+counts: on a busy machine programs wait for each other. A pass is judged again in two
+processes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def choose_tier(requested: str = AUTO) -> Tier:
         requested: "auto", or a tier by name; nothing chooses "none" or "command" by itself.
 
     Raises:
-        UserError: it is not offered here. Nothing is ever run unconfined in its place.
+        UserError: it is not available here. Nothing is ever run unconfined in its place.
     """
     if requested == Tier.NONE and sys.platform == "linux":  # the servers are built on its calls
         return Tier.NONE
@@ -51,15 +51,16 @@ def choose_tier(requested: str = AUTO) -> Tier:
         return Tier.COMMAND
     unwrapped = bwrap.bwrap_problem() if requested != Tier.NATIVE else ""
     if requested == Tier.BWRAP and unwrapped:
-        raise UserError(unwrapped, hint="--sandbox auto takes what there is")
+        raise UserError(unwrapped, hint="--sandbox auto uses a tier that is available")
     if requested != Tier.NATIVE and not unwrapped:
         return Tier.BWRAP
     if why := jail.problem():
         raise UserError(
             f"generated code cannot be confined here: {why}"
             + (f"; {unwrapped}" if unwrapped else ""),
-            hint="run it on Linux 6.2 or newer, install bubblewrap, or name what confines it:"
-            " --sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'",
+            hint="run it on Linux 6.2 or newer, install bubblewrap, or name a command that"
+            " confines it: --sandbox command"
+            " --sandbox-command 'podman run --rm -i --network none IMAGE'",
         )
     return Tier.NATIVE
 
@@ -87,7 +88,7 @@ class Sandbox:
         self._landlock = not jail.problem()
         self._free: dict[str, queue.Queue[_Server]] = {}
         self._servers: list[_Server] = []
-        self._said = ""  # the last words of a server that died
+        self._last_line = ""  # of what a server that died wrote to stderr
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._alone = _Turnstile(self.workers)
@@ -133,7 +134,7 @@ class Sandbox:
         """Record whether a right solution passes these tests in two processes.
 
         Where it does not, solutions are judged in one process with them. Only a caller that ran a
-        solution known to be right may say so: a solution must not.
+        solution known to be right may decide this, never a solution.
         """
         self._fit[tests] = fit
 
@@ -225,7 +226,7 @@ class Sandbox:
                 n = next(numbers, None)
             if n is None:
                 return
-            found: Verdict | UserError | None = None  # None: a slip of ours, to be seen
+            found: Verdict | UserError | None = None  # None: an internal error
             try:
                 found = self._once(programs[n], limits)
             except UserError as error:
@@ -311,7 +312,7 @@ class Sandbox:
             beside = self.tier is Tier.BWRAP and not self._landlock
             if answer is None or answer.spent or beside:
                 server.end()
-                self._said = server.said or self._said
+                self._last_line = server.last_line or self._last_line
                 with self._lock:
                     if server in self._servers:
                         self._servers.remove(server)
@@ -330,7 +331,7 @@ class Sandbox:
         if healthy is None or healthy.outcome != Outcome.PASSED:
             raise UserError(
                 "the sandbox's server ended twice under one program"
-                + (f": {self._said}" if self._said else ""),
+                + (f": {self._last_line}" if self._last_line else ""),
                 hint="the machine may be out of memory or processes: fewer --workers need less",
             )
         return Answer("crashed", "the sandbox's server ended under it, twice", 0.0, -9, "", "")
@@ -363,7 +364,7 @@ class Sandbox:
             return self._free[kind]
 
     def _try_command(self) -> None:
-        """See that the command runs a program, and that it judges a failing one right.
+        """Check that the command runs a program, and that a failing one fails.
 
         Raises:
             UserError: it does not.
@@ -397,12 +398,12 @@ class Sandbox:
             limits.disk_bytes, limits.files, *(self._packages if kind == PYTHON else ()),
         )  # fmt: skip
         if self.tier is Tier.BWRAP:
-            wall = bwrap.bwrap_argv(
+            bubblewrap = bwrap.bwrap_argv(
                 boxes_bytes=2 * limits.disk_bytes,
                 files=self._landlock,
                 packages=self.config.allowed().files if kind == PYTHON else (),
             )
-            server = _Server([*wall, bwrap.interpreter(), *python, bwrap.CODE], setup)
+            server = _Server([*bubblewrap, bwrap.interpreter(), *python, bwrap.CODE], setup)
         else:
             own_disk = "namespaces" if self.tier is Tier.NATIVE else ""
             setup = setup._replace(boxes=self._boxes.make(), own_disk=own_disk)
@@ -418,7 +419,7 @@ class _Server:
     def __init__(self, argv: list[str], setup: Setup) -> None:
         ours, theirs = socket.socketpair()
         self.socket = ours
-        self.said = ""
+        self.last_line = ""
         # An empty environment: what is not there cannot leak.
         self.process = subprocess.Popen(
             [*argv, *setup._replace(socket=theirs.fileno()).words()],
@@ -438,7 +439,7 @@ class _Server:
         if self._receive(START_S) is None:
             self.process.kill()
             self.end()
-            raise UserError(f"the sandbox did not start: {self.said or 'no answer'}")
+            raise UserError(f"the sandbox did not start: {self.last_line or 'no answer'}")
 
     def ask(self, fields: list[bytes], *, timeout_s: float) -> Answer | None:
         """The server's answer, or None where it died or hangs."""
@@ -462,7 +463,7 @@ class _Server:
             self.socket.settimeout(timeout_s)
 
     def end(self) -> None:
-        """Kill it and what it runs, and wait for it; what it said last is kept."""
+        """Kill it and what it runs, and wait for it; its last line on stderr is kept."""
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
@@ -474,7 +475,7 @@ class _Server:
         assert self.process.stderr is not None
         os.set_blocking(self.process.stderr.fileno(), False)  # a program may have it too
         lines = (self.process.stderr.read() or b"").decode(errors="replace").strip().splitlines()
-        self.said = lines[-1] if lines else ""
+        self.last_line = lines[-1] if lines else ""
         self.process.stderr.close()
 
 

@@ -1,4 +1,4 @@
-"""Programs of other languages: compiled and run, each step a process that executes in the jail."""
+"""Programs of other languages: compiled and run, each step in a confined process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Runner:
         """Nothing is to be done ahead of the first program."""
 
     def answer(self, fields: list[bytes]) -> Answer:
-        """What became of a job."""
+        """The answer about a job."""
         return self.judge(json.loads(fields[0]))
 
     def judge(self, job: dict[str, Any]) -> Answer:
@@ -157,8 +157,8 @@ class Runner:
         for descriptor in streams:
             os.close(descriptor)
         proved = not last or key in streams[out]
-        said = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
-        stdout, stderr = (text.decode(errors="replace") for text in (said, bytes(streams[err])))
+        printed = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
+        stdout, stderr = (text.decode(errors="replace") for text in (printed, bytes(streams[err])))
         stderr = stderr.replace(f"{self._build}/", "")  # by the same name wherever it was
         code = os.waitstatus_to_exitcode(status)
         judgement = judged(watch.reason, code, proved, stderr, first=True)

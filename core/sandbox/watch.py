@@ -24,7 +24,7 @@ class Watch:
     """Looks after a process from its start to its end.
 
     Args:
-        bounds: what it may take.
+        bounds: its limits.
         box: the folder that it writes in.
         child: the process.
         started: when, by the monotonic clock.

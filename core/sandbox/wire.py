@@ -34,7 +34,7 @@ class Setup(NamedTuple):
         kind: what it runs, see `worker.py`.
         socket: descriptor of the socket for jobs.
         boxes: an empty folder of ours, for its boxes.
-        confined: whether it and its programs are locked up.
+        confined: whether it and its programs are confined.
         landlock: whether Landlock governs files.
         own_disk: how the boxes get a file system of their own: "namespaces" makes them, "mount"
             mounts in those that bubblewrap made, "" leaves the folder as it is.
@@ -72,7 +72,7 @@ class Setup(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What a program may take; see `verdict.Limits`, which a server does not load."""
+    """The limits of a program; see `verdict.Limits`, which a server does not load."""
 
     wall_s: float
     memory_bytes: int
@@ -86,7 +86,7 @@ class Job:
 
     Attributes:
         source, tests, stdin, entry: see `verdict.Program`.
-        bounds: what it may take.
+        bounds: its limits.
         isolate: whether solution and tests run in two processes.
         careful: whether nothing of it is looked at by the server itself.
     """
@@ -109,7 +109,7 @@ class Job:
 
 
 class Answer(NamedTuple):
-    """What became of a program; see `verdict.Verdict`.
+    """How a program ended; see `verdict.Verdict`.
 
     Attributes:
         spent: whether the server must be replaced: what the program left could not be removed.

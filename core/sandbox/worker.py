@@ -39,7 +39,7 @@ class Runner(Protocol):
         ...
 
     def answer(self, fields: list[bytes]) -> Answer:
-        """What became of a job."""
+        """The answer about a job."""
         ...
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     """
     setup = Setup.of(argv)
     jobs = _socket.socket(fileno=setup.socket)  # the plain one: Python's own brings much along
-    complaints = os.dup(2)  # its own place is the programs'
+    errors = os.dup(2)  # descriptor 2 itself is the programs'
     try:
         limited = _own_disks(setup)
         if setup.confined:
@@ -65,12 +65,12 @@ def main(argv: Sequence[str]) -> None:
         send(jobs, [b"ready"])
         while (fields := receive(jobs)) is not None:
             send(jobs, pack_answer(runner.answer(fields)))
-    except Exception as error:  # the sandbox hears of it, and starts another server
+    except Exception as error:  # the sandbox reads it, and starts another server
         import traceback
 
         report = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):
-            os.write(complaints, report.encode(errors="replace"))
+            os.write(errors, report.encode(errors="replace"))
         os._exit(1)
     os._exit(0)
 
