@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from codecria.data.errors import UsageError
-from codecria.data.quantities import parse_count
+from codecria.data.quantities import parse_bytes, parse_count
 
 # Help groups (rich_help_panel); one name for one idea across verbs.
 INPUT = "Input"
@@ -174,6 +174,33 @@ JsonLines = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=OUTPUT),
+]
+
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --dry-run: devices that share the run.", rich_help_panel=OUTPUT),
+]
+
+
+def _bytes(text: Any) -> int:
+    """Bytes as people write them: 80GB."""
+    try:
+        found = parse_bytes(str(text))
+    except UsageError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from error
+    if found < 1:
+        raise ValueError(f"{text} is less than 1: use bytes, such as 80GB")
+    return found
+
+
+DeviceMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="BYTES",
+        help="With --dry-run: memory of each device, such as 80GB.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 

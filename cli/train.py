@@ -24,6 +24,8 @@ from .options import (
     Changes,
     Decontaminate,
     Device,
+    DeviceMemory,
+    Devices,
     DryRun,
     Dtype,
     Threads,
@@ -180,14 +182,21 @@ def verb(name: str, *others: str) -> Callable[..., None]:
         threads: int | None,
         show: int | None,
         dry_run: bool,
+        devices: int | None,
+        device_memory: int | None,
         as_json: bool,
         **given: Any,
     ) -> None:
+        if (devices is not None or device_memory is not None) and not dry_run:
+            raise UsageError(
+                "--devices and --device-memory are for plans",
+                hint="add --dry-run; torchrun --nproc-per-node N starts several processes",
+            )
         request = _request({"recipe": name} | given, threads)
         if show is not None:
             show_examples(request, show, as_json=as_json)
         elif dry_run:
-            show_plan(request, out, as_json=as_json)
+            show_plan(request, out, as_json=as_json, devices=devices, device_memory=device_memory)
         elif out is None:
             raise UsageError(
                 "there is no --out", hint="name a folder for the run, such as --out run"
@@ -227,6 +236,8 @@ _COMMON = [
             None,
         ),
         ("dry_run", DryRun, False),
+        ("devices", Devices, None),
+        ("device_memory", DeviceMemory, None),
         (
             "as_json",
             Annotated[

@@ -29,3 +29,17 @@ def parse_count(text: str | int) -> int:
     if number != number.to_integral_value():
         raise UsageError(f"{text!r} is not a whole number", hint="write it as 1500 or 1.5K")
     return int(number)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from their written form: a count, with or without a B after K, M, G or T.
+
+    >>> parse_bytes("80GB"), parse_bytes("512M")
+    (80000000000, 512000000)
+
+    Raises:
+        UsageError: as `parse_count`.
+    """
+    if isinstance(text, str) and re.search(r"[KMGTkmgt][Bb]\Z", text.strip()):
+        text = text.strip()[:-1]
+    return parse_count(text)

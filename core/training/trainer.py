@@ -275,8 +275,12 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """Loss of a (micro-)batch over `count` targets, and each token's."""
         backend: Backend = "xformers" if self.run.attention == "xformers" else "sdpa"
+        # Where activations are recomputed, autocast's cache would keep a copy of every weight.
         with torch.autocast(
-            self.device.type, DTYPES[self.run.dtype], enabled=self.run.dtype != "float32"
+            self.device.type,
+            DTYPES[self.run.dtype],
+            enabled=self.run.dtype != "float32",
+            cache_enabled=not self.run.recompute,
         ):
             return batch_loss(
                 forward,

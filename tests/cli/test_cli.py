@@ -414,6 +414,22 @@ def test_options_win_over_the_environment_that_over_the_file_that_over_defaults(
     assert steps_of(codecria(*plan)) == 11
 
 
+def test_the_command_line_plans_every_stage_for_devices_that_are_not_at_hand(
+    codecria: Call,
+) -> None:
+    devices = ("--devices", "64", "--device-memory", "80GB")
+    for verb in ("pretrain", "fim", "lcft", "instruct"):
+        size = "34b" if verb == "instruct" else "7b"
+        told = codecria(verb, "--size", size, "--dry-run", "--json", *devices)
+        assert told.status == 0, told.err
+        assert json.loads(told.out)["spread"]["devices"] == 64
+    told = codecria("pretrain", "--size", "7b", "--dry-run", *devices)
+    assert b"fits 80 GB: yes" in told.out
+    refused = codecria("pretrain", "--size", "7b", "--out", "run", "--devices", "2")
+    assert refused.status == 2
+    assert "--devices and --device-memory are for plans" in refused.err
+
+
 def test_a_config_file_reaches_the_parts_of_a_verb(codecria: Call, tmp_path: Path) -> None:
     config, fields = tmp_path / "c.toml", tmp_path / "fields.toml"
     config.write_text("[recipes.validate]\njson = true\nsize = '13b'\n")
