@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator
 
 from .chosen import is_sure_name, looks_chosen
-from .findings import KEY, PASSWORD, Document, Finding, Redaction
+from .findings import KEY, PASSWORD, Document, Finding, Redaction, words
 from .randomness import UUID, entropy, looks_secret, randomness
 
 # ------------------------------------------------------------------------------------------- names
@@ -47,7 +47,7 @@ _SECRET_NAME = re.compile(
 )
 _PASSWORD_NAME = re.compile(
     r"pass_?w(?:or)?[dt]|passphrase|pass_?code|(?:^|_)(?:pwd|pass|pw)(?:_|$)|(?:db|sql|user|root|ssh)pass$"
-    r"|pwd$"
+    r"|pwd$|^(?:requirepass|masterauth|bindpw|rootpw)$"
 )
 # Names of what goes with a secret but is none, and of what everybody may see.
 _OPEN_NAME = re.compile(
@@ -107,7 +107,7 @@ _STRING = (
 _QUOTED = re.compile(
     rf"""(?P<close>["'`]?)\)?\]?
     (?P<sign>\s{{0,8}}(?:={{1,3}}>?|!==?|:=|\?=|\+=|\|\|=|\?\?=
-         |<-
+         |<-|[ ](?:\*?string|\[\]byte)[ ]{{0,4}}=(?!=)
          |:(?!:)(?:\s{{0,4}}[&A-Za-z][\w.<>\[\]|&' ?]{{0,40}}=(?!=))?)
        |,[ ]{{0,4}}|\(|[ \t]{{1,4}}\|[ \t]{{1,4}}|[ \t]{{1,4}})
     \s{{0,40}}(?:[$@A-Za-z]{{1,2}}(?=["'`]))?\(?{_STRING}""",
@@ -141,6 +141,7 @@ _ARGUMENT = re.compile(r"(?P<close>)(?P<sign>=|[ \t]{1,4})(?P<secret>\S{8,1000})
 _SETS = re.compile(
     r"\b(?:ENV|ARG|setx?|setenv|export|set -[a-zA-Z]+|config set|secret set)\s{1,4}$"
 )
+_DIRECTIVES = words("requirepass masterauth bindpw rootpw")  # of Redis, LDAP, kickstart
 _ACCOUNT = re.compile(r"\b(?:machine|login|default|account)\s")
 _LINE_HEAD = re.compile(
     r"[\s>#/*;|!:-]*(?:(?:export|ENV|ARG|setx?|const|let|var|val|final|static|public|private|def"
@@ -189,7 +190,9 @@ def _bare(text: str, start: int, end: int) -> tuple[int, int] | None:
     prefix = text[line:start]
     before = prefix[-1:]
     flag = name.startswith("-") and (not before or before.isspace() or before in "\"'")
-    account = name in ("password", "passwd") and _ACCOUNT.search(text, max(0, start - 200), start)
+    account = name in _DIRECTIVES and not prefix.strip()
+    if name in ("password", "passwd"):
+        account = _ACCOUNT.search(text, max(0, start - 200), start) is not None
     match = (_ARGUMENT if flag or account else _BARE).match(text, end)
     if match is None or match["secret"][:1] in "\"'`":
         return None

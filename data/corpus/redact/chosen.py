@@ -18,7 +18,7 @@ LEAST_CHOSEN, MOST_CHOSEN = 8, 64  # characters
 # Names whose value is a password or a secret itself: `db_password`, `JWT_SECRET`, `root_pwd_2`.
 _SURE_NAME = re.compile(
     r"(?:pass_?w(?:or)?[dt]|passphrase|pass_?code|pwd|(?:^|_)(?:pass|pw)|(?:db|sql|user|root|ssh)pass"
-    r"|secret|secret_?key(?:_base)?|secret_?access_?key)"
+    r"|^(?:requirepass|masterauth|bindpw|rootpw)|secret|secret_?key(?:_base)?|secret_?access_?key)"
     r"(?:_?\d{1,2}|_(?:prod|production|dev|development|staging|live|default))?$"
 )
 # What a program fills in, wherever it stands in a value.

@@ -261,6 +261,9 @@ FORMS: tuple[Form, ...] = (
     Form(name="composer", text='{"http-basic": {"r.io": {"username": "joe", "password": "@@"}}}\n', alphabet=PUNCTUATION.replace("\\", "")),
     Form(name="heroku legacy", text="HEROKU_API_KEY=@@\n", alphabet=LOWER_HEX, size=32, written=lambda v: "-".join((v[:8], v[8:12], v[12:16], v[16:20], v[20:]))),
     # more languages and files
+    Form(name="go var", text='var dbPassword string = "@@"\n'),
+    Form(name="redis requirepass", text="port 6379\nrequirepass @@\n"),
+    Form(name="ldap bindpw", text="binddn cn=joe\nbindpw @@\n"),
     Form(name="rust const", text='const API_TOKEN: &str = "@@";\n', size=32),
     Form(name="r arrow", text=f'{PW} <- "@@"\n', alphabet=PUNCTUATION),
     Form(name="c# interpolated", text='string ApiKey = $"@@";\n', size=32),
@@ -288,6 +291,7 @@ _CERTAIN = frozenset(
     |--password=|--password |-e variable|-e quoted|--from-literal|curl -u|curl --user quoted|sshpass
     |mysql -p|docker login -p|sql identified by|sql password|basic|netrc|netrc lines|pypirc|composer
     |r arrow|htpasswd|pgpass|requests auth|basic auth object
+    |go var|redis requirepass|ldap bindpw
     """.replace("\n    ", "")
     .strip("\n")
     .split("|")
