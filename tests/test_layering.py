@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ class Import:
     deferred: bool
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A module's syntax tree, read once."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
     """Every import of a module, relative ones made absolute."""
     package = ["codecria", *path.relative_to(ROOT).parent.parts]
 
@@ -50,7 +58,7 @@ def imports(path: Path) -> Iterator[Import]:
                     if isinstance(child, ast.AST):
                         yield from visit(child, inner)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return tuple(visit(parsed(path), False))
 
 
 def within(name: str, package: str) -> bool:
@@ -123,7 +131,7 @@ def test_libraries_never_print_or_exit(part: str) -> None:
         if path.relative_to(ROOT).parts[0] == part
         # Programs of their own, whose children end as the programs they run.
         and everywhere(path) not in PROCESSES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call)
         and (name := ast.unparse(node.func))
         in {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
@@ -165,7 +173,7 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=everywhere)
 def test_everything_public_has_a_docstring(path: Path) -> None:
-    assert list(undocumented(ast.parse(path.read_text(encoding="utf-8")))) == []
+    assert list(undocumented(parsed(path))) == []
 
 
 # Beside the boundary, the loader: its thread hands what went wrong to whoever asks for the batch.
@@ -179,7 +187,7 @@ def test_nothing_catches_every_exception_outside_the_error_boundary(path: Path) 
         return
     broad = [
         node.lineno
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"})
     ]

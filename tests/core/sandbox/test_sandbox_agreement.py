@@ -17,6 +17,8 @@ from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.sandbox import choose_tier
 from codecria.data.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 1.0
 # (name, head, right body, tests)
 FUNCTIONS = [

@@ -17,6 +17,8 @@ from codecria.core.sandbox.child import KEY_BYTES
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
+pytestmark = pytest.mark.slow  # compilers run
+
 LIMITS = Limits(wall_s=3.0, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
 NAMES = ("javascript", "cpp", "java")
 

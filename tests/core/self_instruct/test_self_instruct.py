@@ -147,6 +147,7 @@ def test_the_first_solution_that_passes_is_kept_by_its_sample_number(
     assert kept == [first for first in firsts if first is not None]
 
 
+@pytest.mark.slow
 def test_a_misbehaving_endpoint_changes_nothing(
     tmp_path: Path, endpoint: Any, remote: Callable[..., Endpoint]
 ) -> None:
@@ -251,6 +252,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_files(
     tmp_path: Path, endpoint: Any, remote: Callable[..., Endpoint]
 ) -> None:
@@ -398,6 +400,7 @@ def test_a_damaged_line_of_a_journal_is_made_again(
     assert same(tmp_path / "plain", tmp_path / "o")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_message_and_nothing_is_lost(
     tmp_path: Path, endpoint: Any, remote: Callable[..., Endpoint]
 ) -> None:
@@ -462,6 +465,7 @@ def test_files_of_requests_and_responses_give_what_an_endpoint_gives(
     assert same(tmp_path / "plain", tmp_path / "o")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_parts_of_the_execution_join_to_the_whole(
     tmp_path: Path, remote: Callable[..., Endpoint], order: tuple[int, ...]

@@ -17,6 +17,7 @@ import pytest
 from codecria.core.self_instruct import pipeline, prompts
 from codecria.core.self_instruct.endpoint import Access, Endpoint
 from codecria.core.self_instruct.prompts import Form
+from codecria.core.self_instruct.request import Request
 from codecria.core.self_instruct.settings import Settings
 
 pytest.importorskip("llama_cpp.server.app", reason="pip install 'llama-cpp-python[server]'")
@@ -55,10 +56,11 @@ def test_llama_cpps_server_answers_every_request(
     tmp_path: Path, small_model: Path, form: Form
 ) -> None:
     from codecria.core.checkpoints.conversion.convert import convert
-    from codecria.core.checkpoints.conversion.request import Layout, Request
+    from codecria.core.checkpoints.conversion.request import Layout
+    from codecria.core.checkpoints.conversion.request import Request as Conversion
 
     gguf = tmp_path / "m.gguf"
-    convert(Request(source=small_model, out=gguf, layout=Layout.GGUF))
+    convert(Conversion(source=small_model, out=gguf, layout=Layout.GGUF))
     notes: list[str] = []
     tests = tmp_path / "tests.jsonl"
     record = {"question": "Add one to it.", "tests": ["assert f(1) == 2", "assert f(2) == 3"]}

@@ -6,7 +6,7 @@ import pytest
 
 from codecria.core.model.config import PAPER_MODELS, preset
 from codecria.core.training.plan import memory_bytes
-from codecria.core.training.recipes import recipe_for
+from codecria.core.training.recipes import RECIPES, recipe_for
 from codecria.core.training.spread import (
     SpreadPlan,
     layer_parameters,
@@ -57,13 +57,16 @@ def test_one_device_needs_what_the_plan_of_one_says(dtype: str) -> None:
     assert set(split) - set(alone) == ({"bfloat16 copies"} if dtype == "bfloat16" else set())
 
 
-@pytest.mark.parametrize("size", PAPER_MODELS)
-@pytest.mark.parametrize("recipe", ["pretrain", "fim", "lcft", "instruct"])
-def test_what_is_said_to_fit_fits_and_the_next_larger_does_not(size: str, recipe: str) -> None:
-    try:
-        found = plan(size, recipe=recipe, devices=16)
-    except UsageError:
-        pytest.skip("the paper has no such recipe")
+PLANNED = [
+    (recipe, size)
+    for recipe, size in RECIPES
+    if recipe in ("pretrain", "fim", "lcft", "instruct") and size in PAPER_MODELS
+]
+
+
+@pytest.mark.parametrize(("recipe", "size"), PLANNED)
+def test_what_is_said_to_fit_fits_and_the_next_larger_does_not(recipe: str, size: str) -> None:
+    found = plan(size, recipe=recipe, devices=16)
     fitting = found.fitting
     if fitting is None:
         assert not found.fits
