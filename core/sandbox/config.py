@@ -5,15 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from codecria.data.errors import UsageError
 
 from .packages import Allowed, allowed
 from .verdict import Limits, Tier
-
-if TYPE_CHECKING:
-    from .sandbox import Sandbox
 
 AUTO = "auto"  # bwrap where it works, else native
 _COMMAND_HINT = "--sandbox command --sandbox-command 'podman run --rm -i --network none IMAGE'"
@@ -98,13 +94,3 @@ class SandboxConfig:
             UsageError: one is not installed, or its files are not known.
         """
         return allowed(self.packages)
-
-    def open(self) -> Sandbox:
-        """A sandbox with servers of its own; close it, or use it as a context manager.
-
-        Raises:
-            UserError: the tier is not offered here, or a server does not start.
-        """
-        from .sandbox import Sandbox
-
-        return Sandbox(self)

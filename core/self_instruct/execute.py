@@ -208,7 +208,7 @@ def _run(
     first = next(programs, None)
     if first is None:
         return
-    with config.open() as sandbox:
+    with Sandbox(config) as sandbox:
         for key, verdict in _verdicts(sandbox, itertools.chain([first], programs)):
             line = {"id": key, **verdict.as_json()}
             verdicts.add([line])

@@ -221,7 +221,7 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
 @contextlib.contextmanager
 def _sandbox(request: Request, asked: Sequence[Problem]) -> Iterator[Sandbox]:
     limits = known_solutions.limits_for(asked, request.timeout_s, request.memory_bytes)
-    with replace(request.sandbox, limits=limits).open() as sandbox:
+    with Sandbox(replace(request.sandbox, limits=limits)) as sandbox:
         yield sandbox
 
 

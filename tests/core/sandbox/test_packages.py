@@ -36,9 +36,9 @@ CONFINED = [
 
 
 def opened(tier: str, *packages: str, confirm: Confirm = Confirm.PASSES) -> Sandbox:
-    return SandboxConfig(
-        tier=tier, workers=1, packages=packages, limits=LIMITS, confirm=confirm
-    ).open()
+    return Sandbox(
+        SandboxConfig(tier=tier, workers=1, packages=packages, limits=LIMITS, confirm=confirm)
+    )
 
 
 @pytest.fixture(scope="module", params=CONFINED)
