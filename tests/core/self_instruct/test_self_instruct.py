@@ -504,7 +504,7 @@ def test_a_part_runs_with_the_packages_of_its_run(
 
 def test_a_part_needs_a_run_with_solutions(tmp_path: Path, remote: Callable[..., Endpoint]) -> None:
     options: dict[str, Any] = {"sandbox": SandboxConfig(), "note": print, "show": print}
-    with pytest.raises(UserError, match="no folder of self-instruct"):
+    with pytest.raises(UserError, match="is not a folder of self-instruct"):
         pipeline.execute_shard(tmp_path, 0, 1, **options)
     run(request(tmp_path / "o", remote(), stop_after="tests"))
     with pytest.raises(UserError, match=r"no solutions\.jsonl yet"):

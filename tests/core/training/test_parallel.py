@@ -18,6 +18,7 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 
 # Each process compares the gradients of its shards with those of a whole model on the whole batch.
 GRADIENTS = """
+import os
 import numpy as np, torch
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
@@ -73,7 +74,8 @@ with joined(torch.device("cpu"), timeout_s=60) as world:
                     torch.testing.assert_close(
                         whole(weight.grad), wanted[name], atol=1e-7, rtol=2e-5, msg=name
                     )
-    print("equal")
+    print("equal", flush=True)
+os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
 
 
@@ -334,7 +336,7 @@ def process_of(parent: int, *, rank: int) -> int:
 # Two stages, each unbroken and each stopped twice, in one pair of processes. The ids that each
 # process trains on are kept, step by step.
 RESUMED = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from codecria.core.training import trainer
@@ -377,7 +379,8 @@ with joined(torch.device("cpu"), timeout_s=60) as world:
             kept.append(dict(seen))
         assert sorted(kept[0]) == list(range(9))
         assert kept[0] == kept[1], f"{recipe}: other ids"
-print("equal")
+print("equal", flush=True)
+os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
 
 
