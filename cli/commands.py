@@ -14,6 +14,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from codecria.data.errors import UsageError
+
 from . import options
 
 ENV_PREFIX = "CODECRIA"
@@ -159,8 +161,6 @@ def _split_like_a_shell(parameter: Any) -> None:
         try:
             return shlex.split(value)
         except ValueError as error:
-            from codecria.data.errors import UsageError
-
             name = next(name for name in parameter.envvar if os.environ.get(name))
             raise UsageError(
                 f"{name}={value!r} has an open quote ({error})", hint="quote values as in a shell"

@@ -6,6 +6,7 @@ A verb uses an alias as the annotation of its parameter and gives the default it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,16 +37,6 @@ TierName = Literal["auto", "bwrap", "native", "command", "none"]
 
 Model = Annotated[
     Path,
-    typer.Option(
-        "--model",
-        "-m",
-        envvar="CODECRIA_MODEL",
-        help="Checkpoint or run folder.",
-        rich_help_panel=INPUT,
-    ),
-]
-OptionalModel = Annotated[
-    Path | None,
     typer.Option(
         "--model",
         "-m",
@@ -182,21 +173,30 @@ Devices = Annotated[
 ]
 
 
-def _bytes(text: Any) -> int:
-    """Bytes as people write them: 80GB."""
-    try:
-        found = parse_bytes(str(text))
-    except UsageError as error:
-        raise ValueError(f"{error.message}: {error.hint}") from error
-    if found < 1:
-        raise ValueError(f"{text} is less than 1: use bytes, such as 80GB")
-    return found
+def _parsed(parse: Callable[[str], int]) -> Callable[[Any], int]:
+    """A parser whose refusals Typer reports with the option's name."""
+
+    def read(text: Any) -> int:
+        try:
+            return parse(str(text))  # a configuration file may hold a number
+        except UsageError as error:
+            raise ValueError(f"{error.message}: {error.hint}") from error
+
+    return read
+
+
+def _memory_size(text: str) -> int:
+    """Bytes of memory as people write them, such as 80GB; at least 1."""
+    size = parse_bytes(text)
+    if size < 1:
+        raise UsageError(f"{text} is less than 1", hint="use bytes, such as 80GB")
+    return size
 
 
 DeviceMemory = Annotated[
     int | None,
     typer.Option(
-        parser=_bytes,
+        parser=_parsed(_memory_size),
         metavar="BYTES",
         help="With --dry-run: memory of each device, such as 80GB.",
         rich_help_panel=OUTPUT,
@@ -222,14 +222,9 @@ def count_option(help: str, *names: str, panel: str | None = None) -> Any:
         names: of the option, if not the parameter's.
         panel: the help group.
     """
-
-    def parse(text: Any) -> int:
-        try:
-            return parse_count(str(text))  # a configuration file may hold a number
-        except UsageError as error:
-            raise ValueError(f"{error.message}: {error.hint}") from error
-
-    return typer.Option(*names, parser=parse, metavar="N", help=help, rich_help_panel=panel)
+    return typer.Option(
+        *names, parser=_parsed(parse_count), metavar="N", help=help, rich_help_panel=panel
+    )
 
 
 def complete_sizes(incomplete: str) -> list[str]:
