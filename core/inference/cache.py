@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codecria.core.model.attention import attend_one, attend_with_past, length_mask
+from codecria.core.model.attention import attend_few, attend_with_past, length_mask
 from codecria.core.model.config import ModelConfig
 
 
@@ -107,25 +107,37 @@ class ChunkAttention:
         return attend_with_past(q, seen_k, seen_v, self.start)
 
 
-class TokenAttention:
-    """Attention of one new token a sequence, at each sequence's own length.
+class CachedAttention:
+    """Attention of a few new tokens a sequence, at each sequence's own length.
 
-    One object serves all layers of one step.
+    One object serves all layers of one step. The tensors' T is that of the sequence with the most
+    new tokens; what stands after another's is neither stored nor seen.
+
+    Args:
+        cache: the sequences before the step.
+        counts: new tokens of each, at least one.
+
+    Attributes:
+        positions: (B,T) of the new tokens.
+        sequence, step: (N,) the row and place among the new ones of every new token.
     """
 
-    def __init__(self, cache: KeyValueCache) -> None:
+    def __init__(self, cache: KeyValueCache, counts: list[int]) -> None:
         self.cache = cache
-        self.longest = max(cache.lengths) + 1
-        device = cache.keys.device
-        even = min(cache.lengths) + 1 == self.longest
-        self.places = torch.tensor(cache.lengths, device=device)
-        self.rows = torch.arange(len(cache.lengths), device=device)
-        self.mask = None if even else length_mask(self.places + 1, self.longest)
+        device, T = cache.keys.device, max(counts)
+        lengths = torch.tensor(cache.lengths, device=device)
+        self.positions = lengths.unsqueeze(1) + torch.arange(T, device=device)
+        self.longest = max(a + b for a, b in zip(cache.lengths, counts, strict=True))
+        places = [(row, t) for row, count in enumerate(counts) for t in range(count)]
+        self.sequence, self.step = torch.tensor(places, device=device).unbind(1)
+        self.places = self.positions[self.sequence, self.step]  # (N,)
+        even = T == 1 and min(cache.lengths) == max(cache.lengths)
+        self.mask = None if even else length_mask(self.positions + 1, self.longest)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B,1,H,D), (B,1,K,D), (B,1,K,D) -> (B,1,H,D)."""
+        """(B,T,H,D), (B,T,K,D), (B,T,K,D) -> (B,T,H,D)."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]  # (B,K,S,D)
-        keys[self.rows, :, self.places] = k[:, 0].to(keys.dtype)
-        values[self.rows, :, self.places] = v[:, 0].to(values.dtype)
+        for tensor, new in ((keys, k), (values, v)):
+            tensor[self.sequence, :, self.places] = new[self.sequence, self.step].to(tensor.dtype)
         seen_k, seen_v = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
-        return attend_one(q, seen_k, seen_v, self.mask)
+        return attend_few(q, seen_k, seen_v, self.mask)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from codecria.data.errors import UsageError
 
 from .healing import Opening
 from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 FinishReason = Literal["stop", "length"]
 
@@ -132,7 +136,7 @@ class Decoding:
         limit: longest completion, in tokens.
         stops: strings that end it and are not part of it.
         ends: ids that end it and are not part of it.
-        banned: (V,) ids that are not drawn, or None.
+        banned: ids that are not drawn, or None.
         opening: text that it must begin with, and that is not shown.
         ids: generated so far.
         text: of these ids, without what is not shown.
@@ -147,12 +151,12 @@ class Decoding:
     number: int
     prompt: tuple[int, ...]
     sampling: Sampling
-    generator: torch.Generator
+    generator: Generator | None
     stream: TextStream
     limit: int
     stops: tuple[str, ...]
     ends: frozenset[int]
-    banned: torch.Tensor | None = None
+    banned: npt.NDArray[np.intp] | None = None
     opening: Opening | None = None
     ids: list[int] = field(default_factory=list)
     text: str = ""

@@ -10,6 +10,7 @@ import torch
 
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import DTYPES, Checkpoint, load_model
+from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -17,7 +18,9 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from .decoding import Completion, Limits
 from .engine import BATCH, Engine, complete
 from .healing import Opening
+from .runner import Runner
 from .sampling import Sampling
+from .torch_runner import TorchRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,12 @@ class Generator:
     """What completion needs; make one with `Generator.load`.
 
     Attributes:
-        model: in evaluation, on its device.
+        runner: the model with its key-value cache.
         tokenizer: the one the model was trained with.
         ends: ids that end a completion, as the checkpoint's files name them.
     """
 
-    model: Transformer
+    runner: Runner
     tokenizer: Tokenizer
     ends: frozenset[int]
 
@@ -58,7 +61,18 @@ class Generator:
         model = load_model(
             checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
         )
-        return cls(model.eval(), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
+        return cls(TorchRunner(model.eval()), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the model."""
+        return self.runner.config
+
+    @property
+    def model(self) -> Transformer:
+        """The model in PyTorch, in evaluation."""
+        assert isinstance(self.runner, TorchRunner), "another engine was loaded"
+        return self.runner.model
 
     def banned(self, *, specials: bool = False) -> frozenset[int]:
         """Ids that are never drawn unless they end a completion, because they are no text.
@@ -69,7 +83,7 @@ class Generator:
         Args:
             specials: whether special pieces may be drawn, and rows without a piece alone may not.
         """
-        rows = range(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        rows = range(self.tokenizer.vocab_size, self.config.vocab_size)
         return frozenset(rows) | (frozenset() if specials else self.tokenizer.special_ids)
 
     def engine(self, *, batch: int = BATCH) -> Engine:
@@ -78,7 +92,7 @@ class Generator:
         Args:
             batch: sequences decoded side by side.
         """
-        return Engine(self.model, self.tokenizer.stream, batch=batch, banned=self.banned())
+        return Engine(self.runner, self.tokenizer.stream, batch=batch, banned=self.banned())
 
     def complete(
         self,
@@ -99,7 +113,7 @@ class Generator:
             specials: whether completions may hold special pieces.
         """
         return complete(
-            self.model,
+            self.runner,
             ids,
             new_stream=self.tokenizer.stream,
             sampling=sampling,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 MOST_TOKENS = 4  # removed from the prompt
 
@@ -29,9 +29,9 @@ class Opening:
     text: bytes
     pieces: tuple[bytes, ...]
 
-    def allowed(self, left: bytes) -> Tensor:
+    def allowed(self, left: bytes) -> npt.NDArray[np.bool_]:
         """(V,) which tokens may be drawn while this much of the opening is left."""
-        return torch.tensor(
+        return np.array(
             [bool(p) and (p.startswith(left) or left.startswith(p)) for p in self.pieces]
         )
 

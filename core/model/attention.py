@@ -21,7 +21,7 @@ With grouped queries the CPU kernels read each key-value head in place, for all 
 CUDA the heads are copied: the backward of xformers takes no grouped heads.
 
 Generation reads a key-value cache (core/inference/cache.py): a chunk of a prompt sees the whole
-past and, causally, itself; one decoded token sees its sequence's past.
+past and, causally, itself; decoded tokens see their sequence's past and each other's.
 
 Shapes: B batch, T tokens, S cached tokens, H query heads, K key-value heads, D head dimension,
 M = B * T packed tokens.
@@ -345,27 +345,30 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> tuple[Tensor,
 
 
 def length_mask(lengths: Tensor, S: int) -> Tensor:
-    """Which of S cached keys each sequence has, for `attend_one`: (B,) -> (B,1,1,S), boolean."""
-    B = len(lengths)
-    return (torch.arange(S, device=lengths.device) < lengths.view(B, 1)).view(B, 1, 1, S)
+    """Which of S cached keys each query sees, for `attend_few`: (B,T) -> (B,1,T,S), boolean."""
+    return (torch.arange(S, device=lengths.device) < lengths.unsqueeze(-1)).unsqueeze(1)
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """One decoded token a sequence against its cached keys.
+def attend_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """A few decoded tokens a sequence against its cached keys.
 
     The query heads of one key-value head stand as queries of one call, so grouped-query attention
     reads each key once.
 
     Args:
-        q: (B,1,H,D).
-        k, v: (B,K,S,D), the cache up to the longest sequence, the new token included.
-        mask: (B,1,1,S) from `length_mask`, built once for all layers; None when all sequences
-            have S keys.
+        q: (B,T,H,D).
+        k, v: (B,K,S,D), the cache up to the longest sequence, the new tokens included.
+        mask: (B,1,T,S) from `length_mask`, built once for all layers; None when all queries see
+            all S keys.
 
     Returns:
-        (B,1,H,D)
+        (B,T,H,D)
     """
-    B, _, H, D = q.shape
+    B, T, H, D = q.shape
     K = k.shape[1]
-    out = F.scaled_dot_product_attention(q.view(B, K, H // K, D), k, v, attn_mask=mask)
-    return out.reshape(B, 1, H, D)
+    G = H // K
+    grouped = q.view(B, T, K, G, D).transpose(1, 2).reshape(B, K, T * G, D)
+    if mask is not None and T > 1 and G > 1:
+        mask = mask.repeat_interleave(G, dim=2)  # (B,1,T G,S)
+    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
+    return out.view(B, K, T, G, D).transpose(1, 2).reshape(B, T, H, D)

@@ -74,7 +74,7 @@ class LocalModel:
     def _replies(self, part: Sequence[tuple[Ask, str, int]]) -> list[Reply]:
         """One reply to each (ask, its id, number of the sample), decoded side by side."""
         generator = self._load()
-        context = generator.model.config.max_context
+        context = generator.config.max_context
         engine = generator.engine(batch=len(part))
         replies: dict[int, Reply] = {}
         places: dict[int, int] = {}

@@ -31,8 +31,7 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
 
     from codecria.core.checkpoints.checkpoint import DTYPES
     from codecria.core.evaluation.likelihood.perplexity import token_losses
-    from codecria.core.inference.cache import KeyValueCache
-    from codecria.core.inference.engine import prefill
+    from codecria.core.inference.torch_runner import TorchRunner
     from codecria.core.model.config import preset
     from codecria.core.model.transformer import Transformer
 
@@ -49,10 +48,9 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
         if arguments.losses:
             token_losses(model, ids)
         else:
-            cache = KeyValueCache(
-                model.config, batch=1, positions=length, dtype=dtype, device=device
-            )
-            prefill(model, cache, [ids[:-1].tolist()])
+            runner = TorchRunner(model)
+            runner.reserve(1, length)
+            runner.prefill(0, [ids[:-1].tolist()])
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -54,7 +54,7 @@ def _batch(
     generator: Generator, asker: Asker, part: Sequence[tuple[Problem, int]], protocol: Protocol
 ) -> list[Sample]:
     """The samples of these problems and numbers, in order."""
-    context = protocol.context or generator.model.config.max_context
+    context = protocol.context or generator.config.max_context
     limits = Limits(max_tokens=protocol.max_tokens, context=context)
     prompts: dict[str, Asked] = {}
     engine = generator.engine(batch=len(part))

@@ -113,7 +113,7 @@ def measure(
         UserError: a file cannot be read, or the shards are of another tokenizer.
     """
     generator = Generator.load(model, device=device, dtype=dtype)
-    context = reading.context or generator.model.config.max_context
+    context = reading.context or generator.config.max_context
     sources = _sources(generator.tokenizer, reading, context)
     weights = _byte_sizes(generator.tokenizer)
     found: dict[str, Sum] = {}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from codecria.core.inference.cache import ChunkAttention, KeyValueCache
-from codecria.core.inference.engine import PREFILL_CHUNK
+from codecria.core.inference.torch_runner import PREFILL_CHUNK
 from codecria.core.model.attention import choose_backend
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.head import Targets

@@ -27,6 +27,7 @@ from codecria.core.evaluation.likelihood.perplexity import (
     token_losses,
 )
 from codecria.core.inference.generator import Generator, tokenizer_of
+from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
@@ -217,7 +218,7 @@ def measure(
             count = _Counter(f"asking{name}", total, progress)
             cells.append(
                 retrieval.grid(
-                    model,
+                    TorchRunner(model),
                     spec.tokenizer,
                     fillers[n],
                     lengths=lengths,

@@ -25,12 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from codecria.core.inference.cache import ChunkAttention, KeyValueCache
-from codecria.core.inference.engine import decode_step, prefill
-from codecria.core.model.transformer import Transformer
+from codecria.core.inference.runner import Runner, Scores
 from codecria.data.errors import UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -342,59 +339,43 @@ def first_number(text: str) -> int | None:
 
 
 class Asked:
-    """A prompt that was read once, to be gone on from in several ways.
+    """A prompt that was read once, to be continued in several ways.
 
     Args:
-        model: in evaluation.
+        runner: whose first row it may use.
         ids: of the prompt.
         room: tokens that may come after it.
     """
 
-    def __init__(self, model: Transformer, ids: Sequence[int], *, room: int) -> None:
-        weight = model.tok_embeddings
-        self.model = model
+    def __init__(self, runner: Runner, ids: Sequence[int], *, room: int) -> None:
+        self.runner = runner
         self.length = len(ids)
-        self.cache = KeyValueCache(
-            model.config,
-            batch=1,
-            positions=self.length + room,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        self.scores = prefill(model, self.cache, [ids])  # (1,V)
+        runner.keep([])
+        runner.reserve(1, self.length + room)
+        self.scores = runner.prefill(0, [ids]).copy()  # (1,V)
 
-    @torch.inference_mode()
     def log_probability(self, candidates: Sequence[Sequence[int]]) -> list[float]:
         """The log-probability of each continuation: the sum over its tokens, in nats.
 
         What candidates begin with alike is read once; the cache holds one sequence throughout.
         """
-        first = self.scores[0].log_softmax(-1).cpu()
-        after: dict[tuple[int, ...], Tensor] = {}
+        first = _log_softmax(self.scores)[0]
+        after: dict[tuple[int, ...], Scores] = {}
         found = []
         for candidate in candidates:
             stem = tuple(candidate[:-1])
             if stem and stem not in after:
-                after[stem] = self._after(stem)
+                self.runner.truncate(0, self.length)
+                after[stem] = _log_softmax(self.runner.decode(0, [stem]))
             total = float(first[candidate[0]])
             for step, token in enumerate(candidate[1:]):
                 total += float(after[stem][step, token])
             found.append(total)
         return found
 
-    def _after(self, stem: Sequence[int]) -> Tensor:
-        """(tokens of stem, V) log-probabilities of the token after each of them."""
-        device = self.cache.keys.device
-        start = self.length
-        positions = torch.arange(start, start + len(stem), device=device).unsqueeze(0)
-        ids = torch.tensor([list(stem)], device=device)
-        hidden = self.model(ids, positions, ChunkAttention(self.cache, start))
-        return self.model.logits(hidden[0]).log_softmax(-1).cpu()
-
-    @torch.inference_mode()
     def greedy(self, tokens: int, *, ends: frozenset[int], vocab_size: int) -> list[int]:
         """The likeliest tokens one by one, up to an end or an id that no piece has."""
-        self.cache.lengths = [self.length]
+        self.runner.truncate(0, self.length)
         scores, found = self.scores, list[int]()
         while True:
             token = int(scores[0].argmax())
@@ -403,22 +384,27 @@ class Asked:
             found.append(token)
             if len(found) == tokens:
                 return found
-            scores = decode_step(self.model, self.cache, [token])
+            scores = self.runner.decode(0, [[token]])
 
 
-def ask(
-    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, *, ends: frozenset[int]
-) -> Answer:
+def _log_softmax(scores: Scores) -> Scores:
+    """(N,V) log-probabilities."""
+    centred = scores - scores.max(-1, keepdims=True)
+    found: Scores = centred - np.log(np.exp(centred).sum(-1, keepdims=True))
+    return found
+
+
+def ask(runner: Runner, tokenizer: Tokenizer, prompt: Prompt, *, ends: frozenset[int]) -> Answer:
     """Let a model answer a prompt.
 
     Args:
-        model: in evaluation.
+        runner: whose first row it may use.
         tokenizer: that the prompt was made with.
         prompt: of `make_prompt`.
         ends: ids that end an answer.
     """
     room = max(ANSWER_TOKENS, *map(len, prompt.candidates))
-    asked = Asked(model, prompt.ids, room=room)
+    asked = Asked(runner, prompt.ids, room=room)
     scores = asked.log_probability(prompt.candidates)
     ids = asked.greedy(ANSWER_TOKENS, ends=ends, vocab_size=tokenizer.vocab_size)
     text = tokenizer.decode_continuation(ids)
@@ -453,7 +439,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def grid(
-    model: Transformer,
+    runner: Runner,
     tokenizer: Tokenizer,
     filler: Sequence[Filler],
     *,
@@ -467,7 +453,7 @@ def grid(
     """Every length and position, as JSON values: a row a cell.
 
     Args:
-        model: in evaluation.
+        runner: whose first row it may use.
         tokenizer: its own.
         filler: see `measured`.
         lengths: of the prompts, in tokens; at least `shortest`.
@@ -486,7 +472,7 @@ def grid(
                     tokenizer, filler, length=length, position=position, seed=seed, example=example
                 )
                 prompts.append(prompt)
-                answers.append(ask(model, tokenizer, prompt, ends=ends))
+                answers.append(ask(runner, tokenizer, prompt, ends=ends))
                 done()
             greedy, forced = (sum(getattr(a, way) for a in answers) for way in ("greedy", "forced"))
             cells.append(

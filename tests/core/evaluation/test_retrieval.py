@@ -202,7 +202,7 @@ def test_forced_choice_is_what_separate_forwards_give(
     generator: Generator, filler: list[Filler]
 ) -> None:
     prompt = make_prompt(generator.tokenizer, filler, length=150, position=0.5, seed=3, example=0)
-    asked = Asked(generator.model, prompt.ids, room=4)
+    asked = Asked(generator.runner, prompt.ids, room=4)
     rng = random.Random(0)
     uneven = [[rng.randrange(3, 600) for _ in range(size)] for size in (1, 2, 3, 4, 2)]
     candidates = [*prompt.candidates, *uneven]
@@ -215,7 +215,7 @@ def test_the_greedy_answer_is_what_generate_writes_even_after_the_choice(
     generator: Generator, filler: list[Filler]
 ) -> None:
     prompt = make_prompt(generator.tokenizer, filler, length=150, position=0.2, seed=1, example=4)
-    answer = ask(generator.model, generator.tokenizer, prompt, ends=generator.ends)
+    answer = ask(generator.runner, generator.tokenizer, prompt, ends=generator.ends)
     limits = Limits(max_tokens=8, context=1_000)
     *_, (_, done) = generator.complete(prompt.ids, Sampling(), limits)
     assert not isinstance(done, str)
@@ -234,12 +234,12 @@ def test_rank_and_choice_follow_the_scores(generator: Generator, filler: list[Fi
             for value, candidate in zip(VALUES, prompt.candidates, strict=True)
         }
         order = sorted(VALUES, key=lambda value: -scores[value])
-        answer = ask(generator.model, generator.tokenizer, prompt, ends=generator.ends)
+        answer = ask(generator.runner, generator.tokenizer, prompt, ends=generator.ends)
         assert answer.rank == order.index(prompt.value) + 1
         assert answer.forced == (order[0] == prompt.value)
         ranks.append(answer.rank)
     [cell] = grid(
-        generator.model,
+        generator.runner,
         generator.tokenizer,
         filler,
         lengths=[130],
@@ -261,7 +261,7 @@ def test_the_likeliest_number_is_chosen_when_it_is_the_value(
         key=lambda v: naive(generator.model, prompt.ids, prompt.candidates[VALUES.index(v)]),
     )
     answer = ask(
-        generator.model, generator.tokenizer, replace(prompt, value=best), ends=generator.ends
+        generator.runner, generator.tokenizer, replace(prompt, value=best), ends=generator.ends
     )
     assert (answer.forced, answer.rank) == (True, 1)
 
@@ -276,14 +276,16 @@ def test_a_number_that_is_generated_is_right_when_it_is_the_value(
         said = {tokenizer.encode(text, leading_space=False)[-1] for text in (*digits, "\n", "(")}
         unsaid = [i for i in range(tokenizer.vocab_size) if i not in said]
         path = random_model(tokenizer, max_context=64, unsaid=unsaid)
-        model = Generator.load(path, device="cpu", dtype="float32").model
+        runner = Generator.load(path, device="cpu", dtype="float32").runner
         for example in range(4):
             prompt = make_prompt(tokenizer, filler, length=120, position=0, seed=0, example=example)
-            answer = ask(model, tokenizer, prompt, ends=frozenset())
+            answer = ask(runner, tokenizer, prompt, ends=frozenset())
             number = first_number(answer.text)
             assert answer.greedy == (number == prompt.value)
             if number in VALUES:
-                assert ask(model, tokenizer, replace(prompt, value=number), ends=frozenset()).greedy
+                assert ask(
+                    runner, tokenizer, replace(prompt, value=number), ends=frozenset()
+                ).greedy
                 right += 1
         if right:
             break

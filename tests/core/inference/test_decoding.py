@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from codecria.core.inference.decoding import Completion, Limits, held_back, stop_at
 from codecria.core.inference.engine import complete
 from codecria.core.inference.sampling import Sampling
+from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
@@ -60,7 +61,7 @@ def run(model: Transformer, prompt: list[int], **options: object) -> list[Comple
     settings = {"sampling": Sampling(), "ends": NO_END, "limits": Limits(**limits)} | options  # type: ignore[arg-type]
     streamed: dict[int, str] = {}
     done: dict[int, Completion] = {}
-    for number, event in complete(model, prompt, new_stream=Letters, **settings):  # type: ignore[arg-type]
+    for number, event in complete(TorchRunner(model), prompt, new_stream=Letters, **settings):  # type: ignore[arg-type]
         if isinstance(event, str):
             assert number not in done, "text after the end"
             streamed[number] = streamed.get(number, "") + event

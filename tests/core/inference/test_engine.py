@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codecria.core.inference.cache import KeyValueCache
 from codecria.core.inference.decoding import Completion, Limits
-from codecria.core.inference.engine import Engine, complete, decode_step, prefill
+from codecria.core.inference.engine import Engine, complete
 from codecria.core.inference.healing import Opening
 from codecria.core.inference.sampling import Sampling
+from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
@@ -19,7 +20,6 @@ from codecria.data.errors import UserError
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=26, max_context=64
 )
-CPU = torch.device("cpu")
 END = 3
 
 
@@ -63,7 +63,7 @@ def test_a_sequence_does_not_depend_on_when_it_comes_or_on_what_goes(
     model: Transformer, asked: list[tuple], batch: int
 ) -> None:
     # Kills: rows of the cache mixed up when one ends, another's limits, stops or random numbers.
-    engine = Engine(model, Letters, batch=batch)
+    engine = Engine(TorchRunner(model), Letters, batch=batch)
     texts: dict[int, str] = {}
     done: dict[int, Completion] = {}
     numbers: dict[int, int] = {}
@@ -94,7 +94,7 @@ def test_a_sequence_does_not_depend_on_when_it_comes_or_on_what_goes(
         [alone] = [
             event
             for _, event in complete(
-                model,
+                TorchRunner(model),
                 prompt,
                 new_stream=Letters,
                 sampling=Sampling(temperature=temperature, seed=seed),
@@ -125,13 +125,14 @@ def test_the_cache_may_be_of_another_type_than_the_weights(
     twin.load_state_dict(model.state_dict())
     prompts, scores = [[1, 5, 9, 20, 4, 2], [7, 7]], []
     for stored in (cache_dtype, dtype):
-        cache = KeyValueCache(CONFIG, batch=2, positions=12, dtype=stored, device=CPU)
-        prefill(twin, cache, prompts)
-        scores.append(decode_step(twin, cache, [3, 11]))
-        assert cache.keys.dtype == stored
-    error = (scores[0] - scores[1]).abs().max() / scores[1].std()
+        runner = TorchRunner(twin, cache_dtype=stored)
+        runner.reserve(2, 12)
+        runner.prefill(0, prompts)
+        scores.append(runner.decode(0, [[3], [11]]))
+        assert runner.cache.keys.dtype == stored
+    error = np.abs(scores[0] - scores[1]).max() / scores[1].std()
     assert error < (1e-9 if cache_dtype == dtype else 0.05)
-    engine = Engine(twin, Letters, cache_dtype=cache_dtype)
+    engine = Engine(TorchRunner(twin, cache_dtype=cache_dtype), Letters)
     for prompt in prompts:
         engine.add(prompt, sampling=Sampling(), limits=Limits(max_tokens=4), ends=frozenset())
     assert sum(isinstance(event, Completion) for _, event in engine.run()) == 2
@@ -139,7 +140,7 @@ def test_the_cache_may_be_of_another_type_than_the_weights(
 
 def test_banned_ids_are_drawn_only_where_they_end(model: Transformer) -> None:
     banned = frozenset(range(4, 26))  # a few letters are left
-    engine = Engine(model, Letters, banned=banned, batch=64)
+    engine = Engine(TorchRunner(model), Letters, banned=banned, batch=64)
     ends = {}
     for seed in range(40):
         end = frozenset({5}) if seed % 2 else frozenset({END})
@@ -163,7 +164,7 @@ def test_ids_beyond_the_pieces_cannot_end_a_healed_completion(model: Transformer
     opening = Opening(text=b"ca", pieces=pieces)
     for seed in range(20):
         events = complete(
-            model,
+            TorchRunner(model),
             [1, 2],
             new_stream=Letters,
             sampling=Sampling(temperature=5.0, seed=seed),
@@ -180,7 +181,7 @@ def test_ids_beyond_the_pieces_cannot_end_a_healed_completion(model: Transformer
 def test_an_opening_that_no_token_continues_is_given_up(model: Transformer) -> None:
     opening = Opening(text=b"ab", pieces=(b"", b"a", b"x"))
     events = complete(
-        model,
+        TorchRunner(model),
         [1],
         new_stream=Letters,
         sampling=Sampling(),
@@ -201,7 +202,7 @@ def test_scores_that_are_not_finite_end_in_one_clear_error(bad: float, temperatu
     with pytest.raises(UserError, match="the model's scores are not finite") as refused:
         list(
             complete(
-                broken.eval(),
+                TorchRunner(broken.eval()),
                 [1, 2],
                 new_stream=Letters,
                 sampling=Sampling(temperature=temperature),

@@ -8,7 +8,7 @@ from torch import Tensor, library
 
 from codecria.core.model.attention import (
     PackedAttention,
-    attend_one,
+    attend_few,
     attend_with_past,
     choose_backend,
     length_mask,
@@ -171,14 +171,25 @@ def test_a_chunk_sees_the_whole_past_and_itself_causally(
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
 def test_one_token_sees_its_own_sequence_alone(n_kv_heads: int) -> None:
     q, k, v = draw(3, 1, 4, 8), draw(3, 9, n_kv_heads, 8), draw(3, 9, n_kv_heads, 8)
-    lengths = torch.tensor([9, 1, 4])
-    seen = (torch.arange(9) < lengths[:, None]).unsqueeze(1)
+    lengths = torch.tensor([9, 1, 4])[:, None]
+    seen = (torch.arange(9) < lengths).unsqueeze(1)
     with torch.no_grad():
-        ours = attend_one(q, k.transpose(1, 2), v.transpose(1, 2), length_mask(lengths, 9))
-        even = attend_one(q, k.transpose(1, 2), v.transpose(1, 2), None)
+        ours = attend_few(q, k.transpose(1, 2), v.transpose(1, 2), length_mask(lengths, 9))
+        even = attend_few(q, k.transpose(1, 2), v.transpose(1, 2), None)
     torch.testing.assert_close(ours, naive(q, k, v, seen), atol=2e-5, rtol=1e-4)
     everything = torch.ones(3, 1, 9).bool()
     torch.testing.assert_close(even, naive(q, k, v, everything), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
+def test_several_tokens_see_their_own_sequence_and_each_other(n_kv_heads: int) -> None:
+    # Kills: query heads of a group and tokens in the wrong order, one token's mask for another.
+    q, k, v = draw(2, 3, 4, 8), draw(2, 9, n_kv_heads, 8), draw(2, 9, n_kv_heads, 8)
+    lengths = torch.tensor([[7, 8, 9], [1, 2, 3]])
+    seen = torch.arange(9) < lengths[..., None]
+    with torch.no_grad():
+        ours = attend_few(q, k.transpose(1, 2), v.transpose(1, 2), length_mask(lengths, 9))
+    torch.testing.assert_close(ours, naive(q, k, v, seen), atol=2e-5, rtol=1e-4)
 
 
 def test_the_backend_is_chosen_with_a_reason_and_refused_with_a_hint() -> None:

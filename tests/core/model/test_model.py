@@ -7,8 +7,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
-from codecria.core.inference.cache import KeyValueCache
-from codecria.core.inference.engine import decode_step, prefill
 from codecria.core.model.attention import PackedAttention, pack_offsets
 from codecria.core.model.config import MODELS, PAPER_MODELS, SMALL_MODELS, ModelConfig, preset
 from codecria.core.model.transformer import Transformer, rope_tables
@@ -158,68 +156,6 @@ def test_only_distances_count_so_shifted_positions_change_nothing(config: ModelC
         near = model(ids, positions_from(0, ids), PLAIN)
         far = model(ids, positions_from(1000, ids), PLAIN)
     torch.testing.assert_close(near, far, atol=1e-3, rtol=1e-3)
-
-
-@shapes
-def test_cached_decoding_equals_the_full_forward(config: ModelConfig) -> None:
-    model = fresh(config)
-    ids = tokens(config, 1, 24)
-    with torch.no_grad():
-        full = model.logits(model(ids, positions_from(0, ids), PLAIN))[0]
-    sequence = ids[0].tolist()
-    cache = KeyValueCache(config, batch=1, positions=24, dtype=torch.float32, device=CPU)
-    steps = [prefill(model, cache, [sequence[:10]])]
-    steps += [decode_step(model, cache, [token]) for token in sequence[10:]]
-    torch.testing.assert_close(torch.cat(steps), full[9:], atol=1e-4, rtol=0)
-
-
-def test_a_prompt_prefilled_in_chunks_gives_the_same_scores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = SHAPES["grouped-query, theta 1e6"]
-    model = fresh(config)
-    prompts = [tokens(config, 1, n)[0].tolist() for n in (23, 5, 16)]
-    cache = KeyValueCache(config, batch=3, positions=24, dtype=torch.float32, device=CPU)
-    whole = prefill(model, cache, prompts)
-    monkeypatch.setattr("codecria.core.inference.engine.PREFILL_CHUNK", 4)
-    cut = KeyValueCache(config, batch=3, positions=24, dtype=torch.float32, device=CPU)
-    torch.testing.assert_close(prefill(model, cut, prompts), whole, atol=1e-4, rtol=0)
-    step = [1, 2, 3]
-    torch.testing.assert_close(
-        decode_step(model, cut, step), decode_step(model, cache, step), atol=1e-4, rtol=0
-    )
-
-
-def test_what_lies_in_unused_memory_does_not_reach_the_scores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Kills: a cache of unset memory, where a masked NaN still spoils the sum.
-    def poisoned(*shape: object, **options: object) -> torch.Tensor:
-        return torch.full(*shape, float("nan"), **options)  # type: ignore[call-overload, no-any-return]
-
-    config = SHAPES["multi-head"]
-    model = fresh(config)
-    monkeypatch.setattr(torch, "empty", poisoned)
-    cache = KeyValueCache(config, batch=2, positions=12, dtype=torch.float32, device=CPU)
-    prefill(model, cache, [[1, 2, 3, 4], [5]])
-    for _ in range(3):
-        assert torch.isfinite(decode_step(model, cache, [6, 7])).all()
-
-
-@shapes
-def test_a_batch_of_ragged_prompts_equals_each_prompt_alone(config: ModelConfig) -> None:
-    # Kills: padding that is attended to, one length used for all sequences.
-    model = fresh(config)
-    prompts = [tokens(config, 1, n)[0].tolist() for n in (3, 11, 1, 8)]
-    cache = KeyValueCache(config, batch=4, positions=16, dtype=torch.float32, device=CPU)
-    together = [prefill(model, cache, prompts)]
-    together += [decode_step(model, cache, [t, t + 1, t + 2, t + 3]) for t in range(4)]
-    for row, prompt in enumerate(prompts):
-        alone = KeyValueCache(config, batch=1, positions=16, dtype=torch.float32, device=CPU)
-        scores = [prefill(model, alone, [prompt])]
-        scores += [decode_step(model, alone, [t + row]) for t in range(4)]
-        for mine, other in zip(scores, together, strict=True):
-            torch.testing.assert_close(mine[0], other[row], atol=1e-4, rtol=0)
 
 
 def test_the_rotary_angles_stay_float32_in_a_bfloat16_model() -> None:
