@@ -244,6 +244,21 @@ def resolve(path: Path) -> Path:
     raise not_a_checkpoint(path)
 
 
+def check_fits(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint's weights are those of its shape.
+
+    Raises:
+        UserError: some are missing, unexpected or of another shape.
+    """
+    problems = checkpoint.problems()
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(
+            f"{checkpoint.folder} does not fit its config.json: {'; '.join(problems[:3])}{more}",
+            hint="the files are of different models, or damaged: get them again",
+        )
+
+
 def load_model(
     checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype | None = None
 ) -> Transformer:
@@ -260,13 +275,7 @@ def load_model(
     Raises:
         UserError: weights are missing, unexpected or of another shape.
     """
-    problems = checkpoint.problems()
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise UserError(
-            f"{checkpoint.folder} does not fit its config.json: {'; '.join(problems[:3])}{more}",
-            hint="the files are of different models, or damaged: get them again",
-        )
+    check_fits(checkpoint)
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
     if dtype is None and len({part.dtype for part in checkpoint.weights.stored.values()}) > 1:

@@ -14,7 +14,7 @@ V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -195,25 +195,35 @@ class Transformer(nn.Module):
         scores: Tensor = self.head(hidden, self.output_weight)
         return scores
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draw fresh weights: normal with deviation 0.02, norms one.
+    def draws(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Fresh weights: normal with deviation 0.02, norms one.
 
         Matrices that write into the residual stream (wo, w2) are drawn smaller by sqrt(2 L), so
         that the stream's variance does not grow with depth. The paper starts from Llama 2 and does
         not say how that was drawn: this is the customary choice (GPT-2's).
 
         Args:
-            seed: the weights are a function of it and of the shape alone.
+            seed: the weights are a function of it and of the shape alone: one sequence of draws
+                goes through all matrices, so a process that needs parts draws everything.
+
+        Yields:
+            each weight, and what to give it: the whole, float32, on the CPU.
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, weight in self.named_parameters():
+            draw = torch.empty(weight.shape, device="cpu")
             if weight.ndim == 1:
-                weight.fill_(1.0)
-                continue
-            deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
-            draw = torch.empty(weight.shape).normal_(0.0, deviation, generator=generator)
+                draw.fill_(1.0)
+            else:
+                deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
+                draw.normal_(0.0, deviation, generator=generator)
+            yield weight, draw
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw fresh weights, see `draws`."""
+        for weight, draw in self.draws(seed):
             weight.copy_(draw)
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from codecria.core.checkpoints.checkpoint import load_model
-from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
 from codecria.data.identity import differences
@@ -21,11 +19,12 @@ from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
+from .initial import initial_model
 from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, record, standing
 from .settle import Settings
-from .start import FromScratch, Start
+from .start import Start
 from .trainer import Outcome, Report, Trainer
-from .vocabulary import MATRICES, Vocabulary, grown
+from .vocabulary import Vocabulary
 from .world import ALONE, World
 
 PUBLISHED = "model"  # in the run folder
@@ -152,7 +151,13 @@ def run_stage(
             world.on_main(lambda: atomic_write(vocabulary.path, content))
         trainer = Trainer(
             stage.run,
-            _weights(stage),
+            initial_model(
+                stage.run,
+                stage.start,
+                known_rows=vocabulary.known_rows,
+                device=stage.settings.device,
+                world=world,
+            ),
             stage.mixture,
             validation=stage.validation,
             folder=out,
@@ -200,23 +205,3 @@ def _require_space(run: RunConfig, out: Path) -> None:
     checkpoints = max(0, kept - len(saved))
     size = 0 if (out / PUBLISHED).is_dir() else 4 * run.model.parameters
     require_free_space(out, checkpoints * resume.size_bytes(run.model) + size)
-
-
-def _weights(stage: Stage) -> Transformer:
-    """The model before its first step."""
-    with stage.settings.device:
-        model = Transformer(stage.run.model)
-    if isinstance(stage.start, FromScratch):
-        model.initialise(stage.run.recipe.seed)
-        return model
-    found: dict[str, Any] = dict(
-        load_model(stage.start.checkpoint, device=stage.settings.device).named_parameters()
-    )
-    known = stage.vocabulary.known_rows
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            old = found[name].detach()
-            if name in MATRICES:
-                old = grown(name, old, known, len(weight), stage.run.recipe)
-            weight.copy_(old)
-    return model

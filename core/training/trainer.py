@@ -40,7 +40,7 @@ from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
-from .parallel import Read, clip_gradients, shard, with_whole_tensors
+from .parallel import Read, clip_gradients, with_whole_tensors
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 from .world import ALONE, World
@@ -80,8 +80,8 @@ class Trainer:
 
     Args:
         run: what to do.
-        model: float32 weights to start from, on the device to train on; those that ask for no
-            gradient stay as they are.
+        model: float32 weights to start from, on the device to train on and split over the
+            processes (`initial_model`); those that ask for no gradient stay as they are.
         mixture: the opened training data, as `run.sources` names it.
         validation: (name, validation split) of each source that has one.
         folder: the run folder.
@@ -123,7 +123,6 @@ class Trainer:
         self.report = report
         self.infilling = infilling
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
-        shard(model, world)
         self.trained = trained_weights(model)
         self.optimizer = build_optimizer(self.trained, self.recipe)
         self.forward = compiled(model) if run.compiled else model

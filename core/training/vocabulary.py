@@ -153,21 +153,19 @@ def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[st
     )
 
 
-def grown(name: str, old: Tensor, known_rows: int, rows: int, recipe: Recipe) -> Tensor:
-    """An embedding or output matrix for a larger vocabulary: (rows, C).
+def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
+    """Rows that an embedding or output matrix gets for new pieces: (count,C) float32.
 
-    New rows are the mean of the known ones, plus normal noise of `recipe.new_row_noise` of their
+    They are the mean of the known ones, plus normal noise of `recipe.new_row_noise` of their
     standard deviations, drawn from the recipe's seed.
 
     Args:
         name: of the matrix, so that no two draw the same noise.
-        old: (V,C), float.
-        known_rows: rows of `old` that count; those beyond are drawn as well.
-        rows: wanted.
+        known: (rows,C) that were trained, of any type.
+        count: rows wanted.
         recipe: gives seed and noise.
     """
-    known = old[:known_rows].to(device="cpu", dtype=torch.float32)
+    known = known.to(device="cpu", dtype=torch.float32)
     draws = torch.Generator().manual_seed(keyed("new rows", recipe.seed, name) >> 1)
-    noise = torch.randn(rows - len(known), known.shape[1], generator=draws)
-    fresh = known.mean(0) + recipe.new_row_noise * known.std(0) * noise
-    return torch.cat([known, fresh])
+    noise = torch.randn(count, known.shape[1], generator=draws)
+    return known.mean(0) + recipe.new_row_noise * known.std(0) * noise

@@ -32,11 +32,14 @@ class World:
         rank: the number of this process, from 0.
         size: how many there are.
         device: where this process computes.
+        files: a group of its own for reading and writing checkpoints, so that a save in the
+            background and training do not wait for each other's messages; None alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    files: distributed.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -175,7 +178,8 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         backend, store=store, rank=rank, world_size=size, timeout=timeout
     )
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), device)
+        files = distributed.new_group(backend="gloo", timeout=timeout)
+        yield World(distributed.get_rank(), distributed.get_world_size(), device, files)
         distributed.barrier()  # nobody leaves while another still waits for it
     except RuntimeError as error:
         if not _connection_lost(error):

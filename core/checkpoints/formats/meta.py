@@ -7,6 +7,7 @@ neither the context nor, mostly, the vocabulary; early ones lack n_kv_heads and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import pickle
@@ -26,7 +27,7 @@ from codecria.data.errors import UserError
 from codecria.data.files import read_json, refuse_lfs_pointer
 
 from .layout import EMBEDDING, OUTPUT, RotaryOrder, meta_name
-from .weights import Stored, Weights, forget
+from .weights import Box, Stored, Weights, forget
 
 PARAMS_NAME = "params.json"
 CHECKLIST_NAME = "checklist.chk"
@@ -211,6 +212,26 @@ class MetaWeights(Weights):
         if self._parts_mapped:
             forget(parts)
         return whole
+
+    @contextlib.contextmanager
+    def borrow_box(self, ours: str, box: Box) -> Iterator[Tensor]:
+        """A box of `raw`, read from the ranks that hold some of it."""
+        parts, axis = self._of(ours), _axis(ours)
+        if len(parts) == 1 or axis is None or parts[0].ndim != 2:
+            with super().borrow_box(ours, box) as part:
+                yield part
+            return
+        size = parts[0].shape[axis]
+        found = []
+        for number, whole in enumerate(parts):
+            start = max(0, box[axis].start - number * size)
+            stop = min(size, box[axis].stop - number * size)
+            if start < stop:
+                inner = tuple(slice(start, stop) if n == axis else r for n, r in enumerate(box))
+                found.append(whole[inner])
+        yield torch.cat(found, dim=axis) if found else parts[0][:0, :0]
+        if self._parts_mapped:
+            forget(parts)
 
     def _of(self, ours: str) -> list[Tensor]:
         return [part[self._names[ours]] for part in self._parts]

@@ -39,6 +39,7 @@ SAFETENSORS_TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+Box = tuple[slice, ...]  # a range of each dimension, with start and stop
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
@@ -112,6 +113,35 @@ class Weights(ABC):
         yield tensor
         if self.mapped:
             forget([tensor])
+
+    @contextlib.contextmanager
+    def borrow_box(self, ours: str, box: Box) -> Iterator[Tensor]:
+        """A box of `raw` for the length of a block; only that is read, where files are mapped.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        with self.borrow(ours) as tensor:
+            yield tensor[box]
+
+    def read_box(self, ours: str, config: ModelConfig, box: Box, target: Tensor) -> None:
+        """Copy a box of a weight, in our model's order of rows, to a tensor of the box's shape.
+
+        Where the stored order differs, the whole heads are read in which the box has rows.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        heads = rotary_heads(ours, config)
+        if not heads or self.rotary_order == "half_split":
+            with self.borrow_box(ours, box) as part:
+                target.copy_(part)
+            return
+        rows, D = box[0], config.head_dim
+        first, last = rows.start // D, -(-rows.stop // D)
+        with self.borrow_box(ours, (slice(first * D, last * D), *box[1:])) as part:
+            ordered = reordered(part, last - first, source=self.rotary_order, target="half_split")
+            target.copy_(ordered[rows.start - first * D : rows.stop - first * D])
 
     def not_finite(self) -> list[str]:
         """Read every weight and name those that hold infinities or no numbers.

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.core.training.launch import Launch
 
 # Each process compares the gradients of its shards with those of a whole model on the whole batch.
 GRADIENTS = """
@@ -77,59 +77,6 @@ with joined(torch.device("cpu"), timeout_s=60) as world:
     print("equal", flush=True)
 os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
-
-
-def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun sets for one of its processes."""
-    return os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-class Launch:
-    """Processes of one command that find each other, ended with the block.
-
-    Args:
-        commands: the arguments of each process's Python.
-    """
-
-    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
-        port = free_port()
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, *command],
-                env=environment(rank, len(commands), port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank, command in enumerate(commands)
-        ]
-
-    def end(self, timeout_s: float = 240) -> list[tuple[int, str, str]]:
-        """Status, stdout and stderr of each."""
-        try:
-            found = [process.communicate(timeout=timeout_s) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        return [
-            (process.returncode, *streams)
-            for process, streams in zip(self.processes, found, strict=True)
-        ]
 
 
 def pretrain(shards: Path, out: Path, *more: str) -> list[str]:

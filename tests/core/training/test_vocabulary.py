@@ -12,16 +12,17 @@ import torch
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.inference.generator import Generator
 from codecria.core.model.batch import loss_by_kind
-from codecria.core.training import stage as stages
+from codecria.core.model.transformer import Transformer
 from codecria.core.training.examples import examples
+from codecria.core.training.initial import initial_model
 from codecria.core.training.meter import infilling_record, read_metrics
 from codecria.core.training.planner import plan_stage
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
-from codecria.core.training.stage import run_stage
+from codecria.core.training.stage import Stage, run_stage
 from codecria.core.training.trainer import Trainer
-from codecria.core.training.vocabulary import grown
+from codecria.core.training.vocabulary import new_rows
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.rows.loader import stack
@@ -147,12 +148,18 @@ def test_shards_of_either_tokenizer_give_the_same_rows(
     assert one.vocabulary.digest == other.vocabulary.digest == extended.digest
 
 
+def start_of(stage: Stage) -> Transformer:
+    """The model before its first step."""
+    known_rows = stage.vocabulary.known_rows
+    return initial_model(stage.run, stage.start, known_rows=known_rows, device=torch.device("cpu"))
+
+
 def test_new_rows_are_near_the_mean_and_old_ones_stay(
     base: Path, shards: Path, tmp_path: Path
 ) -> None:
     before = matrices(base)["tok_embeddings"]
     stage = resolve(request(shards, init=base), out=tmp_path / "infill")
-    model = stages._weights(stage)
+    model = start_of(stage)
     after = model.tok_embeddings.detach()
     V = len(before)
     assert len(after) == V + 16
@@ -160,18 +167,18 @@ def test_new_rows_are_near_the_mean_and_old_ones_stay(
     strays = (after[V:] - before.mean(0)) / before.std(0)
     assert strays.std().item() == pytest.approx(0.1, rel=0.3)
     assert len(torch.unique(after[V:], dim=0)) == 16
-    assert torch.equal(stages._weights(stage).tok_embeddings, model.tok_embeddings)
+    assert torch.equal(start_of(stage).tok_embeddings, model.tok_embeddings)
 
 
 def test_rows_that_padded_a_vocabulary_are_drawn_anew() -> None:
     recipe = replace(recipe_for("fim", "7b"), new_row_noise=0.0)
     old = torch.tensor([[1.0, 3.0], [3.0, 5.0], [99.0, 99.0]])
-    new = grown("tok_embeddings", old, 2, 4, recipe)
-    assert new.tolist() == [[1.0, 3.0], [3.0, 5.0], [2.0, 4.0], [2.0, 4.0]]
+    new = new_rows("tok_embeddings", old[:2], 2, recipe)
+    assert new.tolist() == [[2.0, 4.0], [2.0, 4.0]]
     noisy = replace(recipe, new_row_noise=0.1)
-    drawn = [grown(name, old, 2, 4, noisy) for name in ("tok_embeddings", "output.weight")]
+    drawn = [new_rows(name, old[:2], 2, noisy) for name in ("tok_embeddings", "output.weight")]
     assert not torch.equal(*drawn)
-    assert torch.equal(drawn[0], grown("tok_embeddings", old, 2, 4, noisy))
+    assert torch.equal(drawn[0], new_rows("tok_embeddings", old[:2], 2, noisy))
 
 
 def test_the_familys_order_is_kept_unless_told_otherwise(

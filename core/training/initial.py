@@ -1,0 +1,90 @@
+"""The weights before the first step: fresh ones, or a checkpoint's.
+
+The model is built without memory, split over the processes, and filled part by part: no process
+ever holds the whole. Fresh weights are the same whatever the number of processes: each draws every
+matrix in turn and keeps its part.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from codecria.core.checkpoints.checkpoint import check_fits
+from codecria.core.checkpoints.formats.weights import Box
+from codecria.core.checkpoints.parts import read_parts
+from codecria.core.model.transformer import Transformer
+from codecria.data.errors import UserError
+
+from .parallel import placed, shard
+from .run import RunConfig
+from .start import FromCheckpoint, Start
+from .vocabulary import MATRICES, new_rows
+from .world import ALONE, World
+
+
+def initial_model(
+    run: RunConfig, start: Start, *, known_rows: int, device: torch.device, world: World = ALONE
+) -> Transformer:
+    """The model before its first step, split over the processes; every process calls it.
+
+    Args:
+        run: gives the shape, the seed and how new embedding rows are drawn.
+        start: what the weights come from.
+        known_rows: rows of the embeddings that a checkpoint has trained; the others are new.
+        device: where this process computes.
+        world: the processes.
+
+    Raises:
+        UserError: the checkpoint is damaged, or is of another shape.
+    """
+    with torch.device("meta"):
+        model = Transformer(run.model)
+    shard(model, world)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        if isinstance(start, FromCheckpoint):
+            _read(model, run, start, known_rows, world)
+        else:
+            for weight, draw in model.draws(run.recipe.seed):
+                weight.copy_(placed(draw, weight))
+    return model
+
+
+def _read(
+    model: Transformer, run: RunConfig, start: FromCheckpoint, known_rows: int, world: World
+) -> None:
+    """Fill the model from a checkpoint; embedding rows that are new are drawn."""
+    checkpoint = start.checkpoint
+    check_fits(checkpoint)
+    stored = checkpoint.weights
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    fresh = {
+        name: world.on_main(lambda name=name: _new_rows(name, run, start, known_rows))  # type: ignore[misc]
+        for name in MATRICES
+        if name in tensors and run.model.vocab_size > known_rows
+    }
+
+    def fill(name: str, box: Box, target: Tensor) -> None:
+        if name not in fresh:
+            stored.read_box(name, checkpoint.config, box, target)
+            return
+        rows = box[0]
+        border = min(max(known_rows, rows.start), rows.stop)
+        if border > rows.start:
+            known = (slice(rows.start, border), *box[1:])
+            stored.read_box(name, checkpoint.config, known, target[: border - rows.start])
+        if border < rows.stop:
+            new = fresh[name][border - known_rows : rows.stop - known_rows]
+            target[border - rows.start :].copy_(new[(slice(None), *box[1:])])
+
+    read_parts(tensors, fill, world.files)
+
+
+def _new_rows(name: str, run: RunConfig, start: FromCheckpoint, known_rows: int) -> Tensor:
+    """The rows that a matrix gets beyond the checkpoint's; the main process reads all of these."""
+    stored = start.checkpoint.weights
+    if name not in stored.stored:
+        raise UserError(f"{start.checkpoint.folder} has no {stored.name(name)}")
+    with stored.borrow(name) as old:
+        return new_rows(name, old[:known_rows], run.model.vocab_size - known_rows, run.recipe)

@@ -1,0 +1,58 @@
+"""Several processes of one command, started as torchrun starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one of its processes."""
+    return os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class Launch:
+    """Processes of one command that find each other, ended with the block.
+
+    Args:
+        commands: the arguments of each process's Python.
+    """
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        port = free_port()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, *command],
+                env=environment(rank, len(commands), port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, command in enumerate(commands)
+        ]
+
+    def end(self, timeout_s: float = 240) -> list[tuple[int, str, str]]:
+        """Status, stdout and stderr of each."""
+        try:
+            found = [process.communicate(timeout=timeout_s) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [
+            (process.returncode, *streams)
+            for process, streams in zip(self.processes, found, strict=True)
+        ]
