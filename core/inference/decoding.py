@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from codecria.data.errors import UsageError
 
+from .drafting import Acceptance, Drafter
 from .healing import Opening
 from .sampling import Sampling
 
@@ -76,6 +77,21 @@ class TextStream(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a generated token was.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability at temperature 1, of all tokens allowed.
+        top: (id, logprob) of the likeliest tokens, the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One finished completion.
@@ -87,6 +103,10 @@ class Completion:
         finish_reason: "stop" at an end token or a stop string, "length" at the limit.
         prefill_s: seconds until the first token.
         decode_s: seconds from the first token to the last.
+        stop: the stop string that ended it, or nothing.
+        cached_tokens: of the prompt, that the prefix cache held.
+        drafted, accepted: tokens that were drafted, and those of them that were right.
+        scores: of the ids and of the end token, if they were asked for.
     """
 
     text: str
@@ -95,6 +115,11 @@ class Completion:
     finish_reason: FinishReason
     prefill_s: float
     decode_s: float
+    stop: str = ""
+    cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    scores: tuple[TokenScore, ...] = ()
 
 
 def stop_at(text: str, stops: Sequence[str], searched: int) -> int | None:
@@ -138,10 +163,18 @@ class Decoding:
         ends: ids that end it and are not part of it.
         banned: ids that are not drawn, or None.
         opening: text that it must begin with, and that is not shown.
+        read_only: whether it ends once its prompt is read.
+        top_scores: likeliest tokens that are reported at each place; None for no scores.
+        drafter: drafts its next tokens, or None.
         ids: generated so far.
         text: of these ids, without what is not shown.
         shown: characters of the text that were returned.
         finish_reason: why it ended, or None.
+        stop: the stop string that ended it, or nothing.
+        scores: of its tokens so far.
+        acceptance: how often its drafts were right.
+        undecided: whether its last token is to be scored once more, by itself.
+        cached: tokens of the prompt that the prefix cache held.
         left: bytes of the opening that are still to come.
         hidden: characters of the opening that have not come yet.
         prefill_s: seconds that the prompt took.
@@ -158,10 +191,18 @@ class Decoding:
     ends: frozenset[int]
     banned: npt.NDArray[np.intp] | None = None
     opening: Opening | None = None
+    read_only: bool = False
+    top_scores: int | None = None
+    drafter: Drafter | None = None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     shown: int = 0
     finish_reason: FinishReason | None = None
+    stop: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    undecided: bool = False
+    cached: int = 0
     left: bytes = b""
     hidden: int = 0
     prefill_s: float = 0.0
@@ -181,9 +222,7 @@ class Decoding:
         self.ids.append(token)
         searched = len(self.text)
         self.text += self._beyond_opening(self.stream.push(token))
-        cut = stop_at(self.text, self.stops, searched)
-        if cut is not None:
-            self.text = self.text[:cut]
+        if self._cut(searched):
             self.finish_reason = "stop"
             return self._show(len(self.text))
         if len(self.ids) >= self.limit:
@@ -199,8 +238,26 @@ class Decoding:
             prompt_tokens=len(self.prompt),
             finish_reason=self.finish_reason,
             prefill_s=self.prefill_s,
-            decode_s=now - self.first_at,
+            decode_s=now - self.first_at if self.first_at else 0.0,
+            stop=self.stop,
+            cached_tokens=self.cached,
+            drafted=self.acceptance.drafted,
+            accepted=self.acceptance.accepted,
+            scores=tuple(self.scores),
         )
+
+    def end(self) -> str:
+        """End it with what there is, as at the limit; the text that is left to show."""
+        return self._end("length")
+
+    def _cut(self, searched: int) -> bool:
+        """Cut the text at a stop string that came; whether there is one."""
+        cut = stop_at(self.text, self.stops, searched)
+        if cut is None:
+            return False
+        self.stop = next(stop for stop in self.stops if self.text.startswith(stop, cut))
+        self.text = self.text[:cut]
+        return True
 
     def _beyond_opening(self, text: str) -> str:
         known = min(self.hidden, len(text))
@@ -210,10 +267,7 @@ class Decoding:
     def _end(self, reason: FinishReason) -> str:
         searched = len(self.text)
         self.text += self._beyond_opening(self.stream.finish())
-        cut = stop_at(self.text, self.stops, searched)
-        if cut is not None:
-            self.text, reason = self.text[:cut], "stop"
-        self.finish_reason = reason
+        self.finish_reason = "stop" if self._cut(searched) else reason
         return self._show(len(self.text))
 
     def _show(self, upto: int) -> str:

@@ -5,14 +5,18 @@
     for number, event in engine.run():      # or engine.step(), again and again
         ...
 
-Each step appends one token to every sequence. A sequence that ends makes room for waiting ones;
-those with the same prompt share its prefill. A sequence has limits, stop strings and random numbers
-of its own: of what is generated beside it, only the last bits of its scores depend.
+Each step appends a token to every sequence, or several where drafts were right (`drafting.py`). A
+sequence that ends makes room for waiting ones; those with the same prompt share its prefill, and
+what a prefix cache holds of it is not read again (`prefix_cache.py`). A sequence has limits, stop
+strings and random numbers of its own: of what is generated beside it, only the last bits of its
+scores depend.
 
 A runner (`runner.py`) computes the scores and holds the key-value cache; the engine decides what is
 computed next, and draws.
 
-Shapes: B sequences, V vocabulary.
+    rows   [ live 0 .. n-1: decoded ][ reading n .. : prompts that are being read ][ empty ]
+
+Shapes: N tokens scored in a pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -28,13 +33,33 @@ import numpy.typing as npt
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 
-from .decoding import Completion, Decoding, Limits, TextStream
+from .decoding import Completion, Decoding, Limits, TextStream, TokenScore
+from .drafting import Draft, Drafter, Gate, Sources
+from .drawing import allowed, draft_of, take
 from .healing import Opening
+from .prefix_cache import PrefixCache
 from .runner import Runner, Scores
-from .sampling import Sampling, draw
+from .sampling import Sampling
 
 BATCH = 16  # sequences decoded side by side: bounds the key-value cache
 Event = tuple[int, str | Completion]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Prompts that are being read into the rows behind the live ones.
+
+    Attributes:
+        prompts: each is read once, from short to long.
+        decodings: the sequences that begin with them.
+        done: positions of each prompt that its row holds.
+        began: clock when reading began.
+    """
+
+    prompts: list[tuple[int, ...]]
+    decodings: list[Decoding]
+    done: list[int]
+    began: float
 
 
 class Engine:
@@ -45,6 +70,9 @@ class Engine:
         new_stream: makes a streaming decoder, one a sequence.
         batch: most sequences at a time; others wait.
         banned: ids that are never drawn, unless they end a sequence.
+        cache: of the runner's model, or None.
+        chunk: most tokens of prompts that are read in a step, so that other sequences go on
+            meanwhile; None reads them whole.
     """
 
     def __init__(
@@ -54,22 +82,28 @@ class Engine:
         *,
         batch: int = BATCH,
         banned: Collection[int] = (),
+        cache: PrefixCache | None = None,
+        chunk: int | None = None,
     ) -> None:
         assert batch >= 1, f"a batch of {batch}"
         self._runner = runner
         self._new_stream = new_stream
         self._batch = batch
         self._banned = frozenset(banned)
+        self._cache = cache
+        self._chunk = chunk
+        self._gate = Gate()
         self._bans: dict[frozenset[int], npt.NDArray[np.intp] | None] = {}  # by ends that differ
         self._numbers = count()
         self._waiting: deque[Decoding] = deque()
         self._live: list[Decoding] = []  # in the order of the runner's rows
+        self._reading: _Reading | None = None
         runner.keep([])  # another engine may have left sequences there
 
     @property
     def busy(self) -> bool:
         """Whether a sequence has not ended yet."""
-        return bool(self._live or self._waiting)
+        return bool(self._live or self._waiting or self._reading)
 
     def add(
         self,
@@ -80,6 +114,9 @@ class Engine:
         ends: frozenset[int],
         sample: int = 0,
         opening: Opening | None = None,
+        sources: Sources | None = None,
+        top_scores: int | None = None,
+        read_only: bool = False,
     ) -> int:
         """Add a sequence, which begins with the next step that has room for it.
 
@@ -90,6 +127,9 @@ class Engine:
             ends: ids that end it and are not part of it.
             sample: number of the sample of this prompt, a part of its seed.
             opening: text it must begin with, and that is not shown (`healing.py`).
+            sources: what drafts of its tokens are taken from; None drafts none.
+            top_scores: likeliest tokens that are reported at each place; None for no scores.
+            read_only: whether it ends once its prompt is read, for the prefix cache.
 
         Returns:
             the number that its events carry.
@@ -109,14 +149,37 @@ class Engine:
             ends=ends,
             banned=self._ban(ends),
             opening=opening,
+            read_only=read_only,
+            top_scores=top_scores,
+            drafter=None if sources is None else Drafter(sources),
         )
         self._waiting.append(decoding)
         return decoding.number
 
     def cancel(self, number: int) -> None:
-        """Drop a sequence; one that has ended already is none."""
+        """Drop a sequence; one that has ended already is none. What was read stays in the cache."""
         self._waiting = deque(d for d in self._waiting if d.number != number)
-        self._keep([row for row, decoding in enumerate(self._live) if decoding.number != number])
+        self._drop({number})
+
+    def end(self, number: int) -> list[Event]:
+        """End a sequence with what there is; the events of `step`."""
+        found = next((d for d in self._all() if d.number == number), None)
+        if found is None:
+            return []
+        text = found.end()
+        self.cancel(number)
+        events: list[Event] = [(number, text)] if text else []
+        return [*events, (number, found.completion(time.perf_counter()))]
+
+    def first_at(self, number: int) -> float | None:
+        """The clock when a sequence's prompt was read; None before that."""
+        found = next((d for d in self._live if d.number == number), None)
+        return None if found is None else found.first_at
+
+    def scores(self, number: int) -> tuple[Sequence[TokenScore], int]:
+        """(scores of a sequence's tokens so far, number of its tokens)."""
+        found = next((d for d in self._live if d.number == number), None)
+        return ((), 0) if found is None else (found.scores, len(found.ids))
 
     def run(self) -> Iterator[Event]:
         """Step until every sequence has ended, yielding the events of `step`."""
@@ -124,7 +187,7 @@ class Engine:
             yield from self.step()
 
     def step(self) -> list[Event]:
-        """Append one token to every sequence.
+        """Append a token to every sequence, or several, and read prompts.
 
         Returns:
             (number, text) as text becomes certain, and (number, Completion) where one has ended.
@@ -132,48 +195,155 @@ class Engine:
         Raises:
             UserError: the model's scores are not finite.
         """
-        found = []
-        if self._live:
-            found.append(self._runner.decode(0, [d.ids[-1:] for d in self._live]))
-        if self._waiting and len(self._live) < self._batch:
-            found.append(self._admit())
-        if not found:
-            return []
-        live = self._live
-        scores = _allowed(np.concatenate(found) if len(found) > 1 else found[0], live)
-        tokens = draw(scores, [d.sampling for d in live], [d.generator for d in live])
-        events: list[Event] = []
-        for decoding, token in zip(live, tokens, strict=True):
-            text = decoding.take(token)
-            if text:
-                events.append((decoding.number, text))
-            if decoding.finish_reason is not None:
-                events.append((decoding.number, decoding.completion(time.perf_counter())))
-        self._keep([row for row, decoding in enumerate(live) if decoding.finish_reason is None])
+        events = self._decode() if self._live else []
+        events += self._read()
         return events
 
-    def _admit(self) -> Scores:
-        """Read the prompts of sequences that wait, as many as there is room for.
+    # --- decoding ---
 
-        Returns:
-            (B,V) scores of their first tokens; they follow the live ones.
-        """
+    def _decode(self) -> list[Event]:
+        """One pass over the live sequences with their drafts."""
+        live = list(self._live)
+        drafts = [draft_of(decoding, self._gate, len(live) - 1) for decoding in live]
+        before = list(self._runner.lengths[: len(live)])
+        tokens = [[d.ids[-1], *draft.tokens] for d, draft in zip(live, drafts, strict=True)]
         began = time.perf_counter()
+        scores = self._runner.decode(0, tokens)
+        self._gate.costs.record(len(scores), time.perf_counter() - began)
+        scores = allowed(scores, [d for d, some in zip(live, tokens, strict=True) for _ in some])
+        best = scores.argmax(-1).tolist()
+        events: list[Event] = []
+        at = 0
+        for row, (decoding, draft) in enumerate(zip(live, drafts, strict=True)):
+            span = slice(at, at + len(draft.tokens) + 1)
+            at = span.stop
+            kept, text = take(decoding, draft, scores[span], best[span], self._runner.tolerance)
+            if kept <= len(draft.tokens):
+                self._runner.truncate(row, before[row] + kept)
+            events += self._events(decoding, text)
+        self._drop({d.number for d in live if d.finish_reason is not None})
+        return events
+
+    def _events(self, decoding: Decoding, text: str) -> list[Event]:
+        events: list[Event] = [(decoding.number, text)] if text else []
+        if decoding.finish_reason is not None:
+            events.append((decoding.number, decoding.completion(time.perf_counter())))
+        return events
+
+    # --- reading ---
+
+    def _read(self) -> list[Event]:
+        """Read a chunk of the prompts that wait; the first tokens of those that are read whole."""
+        if self._reading is None:
+            self._reading = self._admit()
+        reading = self._reading
+        if reading is None:
+            return []
+        left = zip(reading.prompts, reading.done, strict=True)
+        parts = [prompt[done:] for prompt, done in left]
+        if self._chunk is not None and len(parts) == 1:
+            parts = [parts[0][: self._chunk]]
+        scores = self._runner.prefill(len(self._live), parts)
+        reading.done = [d + len(part) for d, part in zip(reading.done, parts, strict=True)]
+        if reading.done[0] < len(reading.prompts[0]):
+            return []
+        self._reading = None
+        return self._begin(reading, scores)
+
+    def _admit(self) -> _Reading | None:
+        """Take sequences that wait, as many as there is room for, and what is known of them.
+
+        If prompts are read in chunks, only such are read together as fit a chunk.
+        """
         room = self._batch - len(self._live)
-        fresh = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        if not room or not self._waiting:
+            return None
+        fresh = [self._waiting.popleft()]
+        total, known = len(fresh[0].prompt), {fresh[0].prompt}
+        while self._waiting and len(fresh) < room:
+            prompt = self._waiting[0].prompt
+            if prompt not in known:
+                total += len(prompt)
+                if self._chunk is not None and total > self._chunk:
+                    break
+                known.add(prompt)
+            fresh.append(self._waiting.popleft())
         fresh.sort(key=lambda d: len(d.prompt))  # runners read similar lengths fastest
-        start, stop = len(self._live), len(self._live) + len(fresh)
-        self._reserve(stop, max(len(d.prompt) + d.limit for d in fresh))
+        start = len(self._live)
+        self._reserve(start + len(fresh), max(len(d.prompt) + d.limit for d in fresh))
         prompts = list(dict.fromkeys(d.prompt for d in fresh))  # each is read once
-        found = self._runner.prefill(start, prompts)
-        places = {prompt: place for place, prompt in enumerate(prompts)}
-        sources = [places[d.prompt] for d in fresh]
-        self._runner.copy_rows(start, [start + place for place in sources])
-        now = time.perf_counter()
+        began = time.perf_counter()
+        done = [0] * len(prompts)
+        if self._cache is not None:
+            for place, prompt in enumerate(prompts):
+                done[place] = self._cache.restore(self._runner, start + place, prompt)
         for decoding in fresh:
-            decoding.prefill_s, decoding.first_at = now - began, now
+            decoding.cached = done[prompts.index(decoding.prompt)]
+        return _Reading(prompts, fresh, done, began)
+
+    def _begin(self, reading: _Reading, scores: Scores) -> list[Event]:
+        """Draw the first tokens after prompts that are read."""
+        start, now = len(self._live), time.perf_counter()
+        if self._cache is not None:
+            for place, prompt in enumerate(reading.prompts):
+                self._cache.store(self._runner, start + place, prompt)
+        events: list[Event] = []
+        for decoding in reading.decodings:
+            decoding.prefill_s, decoding.first_at = now - reading.began, now
+            if decoding.read_only:
+                events += self._events(decoding, decoding.end())
+        fresh = [decoding for decoding in reading.decodings if not decoding.read_only]
+        places = {prompt: place for place, prompt in enumerate(reading.prompts)}
+        sources = [places[decoding.prompt] for decoding in fresh]
+        if sources:
+            self._runner.copy_rows(start, [start + place for place in sources])
+        if len(sources) < len(reading.prompts):
+            self._runner.keep(range(start + len(sources)))
         self._live += fresh
-        return found if len(prompts) == len(fresh) else found[sources]
+        if sources != list(range(len(scores))):
+            scores = scores[sources]
+        scores = allowed(scores, fresh)
+        best = scores.argmax(-1).tolist()
+        for row, decoding in enumerate(fresh):
+            one = slice(row, row + 1)
+            _, text = take(decoding, Draft(), scores[one], best[one], 0.0)
+            events += self._events(decoding, text)
+        self._drop({d.number for d in fresh if d.finish_reason is not None})
+        return events
+
+    # --- rows ---
+
+    def _all(self) -> Iterator[Decoding]:
+        yield from self._live
+        yield from self._waiting
+        if self._reading is not None:
+            yield from self._reading.decodings
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        """Give up the rows of sequences; what they hold goes to the cache."""
+        live, reading = len(self._live), self._reading
+        kept = [row for row, d in enumerate(self._live) if d.number not in numbers]
+        if self._cache is not None:
+            for row, decoding in enumerate(self._live):
+                if decoding.number in numbers:
+                    held = (*decoding.prompt, *decoding.ids)[: self._runner.lengths[row]]
+                    self._cache.store(self._runner, row, held)
+        if reading is not None:
+            reading.decodings = [d for d in reading.decodings if d.number not in numbers]
+            if reading.decodings:
+                behind = range(live, live + len(reading.prompts))
+            else:
+                behind = range(0)
+                if self._cache is not None:
+                    for place, prompt in enumerate(reading.prompts):
+                        part = prompt[: reading.done[place]]
+                        self._cache.store(self._runner, live + place, part)
+                self._reading = None
+        else:
+            behind = range(0)
+        if len(kept) < live or (reading is not None and self._reading is None):
+            self._runner.keep([*kept, *behind])
+            self._live = [self._live[row] for row in kept]
 
     def _ban(self, ends: frozenset[int]) -> npt.NDArray[np.intp] | None:
         """Which ids a sequence with these ends never draws; None when it may draw all."""
@@ -191,41 +361,6 @@ class Engine:
             rows = min(self._batch, max(rows, 2 * held))
         self._runner.reserve(rows, positions)
 
-    def _keep(self, rows: list[int]) -> None:
-        if len(rows) < len(self._live):
-            self._runner.keep(rows)
-            self._live = [self._live[row] for row in rows]
-
-
-def _allowed(scores: Scores, live: Sequence[Decoding]) -> Scores:
-    """The scores, -inf for what must not be drawn: banned ids, and what contradicts an opening.
-
-    Args:
-        scores: (B,V), changed in place.
-        live: the sequences.
-
-    Raises:
-        UserError: they are not finite.
-    """
-    if not np.isfinite(scores).all():
-        raise UserError(
-            "the model's scores are not finite (NaN or infinity)",
-            hint="weights may be damaged (`codecria inspect --verify`), or values overflow: try"
-            " --dtype float32",
-        )
-    for row, decoding in enumerate(live):
-        if decoding.banned is not None:
-            scores[row, decoding.banned] = -np.inf
-        if decoding.opening is not None and decoding.left:
-            allowed = np.zeros(scores.shape[1], dtype=np.bool_)
-            fitting = decoding.opening.allowed(decoding.left)
-            allowed[: len(fitting)] = fitting  # the model may have rows that no piece has
-            if not np.isfinite(scores[row, allowed]).any():  # nothing continues it: give it up
-                decoding.left, decoding.hidden = b"", 0
-            else:
-                scores[row, ~allowed] = -np.inf
-    return scores
-
 
 def complete(
     runner: Runner,
@@ -238,6 +373,8 @@ def complete(
     opening: Opening | None = None,
     banned: Collection[int] = (),
     batch: int | None = None,
+    sources: Sources | None = None,
+    cache: PrefixCache | None = None,
 ) -> Iterator[Event]:
     """Generate completions of one prompt; the samples share its prefill.
 
@@ -251,6 +388,8 @@ def complete(
         opening: text the completion must begin with, and that is not shown (`healing.py`).
         banned: ids that are never drawn, unless they are among the ends.
         batch: samples at a time; None takes all at once.
+        sources: what drafts are taken from; None drafts none.
+        cache: see `Engine`.
 
     Yields:
         (sample number, text) as text becomes certain, then (sample number, Completion) once each.
@@ -259,10 +398,22 @@ def complete(
         UserError: the prompt is empty, holds an id outside the vocabulary, or fills the context;
             or the model's scores are not finite.
     """
-    engine = Engine(runner, new_stream, batch=batch or limits.samples, banned=banned)
+    engine = Engine(
+        runner,
+        new_stream,
+        batch=batch or limits.samples,
+        banned=banned,
+        cache=cache,
+    )
     samples = {
         engine.add(
-            prompt, sampling=sampling, limits=limits, ends=ends, sample=sample, opening=opening
+            prompt,
+            sampling=sampling,
+            limits=limits,
+            ends=ends,
+            sample=sample,
+            opening=opening,
+            sources=sources,
         ): sample
         for sample in range(limits.first, limits.first + limits.samples)
     }

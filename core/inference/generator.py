@@ -16,8 +16,10 @@ from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .decoding import Completion, Limits
+from .drafting import Sources
 from .engine import BATCH, Engine, complete
 from .healing import Opening
+from .prefix_cache import DiskBlocks, PrefixCache, default_folder, model_digest
 from .runner import Runner
 from .sampling import Sampling
 from .torch_runner import TorchRunner
@@ -31,11 +33,13 @@ class Generator:
         runner: the model with its key-value cache.
         tokenizer: the one the model was trained with.
         ends: ids that end a completion, as the checkpoint's files name them.
+        files: that decide its scores: configuration and weights.
     """
 
     runner: Runner
     tokenizer: Tokenizer
     ends: frozenset[int]
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, path: Path, *, device: str, dtype: str) -> Generator:
@@ -61,7 +65,12 @@ class Generator:
         model = load_model(
             checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
         )
-        return cls(TorchRunner(model.eval()), tokenizer, frozenset(checkpoint.end_ids(tokenizer)))
+        return cls(
+            TorchRunner(model.eval()),
+            tokenizer,
+            frozenset(checkpoint.end_ids(tokenizer)),
+            files=_files_of(checkpoint),
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -86,13 +95,34 @@ class Generator:
         rows = range(self.tokenizer.vocab_size, self.config.vocab_size)
         return frozenset(rows) | (frozenset() if specials else self.tokenizer.special_ids)
 
-    def engine(self, *, batch: int = BATCH) -> Engine:
+    def engine(
+        self, *, batch: int = BATCH, cache: PrefixCache | None = None, chunk: int | None = None
+    ) -> Engine:
         """An engine for many prompts.
 
         Args:
             batch: sequences decoded side by side.
+            cache, chunk: see `Engine`.
         """
-        return Engine(self.runner, self.tokenizer.stream, batch=batch, banned=self.banned())
+        return Engine(
+            self.runner,
+            self.tokenizer.stream,
+            batch=batch,
+            banned=self.banned(),
+            cache=cache,
+            chunk=chunk,
+        )
+
+    def disk_blocks(self, most_bytes: int) -> DiskBlocks | None:
+        """What the user's cache folder holds of prompts that this model read; None without room.
+
+        The model's files are read once, to tell them apart from others.
+        """
+        if not most_bytes:
+            return None
+        folder = default_folder()
+        digest = model_digest(self.files, {"layout": self.runner.layout}, folder)
+        return DiskBlocks(folder, digest, most_bytes=most_bytes)
 
     def complete(
         self,
@@ -103,6 +133,8 @@ class Generator:
         ends: Collection[int] = (),
         opening: Opening | None = None,
         specials: bool = False,
+        sources: Sources | None = None,
+        cache: PrefixCache | None = None,
     ) -> Iterator[tuple[int, str | Completion]]:
         """Completions of a prompt as they are produced, see `engine.complete`.
 
@@ -111,6 +143,8 @@ class Generator:
             sampling, limits, opening: see there.
             ends: ids that end it, besides the checkpoint's own.
             specials: whether completions may hold special pieces.
+            sources: what drafts are taken from; None drafts none.
+            cache: of prompts that were read.
         """
         return complete(
             self.runner,
@@ -122,6 +156,8 @@ class Generator:
             opening=opening,
             banned=self.banned(specials=specials),
             batch=BATCH,
+            sources=sources,
+            cache=cache,
         )
 
 
@@ -141,6 +177,12 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             hint="copy the one the model was trained with into that folder",
         )
     return Tokenizer.load(checkpoint.tokenizer_path)
+
+
+def _files_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """The files that decide a model's scores."""
+    beside = [checkpoint.folder / name for name in ("config.json", "params.json")]
+    return (*(path for path in beside if path.is_file()), *sorted(checkpoint.weights.files))
 
 
 def _compute_dtype(requested: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

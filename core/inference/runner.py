@@ -39,6 +39,19 @@ class Runner(Protocol):
         ...
 
     @property
+    def layout(self) -> str:
+        """What decides its snapshots beside the model's files: the kind of runner, its types."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """Most that a score of several tokens at once differs from that of single ones; 0 if never.
+
+        Where the two best scores are as close as that, drafts are not trusted (`drawing.py`).
+        """
+        ...
+
+    @property
     def lengths(self) -> Sequence[int]:
         """Positions filled, one number a reserved row; 0 for an empty row."""
         ...
