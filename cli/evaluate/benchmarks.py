@@ -41,6 +41,33 @@ Example: codecria evaluate humaneval-x --problems humaneval_java.jsonl.gz --mode
 
 Example: codecria evaluate multipl-e --problems humaneval-cpp.jsonl --model run
 """,
+    "apps": """Score programs for contest problems: APPS.
+
+Two examples are shown; --prompt-form chat asks zero-shot, for models tuned on instructions. pass@5,
+10 and 100 of 200 samples, by level. A folder in the original's layout is read too.
+
+Example: codecria evaluate apps --problems test.jsonl --level introductory --model run -o apps.jsonl
+""",
+    "humaneval-plus": """Score functions against many more inputs: HumanEval+ of EvalPlus.
+
+Example: codecria evaluate humaneval-plus --problems HumanEvalPlus.jsonl.gz --model run
+""",
+    "mbpp-plus": """Score small programs against many more inputs: MBPP+ of EvalPlus.
+
+Example: codecria evaluate mbpp-plus --problems MbppPlus.jsonl.gz --model run
+""",
+    "cruxeval-o": """Score predictions of what a function returns: CRUXEval, output.
+
+Example: codecria evaluate cruxeval-o --problems cruxeval.jsonl --model run
+""",
+    "cruxeval-i": """Score inputs for which a function returns a given value: CRUXEval, input.
+
+Example: codecria evaluate cruxeval-i --problems cruxeval.jsonl --model run
+""",
+    "livecodebench": """Score programs for contest problems of a span of dates: LiveCodeBench.
+
+Example: codecria evaluate livecodebench --problems test.jsonl --since 2024-08-01 --model run
+""",
     "exercises": """Score exercises of your own: questions with tests, as self-instruct writes them.
 
 Their heads are completed; --prompt-form chat asks the questions.
@@ -49,22 +76,45 @@ Example: codecria evaluate exercises --problems made/dialogs.jsonl --prompt-form
 """,
 }
 # Options that only some tasks have.
-ASKED_IN_CHAT = ("mbpp", "humaneval", "exercises")
+ASKED_IN_CHAT = (
+    *("mbpp", "humaneval", "exercises", "apps", "humaneval-plus", "mbpp-plus"),
+    *("cruxeval-o", "cruxeval-i", "livecodebench"),
+)
 ONLY = {
     "prompt_form": ASKED_IN_CHAT,
     "also_chat": ASKED_IN_CHAT,
-    "extract": ASKED_IN_CHAT,
+    "extract": tuple(name for name in ASKED_IN_CHAT if not name.startswith("cruxeval")),
+    "level": ("apps", "livecodebench"),
+    "since": ("livecodebench",),
+    "until": ("livecodebench",),
     "split": ("mbpp",),
     "form": ("infilling",),
-    "strip_prompt": ("humaneval", "humaneval-x", "multipl-e", "exercises"),
+    "strip_prompt": (
+        *("humaneval", "humaneval-x", "multipl-e", "exercises", "humaneval-plus", "mbpp-plus"),
+    ),
 }
 FORMS: dict[str, Any] = {
     "mbpp": Literal["few-shot", "tagged", "chat"],
     "humaneval": Literal["completion", "chat"],
     "exercises": Literal["completion", "chat"],
+    "humaneval-plus": Literal["completion", "chat"],
+    "mbpp-plus": Literal["completion", "chat"],
+    "apps": Literal["few-shot", "chat"],
+    "cruxeval-o": Literal["few-shot", "chat"],
+    "cruxeval-i": Literal["few-shot", "chat"],
+    "livecodebench": Literal["few-shot", "chat"],
 }
 PresetName = Literal[
-    "paper-greedy", "paper-sampled", "table5", "sweep-0.1", "sweep-0.4", "sweep-0.6", "sweep-0.8"
+    "paper-greedy",
+    "paper-sampled",
+    "table5",
+    "apps",
+    "cruxeval",
+    "livecodebench",
+    "sweep-0.1",
+    "sweep-0.4",
+    "sweep-0.6",
+    "sweep-0.8",
 ]
 
 
@@ -126,6 +176,30 @@ def evaluate_task(
             help="Part of the suite; test is ids 11 to 510.", rich_help_panel=options.INPUT
         ),
     ] = "test",
+    level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL,LEVEL",
+            help="Only these levels of difficulty, such as introductory (APPS) or easy.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="Only problems published on this day or later, such as 2024-08-01.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="Only problems published on this day or earlier.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="ID,ID", help="Only these tasks.", rich_help_panel=options.INPUT),
@@ -153,9 +227,12 @@ def evaluate_task(
     ] = None,
     as_json: options.AsJson = False,
     preset: Annotated[
-        PresetName,
-        typer.Option(help="How samples are drawn.", rich_help_panel=options.SAMPLING),
-    ] = "paper-greedy",
+        PresetName | None,
+        typer.Option(
+            help="How samples are drawn [default: the suite's, else paper-greedy].",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
     prompt_form: Annotated[
         str | None,
         typer.Option(
@@ -277,7 +354,7 @@ def evaluate_task(
         float | None,
         typer.Option(
             help="Time limit per program, seconds; 4 times the reference's own time if that is"
-            " more [default: 4; 15 where a compiler runs].",
+            " more [default: 4; 15 where a compiler runs]. Per case where a suite limits each.",
             rich_help_panel=options.SANDBOX,
         ),
     ] = None,
@@ -302,6 +379,7 @@ def evaluate_task(
     from codecria.core.evaluation.benchmarks import evaluate as evaluation
     from codecria.core.evaluation.benchmarks.protocol import Changes
     from codecria.core.evaluation.benchmarks.references import cache_folder
+    from codecria.core.evaluation.benchmarks.tasks import Choice
     from codecria.core.sandbox.config import Confirm, SandboxConfig
 
     if threads is not None:
@@ -324,9 +402,14 @@ def evaluate_task(
             extraction=extract,
             ks=None if k is None else options.ks_of(k),
         ),
-        split=split,
-        ids=options.names_of(tasks),
-        limit=limit,
+        choice=Choice(
+            split=split,
+            ids=options.names_of(tasks),
+            levels=_levels(task, level),
+            since=_date("--since", since),
+            until=_date("--until", until),
+            limit=limit,
+        ),
         out=out,
         generate_only=generate_only,
         sandbox=SandboxConfig(
@@ -377,9 +460,46 @@ def _forms(task: str, form: str | None, *, also_chat: bool, infilling: str) -> t
             "--also-chat reports the chat form beside another",
             hint="leave out --also-chat or --prompt-form",
         )
-    from codecria.core.evaluation.benchmarks.tasks import TASKS
+    from codecria.core.evaluation.benchmarks.registry import TASKS
 
     return (form or TASKS[task].forms[0], "chat")
+
+
+def _levels(task: str, given: str | None) -> tuple[str, ...]:
+    """The levels asked for.
+
+    Raises:
+        UsageError: the suite has no such level.
+    """
+    from codecria.core.evaluation.benchmarks.registry import TASKS
+    from codecria.data.errors import UsageError
+
+    levels = options.names_of(given)
+    for level in levels:
+        if level not in TASKS[task].levels:
+            raise UsageError(
+                f"{TASKS[task].title} has no level {level!r}",
+                hint="levels: " + ", ".join(TASKS[task].levels),
+            )
+    return levels
+
+
+def _date(option: str, given: str | None) -> str:
+    """A date as year-month-day; nothing where none is given.
+
+    Raises:
+        UsageError: it is no date.
+    """
+    from datetime import date
+
+    from codecria.data.errors import UsageError
+
+    if given is None:
+        return ""
+    try:
+        return date.fromisoformat(given).isoformat()
+    except ValueError as error:
+        raise UsageError(f"{option} {given} is no date", hint="write it as 2024-08-01") from error
 
 
 def _check_references(request: Request, *, as_json: bool) -> None:
@@ -456,6 +576,11 @@ def _show(summaries: Sequence[dict[str, Any]]) -> None:
             f"{name} {found['value']:.1%} with unconfirmed"
             for name, found in summary.get("pass_with_unconfirmed", {}).items()
         ]
+        for level, found in summary.get("by_level", {}).items():
+            scores += [
+                f"{level} {name} {one['value']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
+                for name, one in found["pass"].items()
+            ]
         ends = ", ".join(f"{n} {word}" for word, n in summary.get("results", {}).items())
         rows.append(
             (

@@ -403,11 +403,14 @@ class Peer:
                 message = receive(self._source)
             except EOFError:
                 return
-            if message.get("of") is None:
-                work = functools.partial(_named, names, message)
-                send(self._to, self._guarded(work))
-            else:
-                self._answer(message)
+            try:
+                if message.get("of") is None:
+                    work = functools.partial(_named, names, message)
+                    send(self._to, self._guarded(work))
+                else:
+                    self._answer(message)
+            except BrokenPipeError:  # who asked has ended, and says why
+                return
 
     def _answer(self, message: Any) -> None:
         send(self._to, self._guarded(lambda: self._done(message)))

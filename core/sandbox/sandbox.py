@@ -171,18 +171,19 @@ class Sandbox:
         return verdict
 
     def run_many(
-        self, programs: Sequence[Program], limits: Limits | None = None
+        self, programs: Sequence[Program], limits: Limits | Sequence[Limits] | None = None
     ) -> Iterator[tuple[int, Verdict]]:
         """Judge many programs; (number, verdict) as they come, timeouts at the end.
 
         Args:
             programs: to run.
-            limits: of each.
+            limits: of all of them, or of each.
 
         Raises:
             UserError: see `run`.
         """
-        limits = limits or self.limits
+        if limits is None or isinstance(limits, Limits):
+            limits = [limits or self.limits] * len(programs)
         again: list[int] = []
         ended: queue.SimpleQueue[tuple[int, Verdict | UserError | None]] = queue.SimpleQueue()
         numbers = iter(range(len(programs)))
@@ -210,12 +211,12 @@ class Sandbox:
             for thread in threads:
                 thread.join()
         for n in sorted(again):
-            yield n, self._once(programs[n], limits)
+            yield n, self._once(programs[n], limits[n])
 
     def _work(
         self,
         programs: Sequence[Program],
-        limits: Limits,
+        limits: Sequence[Limits],
         numbers: Iterator[int],
         ended: queue.SimpleQueue[tuple[int, Verdict | UserError | None]],
         stop: threading.Event,
@@ -228,7 +229,7 @@ class Sandbox:
                 return
             found: Verdict | UserError | None = None  # None: an internal error
             try:
-                found = self._once(programs[n], limits)
+                found = self._once(programs[n], limits[n])
             except UserError as error:
                 found = error
             finally:

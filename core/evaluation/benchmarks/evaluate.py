@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
 from codecria.core.sandbox.config import SandboxConfig
-from codecria.core.training.run import environment
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 from codecria.data.files import digest_file
 from codecria.data.formats.infill import Infiller
@@ -22,18 +19,19 @@ from codecria.data.progress import Progress
 
 from . import mbpp, tasks
 from . import references as known_solutions
-from .execution import Sandbox, limits_json
+from .execution import Sandbox
 from .problems import Problem, ProblemSet
 from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
+from .registry import TASKS, Task
 from .results import Results, finish, meta_path, read_json_or_nothing, results
 from .samples import SampleFile, read_samples
 from .sampling import generate
-from .scoring import KS, score, summarise, too_long
-from .tasks import Asker, Split, Task
+from .scoring import score, too_long
+from .summary import Bench, Subject, facts_of, identity_of, own_keys, summary_of
+from .tasks import Asker, Choice
 
 MEMORY_BYTES = 1 << 30  # of one program
-DEFAULT_PRESET = "paper-greedy"
 Note = Callable[[str], None]
 Show = Callable[[Progress], None]
 
@@ -47,8 +45,8 @@ class Request:
         problems: its file.
         model, samples: a checkpoint to ask, or a file of samples; neither checks references alone.
         forms: how the model is asked, one after the other; empty for the task's own.
-        preset, changes: how samples are drawn.
-        split, ids, limit: which tasks.
+        preset, changes: how samples are drawn; None takes the task's own preset.
+        choice: which tasks.
         out: file of results; with several forms the later ones have the form in their name.
         generate_only: write samples, and run nothing.
         sandbox: where programs run; its limits follow from the tasks.
@@ -65,11 +63,9 @@ class Request:
     model: Path | None = None
     samples: Path | None = None
     forms: tuple[str, ...] = ()
-    preset: str = DEFAULT_PRESET
+    preset: str | None = None
     changes: Changes = field(default_factory=Changes)
-    split: Split = "test"
-    ids: tuple[str, ...] = ()
-    limit: int | None = None
+    choice: Choice = field(default_factory=Choice)
     out: Path | None = None
     generate_only: bool = False
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -81,25 +77,6 @@ class Request:
     batch: int = BATCH
     device: str = "auto"
     dtype: str = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Subject:
-    """Who wrote the samples: of a model, `generator`; of a file, `file`."""
-
-    facts: dict[str, Any]
-    generator: Generator | None = None
-    file: SampleFile | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Bench:
-    """Where programs run, with what is known of the tasks."""
-
-    sandbox: Sandbox
-    references: dict[str, Reference]
-    limits_s: dict[str, float]
-    left_out: dict[str, str]
 
 
 def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]]:
@@ -118,12 +95,12 @@ def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]
         UserError: a file is damaged, a reference fails, or nothing can run.
         Interrupted: by a signal; what was known is kept in `out`.
     """
-    task = tasks.TASKS[request.task]
+    task = TASKS[request.task]
     forms = [tasks.with_form(task, form) for form in request.forms or (None,)]
     _check(request, forms)
     protocols = [_protocol(task, form, request) for form in forms]
-    found = tasks.load(task, request.problems)
-    asked = tasks.select(task, found, split=request.split, ids=request.ids, limit=request.limit)
+    found = tasks.load(task, request.problems, case_s=request.timeout_s)
+    asked = tasks.select(task, found, request.choice)
     shots = [tasks.shots_of(task, form, found) for form in forms]
     _check_model(request, forms)
     # What a user can have got wrong shows before anything runs.
@@ -149,9 +126,9 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
     Raises:
         UserError: nothing can be run.
     """
-    task = tasks.TASKS[request.task]
-    found = tasks.load(task, request.problems)
-    asked = tasks.select(task, found, split=request.split, ids=request.ids, limit=request.limit)
+    task = TASKS[request.task]
+    found = tasks.load(task, request.problems, case_s=request.timeout_s)
+    asked = tasks.select(task, found, request.choice)
     if all(problem.reference is None for problem in asked):
         raise UserError(f"{task.title} has no reference solutions")
     with _sandbox(request, asked) as sandbox:
@@ -186,7 +163,7 @@ def _check(request: Request, forms: Sequence[Form]) -> None:
         raise UsageError("--generate-only writes a model's samples", hint="give --model and --out")
     if request.samples is not None and len(forms) > 1:
         raise UsageError("samples in a file are of one form", hint="leave out --also-chat")
-    if request.samples is not None and request.preset != DEFAULT_PRESET:
+    if request.samples is not None and request.preset is not None:
         raise UsageError(
             f"--preset {request.preset} says how a model is asked", hint="samples are scored as is"
         )
@@ -208,11 +185,11 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
     return freeze(
         task.name,
         form,
-        request.preset,
+        request.preset or task.preset,
         # How many samples a file has shows when it is read.
         request.changes if request.samples is None else replace(request.changes, ks=None),
         eos_ends=task.name != "infilling",
-        shots=shots if form == "few-shot" else (),
+        shots=shots if task.name == "mbpp" and form == "few-shot" else (),
         labels=task.labels.get(form, ()),
         source=task.sources[form],
     )
@@ -237,7 +214,7 @@ def _references(
 @contextlib.contextmanager
 def _bench(
     request: Request, asked: Sequence[Problem], *, note: Note, show: Show
-) -> Iterator[_Bench | None]:
+) -> Iterator[Bench | None]:
     """An open sandbox that the references have passed in; None where nothing is to run."""
     if request.generate_only:
         yield None
@@ -253,7 +230,7 @@ def _bench(
             p.task_id: known_solutions.limit_s(p, checked.get(p.task_id), request.timeout_s)
             for p in kept
         }
-        yield _Bench(sandbox=sandbox, references=checked, limits_s=limits_s, left_out=left_out)
+        yield Bench(sandbox=sandbox, references=checked, limits_s=limits_s, left_out=left_out)
 
 
 def _sample_file(
@@ -281,13 +258,13 @@ def _sample_file(
     return file
 
 
-def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]) -> _Subject:
+def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]) -> Subject:
     """Who wrote the samples, and what is known of it."""
     if request.model is not None:
         checkpoint = Checkpoint.open(request.model)
         facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
         generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
-        return _Subject(facts=facts, generator=generator)
+        return Subject(facts=facts, generator=generator)
     assert request.samples is not None, "neither a model nor samples"
     assert file is not None, "samples that were not read"
     kept = {problem.task_id for problem in asked}
@@ -298,7 +275,7 @@ def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]
     for name in ("protocol", "model", "model_digest"):
         if name in made_by:
             facts[name] = made_by[name]
-    return _Subject(facts=facts, file=file)
+    return Subject(facts=facts, file=file)
 
 
 # --- one form -------------------------------------------------------------------------------------
@@ -311,23 +288,23 @@ def _evaluate_form(
     shots: Sequence[Problem],
     found: ProblemSet,
     asked: Sequence[Problem],
-    subject: _Subject,
-    bench: _Bench | None,
+    subject: Subject,
+    bench: Bench | None,
     *,
     note: Note,
     show: Show,
 ) -> dict[str, Any]:
     """The summary of one form, its results written as they come."""
     out = _out_of(request, protocol.form)
-    facts = _facts(request, task, protocol, found, subject, bench)
+    facts = facts_of(request, task, protocol, found, subject, bench)
     total = _total(asked, protocol, subject)
-    with results(out, _identity(facts), facts) as kept:
+    with results(out, identity_of(facts), facts) as kept:
         if kept.resumed:
             note(f"{out} holds {kept.resumed} samples: going on")
         try:
             for line in _lines(request, asked, protocol, shots, subject, bench, kept):
                 kept.add(line)
-                done = len(_own(kept, asked))
+                done = len(own_keys(kept, asked))
                 show(
                     Progress(
                         stage=protocol.form if subject.generator else "samples",
@@ -344,15 +321,10 @@ def _evaluate_form(
                 f"stopped with {len(kept.lines)} of {total} samples in {out};"
                 " the same command goes on",
             ) from None
-        summary = _summary(request, facts, found, asked, protocol, subject, bench, kept)
+        summary = summary_of(request, task, facts, found, asked, protocol, subject, bench, kept)
         if out is not None:
-            finish(out, summary, complete=len(_own(kept, asked)) >= total)
+            finish(out, summary, complete=len(own_keys(kept, asked)) >= total)
     return summary
-
-
-def _own(kept: Results, asked: Sequence[Problem]) -> list[tuple[str, int]]:
-    wanted = {problem.task_id for problem in asked}
-    return [key for key in kept.lines if key[0] in wanted]
 
 
 def _out_of(request: Request, form: Form) -> Path | None:
@@ -362,7 +334,7 @@ def _out_of(request: Request, form: Form) -> Path | None:
     return request.out.with_name(f"{request.out.stem}.{form}{request.out.suffix}")
 
 
-def _total(asked: Sequence[Problem], protocol: Protocol, subject: _Subject) -> int:
+def _total(asked: Sequence[Problem], protocol: Protocol, subject: Subject) -> int:
     if subject.file is not None:
         return len(subject.file.samples)
     return len(asked) * protocol.samples
@@ -373,8 +345,8 @@ def _lines(
     asked: Sequence[Problem],
     protocol: Protocol,
     shots: Sequence[Problem],
-    subject: _Subject,
-    bench: _Bench | None,
+    subject: Subject,
+    bench: Bench | None,
     kept: Results,
 ) -> Iterator[dict[str, Any]]:
     """The lines that are not known yet, as they come."""
@@ -396,122 +368,3 @@ def _lines(
         fitting = [sample for sample in batch if sample.finish_reason != "prompt_too_long"]
         yield from (too_long(sample) for sample in batch if sample not in fitting)
         yield from score(fitting, by_id, bench.sandbox, bench.limits_s)
-
-
-# --- what stands beside the results ---------------------------------------------------------------
-
-
-def _facts(
-    request: Request,
-    task: Task,
-    protocol: Protocol,
-    found: ProblemSet,
-    subject: _Subject,
-    bench: _Bench | None,
-) -> dict[str, Any]:
-    """What a result is of: all that a reader needs to judge the score or to repeat it."""
-    facts: dict[str, Any] = {"task": task.name, "title": task.title}
-    if subject.generator is not None:
-        facts["protocol"] = protocol.as_json()
-    facts |= subject.facts
-    facts["problems"] = {
-        "file": str(request.problems),
-        "digest": found.digest(),
-        "tasks": len(found.problems),
-    }
-    if bench is not None:
-        facts["sandbox"] = {
-            "tier": str(bench.sandbox.tier),
-            "limits": limits_json(bench.sandbox.limits),
-            "confirm": str(bench.sandbox.config.confirm),
-            "packages": dict(bench.sandbox.config.allowed().versions),
-        }
-        facts["references"] = {
-            "run": len(bench.references),
-            "passed": sum(r.passed is True for r in bench.references.values()),
-            "unconfirmed": known_solutions.unconfirmed(bench.references, bench.sandbox),
-            "left_out": bench.left_out,
-        }
-        facts["longer_limits_s"] = {
-            i: s for i, s in bench.limits_s.items() if s != bench.sandbox.limits.wall_s
-        }
-    facts["environment"] = environment() | {
-        "codecria": importlib.metadata.version("codecria"),
-        "python": platform.python_version(),
-    }
-    return facts
-
-
-def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat facts that must be the same to go on with a result."""
-    flat: dict[str, Any] = {"task": facts["task"]}
-    for name in ("model_digest", "samples_digest"):
-        flat[name] = facts.get(name, "")
-    prose = ("labels", "sources", "changed", "preset", "ks")  # none of these changes a sample
-    for key, value in (facts.get("protocol") or {}).items():
-        if key not in prose:
-            flat[f"protocol.{key}"] = value
-    flat["problems.digest"] = facts["problems"]["digest"]
-    flat["scored"] = "sandbox" in facts
-    for key, value in facts.get("sandbox", {}).items():
-        if key in ("limits", "packages"):
-            flat |= {f"sandbox.{key}.{name}": part for name, part in value.items()}
-        else:
-            flat[f"sandbox.{key}"] = value
-    return flat
-
-
-def _summary(
-    request: Request,
-    facts: Mapping[str, Any],
-    found: ProblemSet,
-    asked: Sequence[Problem],
-    protocol: Protocol,
-    subject: _Subject,
-    bench: _Bench | None,
-    kept: Results,
-) -> dict[str, Any]:
-    """The score with all that qualifies it."""
-    ids = [problem.task_id for problem in asked]
-    whole = _whole(found, request)
-    reasons = []
-    left_out = bench.left_out if bench is not None else {}
-    if len(asked) + len(left_out) < whole:
-        reasons.append(f"{len(asked) + len(left_out)} of {whole} tasks asked for")
-    if left_out:
-        reasons.append(f"{len(left_out)} tasks left out: their references do not pass here")
-    totals: dict[str, Any]
-    if bench is None:
-        lines = [kept.lines[key] for key in _own(kept, asked)]
-        totals = {"tasks": len(asked), "samples": len(lines), "pass": {}}
-    else:
-        ks = request.changes.ks or KS if subject.file is not None else protocol.ks
-        totals = summarise(kept.lines, ids, ks=ks)
-        if totals["scored_tasks"] < totals["tasks"]:
-            reasons.append(f"{totals['tasks'] - totals['scored_tasks']} tasks have no verdict")
-    reasons += [_too_few_reason(*one) for one in totals.get("too_few_samples", {}).items()]
-    labels = list((facts.get("protocol") or {}).get("labels", ()))
-    if totals.get("unconfirmed"):
-        labels.append(_unconfirmed_label(totals))
-    return dict(facts) | totals | {"partial": reasons, "labels": labels}
-
-
-def _too_few_reason(name: str, tasks: Mapping[str, int]) -> str:
-    """Why pass@k is not estimated, where some tasks have samples for it."""
-    first, count = next(iter(tasks.items()))
-    more = f", and {len(tasks) - 1} more tasks have too few" if len(tasks) > 1 else ""
-    return f"no {name}: {first} has {count} samples{more}"
-
-
-def _unconfirmed_label(summary: Mapping[str, Any]) -> str:
-    """What a reader of a score must know of passes that were seen in one process alone."""
-    count, apart = summary["unconfirmed"], summary["results"].get("unconfirmed", 0)
-    if apart:
-        return f"{apart} unconfirmed passes are counted apart: the references fail in two processes"
-    return f"{count} passes are unconfirmed: solution and tests ran in one process"
-
-
-def _whole(found: ProblemSet, request: Request) -> int:
-    """How many tasks the split has, without a choice among them."""
-    task = tasks.TASKS[request.task]
-    return len(tasks.select(task, found, split=request.split))

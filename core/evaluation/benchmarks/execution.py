@@ -65,21 +65,34 @@ def trial(sandbox: Sandbox, language: str) -> str:
 def run_all(sandbox: Sandbox, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdict]]:
     """The verdict of every job with its number, as they come.
 
-    The most common limit is the sandbox's own: those run side by side. The few others, of tasks
-    whose reference is slow, run after them, each alone.
+    A program with a case that took too long is judged again, alone, before that counts: on a busy
+    machine programs wait for each other.
 
     Args:
         sandbox: open.
         jobs: what runs.
     """
-    usual = sandbox.limits.wall_s
-    together = [n for n, job in enumerate(jobs) if job.wall_s == usual]
-    for place, verdict in sandbox.run_many([jobs[n].program for n in together]):
-        yield together[place], verdict
-    for n, job in enumerate(jobs):
-        if job.wall_s != usual:
-            limits = replace(sandbox.limits, wall_s=job.wall_s)
-            yield n, sandbox.run(job.program, limits)
+    limits = [replace(sandbox.limits, wall_s=job.wall_s) for job in jobs]
+    slow = []
+    for n, verdict in sandbox.run_many([job.program for job in jobs], limits):
+        if _is_slow_case(verdict):
+            slow.append(n)
+        else:
+            yield n, verdict
+    for n in sorted(slow):
+        verdict = sandbox.run(jobs[n].program, limits[n])
+        if _is_slow_case(verdict):
+            detail = verdict.detail.partition(_SLOW)[2].lstrip(": ")
+            verdict = replace(verdict, outcome=Outcome.TIMEOUT, detail=detail)
+        yield n, verdict
+
+
+_SLOW = "TimeLimitExceeded"  # raised by `case_runner`
+
+
+def _is_slow_case(verdict: Verdict) -> bool:
+    """Whether a case of a problem took longer than it may."""
+    return verdict.outcome is Outcome.FAILED and verdict.detail.partition(":")[0].endswith(_SLOW)
 
 
 def passed(verdict: Verdict) -> bool | None:
@@ -102,7 +115,7 @@ def result_of(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASSED:
         return "passed"
     if verdict.outcome is Outcome.TIMEOUT:
-        return "timed out"
+        return f"timed out: {verdict.detail}" if verdict.detail.startswith("case ") else "timed out"
     word = "skipped" if verdict.outcome is Outcome.SKIPPED else "failed"
     return f"{word}: {verdict.detail}"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from codecria.data.corpus import problems as files
 from codecria.data.errors import UserError
 from codecria.data.files import digest_json
 from codecria.data.formats.code_names import wanted_by
+
+from . import cases
 
 Record = Mapping[str, Any]
 
@@ -38,6 +40,11 @@ class Problem:
         stops: strings that end a completion, where the file names them.
         question: what is asked, in words, where no prompt is completed.
         shown: tests that the model is shown.
+        is_program: whether a solution is a whole program, run for every case (`cases.wrapped`).
+        others: references that stand in where the first does not pass.
+        cases, case_s: how many cases the tests hold, and seconds for each; 0 where there are none.
+        level: of difficulty, as the file names it.
+        date: when it was published, as year-month-day.
     """
 
     task_id: str
@@ -51,6 +58,12 @@ class Problem:
     stops: tuple[str, ...] = ()
     question: str = ""
     shown: tuple[str, ...] = ()
+    is_program: bool = False
+    others: tuple[str, ...] = ()
+    cases: int = 0
+    case_s: float = 0.0
+    level: str = ""
+    date: str = ""
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -62,15 +75,25 @@ class Problem:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The names that a solution must define: the function that is tested, where it is known."""
+        if self.is_program:
+            return ()
         return (self.entry_point,) if self.entry_point else wanted_by(self.tests)
 
     def source(self, completion: str) -> str:
         """The program of a completion, without the tests."""
-        return self.prelude + self.before + completion + self.after
+        return self.whole(self.before + completion + self.after)
 
     def whole(self, solution: str) -> str:
         """The program that a whole solution is, without the tests."""
+        if self.is_program:
+            return cases.wrapped(solution, self.prelude)
         return self.prelude + solution
+
+    def with_case_limit(self, case_s: float | None) -> Problem:
+        """The problem with another time limit of a case, in seconds; None keeps its own."""
+        if case_s is None or not self.cases:
+            return self
+        return replace(self, case_s=case_s, tests=cases.with_limit(self.tests, case_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +112,45 @@ class ProblemSet:
         return {problem.task_id: problem for problem in self.problems}
 
 
-def read(path: Path, parse: Callable[[Record], Problem]) -> ProblemSet:
+def read(
+    path: Path,
+    parse: Callable[[Record], Problem],
+    folder: Callable[[Path], Iterator[tuple[str, Record]]] | None = None,
+) -> ProblemSet:
     """The problems in a file in its published format, compressed or not.
 
     Args:
         path: a JSON lines, JSON or parquet file.
         parse: makes a record a problem; raises KeyError for a field that it needs.
+        folder: gives the records of a folder, where the suite is published as one.
 
     Raises:
         UserError: the file cannot be read, a record lacks a field, or an id comes twice.
     """
+    if folder is not None and path.is_dir():
+        return ProblemSet(path, tuple(_parsed(path, parse, folder(path))))
     if not path.is_file():
         raise UserError(
             f"there is no file {path}", hint="docs/evaluate.md says where people get each suite"
         )
-    return ProblemSet(path, tuple(_parsed(path, parse)))
+    return ProblemSet(path, tuple(_parsed(path, parse, files.records(path))))
 
 
-def _parsed(path: Path, parse: Callable[[Record], Problem]) -> Iterator[Problem]:
+def _parsed(
+    path: Path, parse: Callable[[Record], Problem], records: Iterator[tuple[str, Any]]
+) -> Iterator[Problem]:
     seen: dict[str, str] = {}
-    for place, record in files.records(path):
+    for place, record in records:
         try:
             problem = parse(record)
         except KeyError as error:
             raise UserError(
                 f"{path}:{place}: the problem has no field {error.args[0]!r}",
                 hint="is it a file of this suite? docs/evaluate.md shows each one's fields",
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{place}: a field of the problem is damaged: {error}"
             ) from error
         if problem.task_id in seen:
             raise UserError(

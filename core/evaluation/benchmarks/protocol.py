@@ -58,6 +58,28 @@ PRESETS: dict[str, Preset] = {
         ks=_SAMPLED,
         source="Code Llama, table 5: T 0.1; p and the number of samples are table 2's",
     ),
+    "apps": Preset(
+        temperature=0.6,
+        top_p=0.95,
+        samples=200,
+        ks=(5, 10, 100),
+        source="Code Llama, table 3: pass@5, 10 and 100 at T 0.6, p 0.95; the number of samples is"
+        " table 2's",
+    ),
+    "cruxeval": Preset(
+        temperature=0.2,
+        top_p=0.95,
+        samples=10,
+        ks=(1, 5),
+        source="Gu et al. 2024: T 0.2, p 0.95, 10 samples",
+    ),
+    "livecodebench": Preset(
+        temperature=0.2,
+        top_p=0.95,
+        samples=10,
+        ks=(1, 5),
+        source="Jain et al. 2024: T 0.2, p 0.95, 10 samples",
+    ),
 } | {
     f"sweep-{temperature}": Preset(
         temperature=temperature,

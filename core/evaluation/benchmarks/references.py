@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .execution import (
     Limits,
     Program,
     Sandbox,
+    Verdict,
     passed,
     program_of,
     result_of,
@@ -38,7 +39,8 @@ FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
 LEAST_S = 4.0  # and at least this (EvalPlus)
 LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
-FORMAT = 5
+START_S = 4.0  # of a program with cases, beside them
+FORMAT = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ def limit_s(problem: Problem, reference: Reference | None, timeout_s: float | No
         reference: how its solution did, where there is one.
         timeout_s: a user's limit, which stands in place of the least one.
     """
+    if problem.cases:  # each has a limit of its own
+        return problem.cases * problem.case_s + START_S
     least = least_s(problem.language) if timeout_s is None else timeout_s
     if reference is None:
         return least
@@ -118,12 +122,15 @@ def check(
     if given:
         done(len(found), len(given))
     _try_languages([p for p in problems if p.reference is None], sandbox, found)
-    jobs = [Job(program(problem, problem.reference or ""), REFERENCE_S) for problem in left]
-    for number, verdict in run_all(sandbox, jobs):
+    jobs = [
+        Job(program(p, p.reference or ""), max(REFERENCE_S, limit_s(p, None, None))) for p in left
+    ]
+    for number, verdict in _with_others(left, jobs, sandbox):
         if verdict.isolated and passed(verdict) is False:
             # A right solution that fails in two processes: its tests need them to be one.
             sandbox.settle(left[number].tests, fit=False)
-            verdict = sandbox.run(jobs[number].program, replace(sandbox.limits, wall_s=REFERENCE_S))
+            limits = replace(sandbox.limits, wall_s=jobs[number].wall_s)
+            verdict = sandbox.run(jobs[number].program, limits)
         found[left[number].task_id] = Reference(
             passed=passed(verdict),
             result=result_of(verdict),
@@ -139,6 +146,30 @@ def check(
     if path is not None and fresh:
         _save(path, known | fresh)
     return found
+
+
+def _with_others(
+    problems: Sequence[Problem], jobs: Sequence[Job], sandbox: Sandbox
+) -> Iterator[tuple[int, Verdict]]:
+    """The verdict of every reference; where it fails and has others, of the first that passes.
+
+    Args:
+        problems: of the jobs, which run their references.
+    """
+    failed: dict[int, Verdict] = {}
+    for n, verdict in run_all(sandbox, jobs):
+        if passed(verdict) is False and problems[n].others:
+            failed[n] = verdict
+        else:
+            yield n, verdict
+    for n, verdict in sorted(failed.items()):
+        for other in problems[n].others:
+            job = Job(program(problems[n], other), jobs[n].wall_s)
+            [(_, found)] = run_all(sandbox, [job])
+            if passed(found):
+                verdict = found
+                break
+        yield n, verdict
 
 
 def unconfirmed(references: Mapping[str, Reference], sandbox: Sandbox) -> list[str]:

@@ -8,7 +8,7 @@ A completion is always what goes behind the published prompt, so that any tool c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,151 +18,63 @@ from codecria.data.formats import answers, chat
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from . import exercises, humaneval, mbpp, multilingual
-from .problems import Problem, ProblemSet, Record, read
+from . import mbpp, multilingual
+from .problems import Problem, ProblemSet, read
 from .protocol import Form, Protocol
+from .registry import TASKS, Task
 
 Split = Literal["test", "validation", "train", "prompt", "all"]
 SPLITS: tuple[str, ...] = get_args(Split)
-FROM_MEMORY = "the [BEGIN] and [DONE] form of the prompt is from memory: the paper does not show it"
-OUR_WORDS = "the paper shows the parts of this prompt; its words are ours"
-PLAIN = "the prompt as published, not stripped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A test suite and how models are asked.
-
-    Attributes:
-        name: on the command line.
-        title: as people write it.
-        parse: makes a record a problem.
-        forms: how a model can be asked; the first unless another is chosen.
-        sources: where each form comes from.
-        labels: what a reader of a score must know of a form.
-        answers: for models tuned on instructions, the form that is reported too.
-    """
-
-    name: str
-    title: str
-    parse: Callable[[Record], Problem]
-    forms: tuple[Form, ...]
-    sources: Mapping[Form, str]
-    labels: Mapping[Form, tuple[str, ...]]
-    answers: Form | None = None
-
-
-_CHAT = "PAPER: zero-shot for Instruct too; whether in the chat form is not said, so both are told"
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="humaneval",
-            title="HumanEval",
-            parse=humaneval.parse,
-            forms=("completion", "chat"),
-            sources={
-                "completion": "zero-shot, Code Llama table 2; stop words of the harness its"
-                " authors name (bigcode-evaluation-harness)",
-                "chat": _CHAT,
-            },
-            labels={"completion": (PLAIN,), "chat": (OUR_WORDS,)},
-            answers="chat",
-        ),
-        Task(
-            name="mbpp",
-            title="MBPP",
-            parse=mbpp.parse,
-            forms=("few-shot", "tagged", "chat"),
-            sources={
-                "few-shot": "three-shot, Code Llama table 2; tasks 2, 3, 4 shown, 11 to 510 asked"
-                " (Austin et al. 2021)",
-                "tagged": "zero-shot, Code Llama table 8 and figure 13",
-                "chat": "zero-shot, Code Llama table 8 and figure 13, in the chat form",
-            },
-            labels={
-                "few-shot": (FROM_MEMORY,),
-                "tagged": (OUR_WORDS,),
-                "chat": (OUR_WORDS,),
-            },
-            answers="chat",
-        ),
-        Task(
-            name="infilling",
-            title="HumanEval infilling",
-            parse=humaneval.parse_infilling,
-            forms=("psm", "spm"),
-            sources={
-                "psm": "Code Llama table 14, prefix first; the middle ends at EOT alone",
-                "spm": "Code Llama table 14, suffix first; the middle ends at EOT alone",
-            },
-            labels={},
-        ),
-        Task(
-            name="humaneval-x",
-            title="HumanEval-X",
-            parse=multilingual.parse_x,
-            forms=("completion",),
-            sources={"completion": "zero-shot, Zheng et al. 2023; stop strings are ours"},
-            labels={"completion": ("not in the paper, which uses MultiPL-E",)},
-        ),
-        Task(
-            name="multipl-e",
-            title="MultiPL-E",
-            parse=multilingual.parse_e,
-            forms=("completion",),
-            sources={"completion": "zero-shot, Code Llama table 4; stop strings of the file"},
-            labels={"completion": ("the suite has no reference solutions",)},
-        ),
-        Task(
-            name="exercises",
-            title="Exercises",
-            parse=exercises.parse,
-            forms=("completion", "chat"),
-            sources={
-                "completion": "a file of the user's: the head is completed",
-                "chat": "a file of the user's: the question as it stands, in the chat form",
-            },
-            labels={},
-            answers="chat",
-        ),
-    )
-}
-
-
-def load(task: Task, path: Path) -> ProblemSet:
+def load(task: Task, path: Path, *, case_s: float | None = None) -> ProblemSet:
     """The problems in a file of the task.
+
+    Args:
+        case_s: time limit of a case, in seconds, in place of the suite's own.
 
     Raises:
         UserError: see `problems.read`.
     """
-    return read(path, task.parse)
+    found = read(path, task.parse, task.folder)
+    return ProblemSet(found.path, tuple(p.with_case_limit(case_s) for p in found.problems))
 
 
-def select(
-    task: Task,
-    found: ProblemSet,
-    *,
-    split: Split = "test",
-    ids: Sequence[str] = (),
-    limit: int | None = None,
-) -> list[Problem]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of a file's problems are asked for.
+
+    Attributes:
+        split: of MBPP, by task id.
+        ids: these alone, of whichever split; spelled as `known_id` takes them.
+        levels: of difficulty; empty for all.
+        since, until: first and last date, as year-month-day; empty for no bound.
+        limit: at most so many.
+    """
+
+    split: Split = "test"
+    ids: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    limit: int | None = None
+
+
+def select(task: Task, found: ProblemSet, choice: Choice = Choice()) -> list[Problem]:
     """The problems asked for, in the file's order.
 
     Args:
-        task: of MBPP, `split` is taken.
+        task: of MBPP, the split is taken; of suites with levels or dates, these.
         found: all problems of the file.
-        split: of MBPP, by task id.
-        ids: these alone, of whichever split; spelled as `known_id` takes them.
-        limit: at most so many.
+        choice: among them.
 
     Raises:
         UserError: an id is not in the file, or nothing is left.
     """
     by_id = found.by_id()
     problems = list(found.problems)
-    if ids:
-        wanted = {known_id(i, by_id): i for i in ids}
+    if choice.ids:
+        wanted = {known_id(i, by_id): i for i in choice.ids}
         unknown = [given for known, given in wanted.items() if known is None]
         if None in wanted:
             raise UserError(
@@ -170,12 +82,28 @@ def select(
                 hint=f"ids are spelled as {problems[0].task_id}",
             )
         problems = [problem for problem in problems if problem.task_id in wanted]
-    elif task.name == "mbpp" and split != "all":
-        problems = [p for p in problems if mbpp.number_of(p) in mbpp.SPLITS[split]]
-    problems = problems[:limit]
+    elif task.name == "mbpp" and choice.split != "all":
+        problems = [p for p in problems if mbpp.number_of(p) in mbpp.SPLITS[choice.split]]
+        if not problems:
+            raise UserError(
+                f"{found.path} has no task of the split {choice.split}", hint="try --split all"
+            )
+    if choice.levels:
+        problems = [p for p in problems if p.level in choice.levels]
+    problems = [
+        p
+        for p in problems
+        if choice.since <= p.date and (not choice.until or p.date <= choice.until)
+    ]
     if not problems:
-        raise UserError(f"{found.path} has no task of the split {split}", hint="try --split all")
-    return problems
+        dates = sorted(p.date for p in found.problems)
+        raise UserError(
+            f"{found.path} has no such problem",
+            hint=f"its problems are of {dates[0]} to {dates[-1]}"
+            if dates[0]
+            else "try without --level",
+        )
+    return problems[: choice.limit]
 
 
 def known_id(given: object, problems: Mapping[str, Problem]) -> str | None:
@@ -271,14 +199,18 @@ class Asker:
             ends = self._ends | {self._infiller.special.end}
             return Asked(ids=tuple(ids.tolist()), ends=ends, stops=())
         if form == "chat":
-            question = chat.Message(role="user", content=question_of(problem))
+            asks = TASKS[self.protocol.task].chat or question_of
+            question = chat.Message(role="user", content=asks(problem))
             return Asked(
                 ids=tuple(chat.prompt_ids(self.tokenizer, [question])),
                 ends=self._ends | {chat.stop_id(self.tokenizer)},
                 stops=(),
             )
         prompt, stops = problem.before, problem.stops
-        if form == "few-shot":
+        written = TASKS[self.protocol.task].prompt
+        if written is not None:
+            prompt = written(problem, form)
+        elif form == "few-shot":
             prompt = mbpp.few_shot_prompt(problem, self.shots)
         elif form == "tagged":
             prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{answers.TAG}\n", (answers.END_TAG,)
@@ -298,6 +230,10 @@ class Asker:
             said: its text, without the stop string.
             cut: whether a stop string ended it.
         """
+        reads = TASKS[self.protocol.task].reads
+        if reads is not None:
+            answer = chat.answer_of(said) if self.protocol.form == "chat" else said
+            return Written(reads(problem, answer))
         if self.protocol.form == "chat":
             return answer_to(problem, chat.answer_of(said), self.protocol.extraction)
         said = said.removeprefix(asked.left_out)

@@ -13,13 +13,14 @@ import pytest
 
 pytest.importorskip("codecria.core.sandbox.sandbox")
 
-from codecria.core.evaluation.benchmarks import mbpp, tasks
+from codecria.core.evaluation.benchmarks import humaneval, mbpp
 from codecria.core.evaluation.benchmarks.problems import Problem, ProblemSet
 from codecria.core.evaluation.benchmarks.protocol import Changes, Form, Protocol, freeze
+from codecria.core.evaluation.benchmarks.registry import TASKS
 from codecria.core.evaluation.benchmarks.sampling import generate
 from codecria.core.evaluation.benchmarks.tasks import (
-    TASKS,
     Asker,
+    Choice,
     answer_to,
     known_id,
     load,
@@ -192,14 +193,17 @@ def test_mbpp_is_asked_by_its_split_and_ids_are_spelled_as_tools_spell_them() ->
     )
     task = TASKS["mbpp"]
     assert [mbpp.number_of(p) for p in select(task, found)] == list(range(11, 511))
-    assert len(select(task, found, split="all")) == 974
-    assert len(select(task, found, limit=3)) == 3
+    assert len(select(task, found, Choice(split="all"))) == 974
+    assert len(select(task, found, Choice(limit=3))) == 3
     by_id = found.by_id()
     assert {known_id(given, by_id) for given in (2, "2", "MBPP/2", "Mbpp/2")} == {"MBPP/2"}
     assert known_id(True, by_id) is known_id("MBPP/975", by_id) is known_id(None, by_id) is None
-    assert [p.task_id for p in select(task, found, ids=["3", "Mbpp/2"])] == ["MBPP/2", "MBPP/3"]
+    assert [p.task_id for p in select(task, found, Choice(ids=("3", "Mbpp/2")))] == [
+        "MBPP/2",
+        "MBPP/3",
+    ]
     with pytest.raises(UserError, match="no task 1000"):
-        select(task, found, ids=["1000"])
+        select(task, found, Choice(ids=("1000",)))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_a_model_without_infilling_pieces_is_told_so(release_tokenizer: Tokenize
 def test_an_answer_becomes_a_completion_that_runs_behind_the_prompt(
     answer: str, prompt: str
 ) -> None:
-    problem = tasks.humaneval.parse({**ADD, "prompt": prompt})
+    problem = humaneval.parse({**ADD, "prompt": prompt})
     program = problem.source(answer_to(problem, answer).text) + "\n" + problem.tests
     exec(compile(program, "program", "exec"), {})
 
@@ -319,7 +323,7 @@ def test_an_answer_becomes_a_completion_that_runs_behind_the_prompt(
 def test_code_in_an_answer_is_not_moved_by_the_space_that_the_chat_form_puts_before_it(
     release_tokenizer: Tokenizer,
 ) -> None:
-    problem = tasks.humaneval.parse(ADD)
+    problem = humaneval.parse(ADD)
     asker = Asker(
         protocol("humaneval", "chat"), (), release_tokenizer, frozenset({release_tokenizer.eos_id})
     )
@@ -419,7 +423,7 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("prompt", [ADD["prompt"], "def add(a, b):\n"])
 def test_any_shape_of_a_right_answer_is_right_behind_any_prompt(answer: str, prompt: str) -> None:
-    problem = tasks.humaneval.parse({**ADD, "prompt": prompt})
+    problem = humaneval.parse({**ADD, "prompt": prompt})
     written = answer_to(problem, answer)
     program = problem.whole(written.text) if written.is_whole else problem.source(written.text)
     exec(compile(f"{program}\n{problem.tests}", "program", "exec", dont_inherit=True), {})
@@ -434,7 +438,7 @@ def test_a_task_without_a_prompt_takes_the_block_that_its_tests_call() -> None:
         "test_list": ["assert add(1, 2) == 3"],
         "test_setup_code": "",
     }
-    problem = tasks.mbpp.parse(record)
+    problem = mbpp.parse(record)
     assert problem.wanted == ("add",)
     answer = (
         "```python\ndef add(a, b):\n    return plus(a, b)\n```\nwith\n"
@@ -446,7 +450,7 @@ def test_a_task_without_a_prompt_takes_the_block_that_its_tests_call() -> None:
 
 
 def test_the_simple_rule_takes_the_first_block_and_says_so() -> None:
-    problem = tasks.humaneval.parse(ADD)
+    problem = humaneval.parse(ADD)
     written = answer_to(problem, ANSWERS["an example first"], "simple")
     assert written.text.strip() == "print(add(1, 2))"
     assert written.extracted == "simple rule"

@@ -25,9 +25,10 @@ from codecria.core.evaluation.benchmarks.compare import compare_results
 from codecria.core.evaluation.benchmarks.evaluate import Request, evaluate
 from codecria.core.evaluation.benchmarks.protocol import Changes
 from codecria.core.evaluation.benchmarks.references import Reference, limit_s, require
+from codecria.core.evaluation.benchmarks.registry import TASKS
 from codecria.core.evaluation.benchmarks.results import meta_path, results
 from codecria.core.evaluation.benchmarks.samples import read_samples
-from codecria.core.evaluation.benchmarks.tasks import TASKS, load
+from codecria.core.evaluation.benchmarks.tasks import Choice, load
 from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -65,7 +66,9 @@ def request_for(tmp_path: Path, problems: Path) -> Callable[..., Request]:
         if lines is not None:
             samples = write_lines(tmp_path / "samples.jsonl", lines)
         unconfined = SandboxConfig(tier="none", workers=1)
-        given = {"sandbox": unconfined, "cache": tmp_path / "cache"} | options
+        chosen = {name: options.pop(name) for name in ("ids", "limit") if name in options}
+        given = {"sandbox": unconfined, "cache": tmp_path / "cache", "choice": Choice(**chosen)}
+        given |= options
         return Request(task="humaneval", problems=problems, samples=samples, **given)
 
     return make
