@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -180,12 +181,42 @@ def _leave_absent(parameter: Any) -> None:
 
     def process(context: Any, value: Any) -> Any:
         if parameter.required or value is not parameter.default:
-            return validate(context, value)
+            found = _plainly(parameter, value)
+            if found is None:
+                return validate(context, value)
+            value = found
         return parameter.callback(context, parameter, value) if parameter.callback else value
 
     parameter.process_value = process
     parameter.quick = True
 
+
+def _plainly(parameter: Any, value: Any) -> Any:
+    """A typed value whose meaning is beyond doubt; None leaves it to Typer and its pydantic."""
+    descriptor = getattr(parameter, "type_descriptor", None)
+    if descriptor is None or parameter.nargs != 1 or descriptor.parameter_info.parser is not None:
+        return None
+    kind, info = descriptor.annotation, descriptor.parameter_info
+    if parameter.multiple:
+        texts = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        return list(value) if kind == list[str] and texts else None
+    if not isinstance(value, str):
+        return None
+    if descriptor.is_choice:
+        return value if descriptor.choices is not None and value in descriptor.choices else None
+    if kind is str:
+        return value
+    if kind is Path:
+        checked = info.exists or info.writable or info.resolve_path or info.allow_dash
+        return None if checked or not (info.file_okay and info.dir_okay) else Path(value)
+    if kind not in (int, float) or not re.fullmatch(_NUMBERS[kind], value, re.ASCII):
+        return None
+    number = kind(value)
+    low, high = (limit if limit is not None else number for limit in (info.min, info.max))
+    return number if low <= number <= high else None
+
+
+_NUMBERS = {int: r"-?\d{1,15}", float: r"-?\d{1,15}(\.\d{1,15})?([eE][+-]?\d{1,2})?"}
 
 # The order of panels in help; a verb's own panels come between these two.
 FIRST_PANELS = (

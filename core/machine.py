@@ -106,7 +106,13 @@ def memory_bandwidth(device: torch.device) -> float:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster here than float32 ones, by measurement."""
+    """Whether bfloat16 matrix products are faster here than float32 ones.
+
+    On x86 the CPU's flags decide: products without hardware for them are slower. Elsewhere it is
+    measured.
+    """
+    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return matmul_flops(torch.bfloat16, device) > 1.2 * matmul_flops(torch.float32, device)
 
 

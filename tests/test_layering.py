@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -148,6 +149,29 @@ def test_cli_imports_heavy_libraries_inside_functions_alone() -> None:
         if not found.deferred and any(within(found.name, heavy) for heavy in HEAVY)
     ]
     assert not early
+
+
+# What `generate` imports before it knows which engine it takes.
+QUICK = (
+    "codecria.cli.app",
+    "codecria.core.checkpoints.checkpoint",
+    "codecria.core.checkpoints.formats.chat_template",
+    "codecria.core.inference.engine",
+    "codecria.core.inference.generator",
+    "codecria.core.inference.healing",
+    "codecria.data.formats.cursor",
+    "codecria.data.formats.window",
+)
+SLOW = ("torch", "pyarrow", "transformers", "numba", "pydantic", "pandas", "rich", "numpy.random")
+
+
+def test_generate_imports_no_slow_library_before_it_needs_one() -> None:
+    # The reason for imports within functions in these modules: torch alone takes over a second.
+    program = f"import sys, {', '.join(QUICK)}; print([m for m in {SLOW} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:

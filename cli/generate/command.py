@@ -235,8 +235,6 @@ def generate(
     if heal and asked.gap is not None and form == "psm":
         render.warn("--heal has no effect with --form psm")
 
-    import torch
-
     from codecria.core.checkpoints.checkpoint import Checkpoint
     from codecria.core.inference.decoding import Limits
     from codecria.core.inference.generator import Generator, tokenizer_of
@@ -251,6 +249,8 @@ def generate(
         context=context,
     )
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
     tokenizer = tokenizer_of(model)
     checkpoint = Checkpoint.open(model)

@@ -10,7 +10,7 @@
 
 transformers, vLLM and llama.cpp's converter open it as it is, and the checkpoints they publish open
 here, and Meta's releases too (core/formats/). Weights are mapped from disk: nothing is copied until
-it is used or converted.
+it is used or converted. Opening imports no PyTorch; loading a `Transformer` and writing do.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from codecria.core.checkpoints.formats.chat_template import template_for
 from codecria.core.checkpoints.formats.hugging_face import (
@@ -46,7 +45,6 @@ from codecria.core.checkpoints.formats.meta import (
 )
 from codecria.core.checkpoints.formats.weights import SafetensorsWeights, Weights
 from codecria.core.model.config import ModelConfig
-from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 from codecria.data.files import (
     atomic_folder,
@@ -62,12 +60,16 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from .ends import CONFIG_NAME, ENDS_KEY, LINEAGE_NAME, end_ids
 from .recognise import not_a_checkpoint, refuse_quantised, snapshot_of
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from codecria.core.model.transformer import Transformer
+
 TOKENIZER_NAME = "tokenizer.model"
 CARD_NAME = "README.md"  # where people and model hubs look for it
 DIGESTS_KEY, MODEL_KEY = "files", "model"  # in codecria.json, beside the lineage
 MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts another file
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +205,8 @@ def _as_stored(config: ModelConfig, weights: Weights) -> ModelConfig:
         return config
     if weights.stored[OUTPUT].shape != weights.stored[EMBEDDING].shape:
         return replace(config, tied=False)
-    with weights.borrow(OUTPUT) as output, weights.borrow(EMBEDDING) as embedding:
-        return config if torch.equal(output, embedding) else replace(config, tied=False)
+    same = np.array_equal(weights.array(OUTPUT), weights.array(EMBEDDING))
+    return config if same else replace(config, tied=False)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -276,6 +278,11 @@ def load_model(
         UserError: weights are missing, unexpected or of another shape.
     """
     check_fits(checkpoint)
+    import torch
+    from torch import nn
+
+    from codecria.core.model.transformer import Transformer
+
     with torch.device("meta"):
         model = Transformer(checkpoint.config)
     if dtype is None and len({part.dtype for part in checkpoint.weights.stored.values()}) > 1:
@@ -317,6 +324,8 @@ def write_checkpoint(
     Raises:
         UserError: a file cannot be written.
     """
+    import torch
+
     shapes = shapes_of(config)
     dtypes = {n: dtype if isinstance(dtype, torch.dtype) else dtype[n] for n in shapes}
     ours = {hugging_face_name(name): name for name in shapes}
@@ -375,7 +384,7 @@ def publish(
         UserError: it cannot be written, for lack of space for example; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = model.config.parameters * torch.empty((), dtype=dtype).element_size()
+    size = model.config.parameters * dtype.itemsize
     require_free_space(path.parent, int(size * 1.05) + (8 << 20))
     with atomic_folder(path) as folder:
         write_checkpoint(

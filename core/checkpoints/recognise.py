@@ -13,7 +13,6 @@ from codecria.data.errors import UserError
 from codecria.data.files import is_lfs_pointer, read_json
 
 from .ends import CONFIG_NAME
-from .formats.gguf import is_gguf
 from .formats.meta import PARAMS_NAME
 
 ADAPTER_NAME = "adapter_config.json"
@@ -83,6 +82,8 @@ def not_a_checkpoint(path: Path) -> UserError:
 
 
 def _file(path: Path) -> tuple[str, str]:
+    from .formats.gguf import is_gguf
+
     name, suffix = path.name, path.suffix.lower()
     folder = f"name its folder: {path.parent}"
     if is_lfs_pointer(path):

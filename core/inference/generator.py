@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import DTYPES, Checkpoint, load_model
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.model.config import ModelConfig
-from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -22,7 +19,11 @@ from .healing import Opening
 from .prefix_cache import DiskBlocks, PrefixCache, default_folder, model_digest
 from .runner import Runner
 from .sampling import Sampling
-from .torch_runner import TorchRunner
+
+if TYPE_CHECKING:
+    import torch
+
+    from codecria.core.model.transformer import Transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,10 @@ class Generator:
                 f" {checkpoint.config.vocab_size} rows",
                 hint="the tokenizer does not belong to this model",
             )
+        from codecria.core import machine
+
+        from .torch_runner import TorchRunner
+
         chosen = machine.choose_device(device)
         model = load_model(
             checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
@@ -80,6 +85,8 @@ class Generator:
     @property
     def model(self) -> Transformer:
         """The model in PyTorch, in evaluation."""
+        from .torch_runner import TorchRunner
+
         assert isinstance(self.runner, TorchRunner), "another engine was loaded"
         return self.runner.model
 
@@ -194,6 +201,11 @@ def _compute_dtype(requested: str, checkpoint: Checkpoint, device: torch.device)
     Raises:
         UsageError: the requested type is not offered.
     """
+    import torch
+
+    from codecria.core import machine
+    from codecria.core.model.dtypes import DTYPES
+
     if requested in ("float32", "bfloat16"):
         return DTYPES[requested]
     if requested != "auto":

@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from codecria.core.checkpoints.checkpoint import DTYPES
 from codecria.core.model.attention import choose_backend
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.transformer import Transformer
 from codecria.data.rows.loader import stack
 from codecria.data.rows.rows import Row

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import DTYPES
 from codecria.core.model.attention import choose_backend
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.dtypes import DTYPES
 from codecria.data.errors import UsageError, UserError
 
 from .plan import memory_bytes, training_seconds

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import DTYPES, publish
+from codecria.core.checkpoints.checkpoint import publish
 from codecria.core.model.attention import Backend
 from codecria.core.model.batch import batch_loss, loss_by_kind
+from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, finite, json_line, remove_leftovers

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict
 
 from codecria.data.errors import UserError
 from codecria.data.tokenizer.extension import InfillIds
@@ -56,7 +55,7 @@ class InfillFormat:
         eos: whether EOS follows EOT. The paper does not say; every other document ends with it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     rate: float = 0.9
     spm_share: float = 0.5

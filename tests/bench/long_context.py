@@ -29,10 +29,10 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from codecria.core.checkpoints.checkpoint import DTYPES
     from codecria.core.evaluation.likelihood.perplexity import token_losses
     from codecria.core.inference.torch_runner import TorchRunner
     from codecria.core.model.config import preset
+    from codecria.core.model.dtypes import DTYPES
     from codecria.core.model.transformer import Transformer
 
     if arguments.threads:

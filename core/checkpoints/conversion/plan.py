@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codecria.core.checkpoints.checkpoint import DTYPES, TOKENIZER_NAME, Checkpoint
+from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME, Checkpoint
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES, template_for
 from codecria.core.checkpoints.formats.gguf import GgufType, type_of
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, RotaryOrder, shapes_of
 from codecria.core.checkpoints.formats.meta import check_ranks
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.dtypes import DTYPES
 from codecria.data.errors import UsageError, UserError
 from codecria.data.formats.chat import form_of
 from codecria.data.progress import Progress

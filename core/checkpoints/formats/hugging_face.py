@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
@@ -31,6 +29,13 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from .tokenizer_json import added_tokens, tokenizer_json
 from .weights import SAFETENSORS_TYPES, names_in
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    # Shape and type by name, in the order in which they are written.
+    Planned = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_JSON_NAME = "tokenizer.json"
@@ -38,9 +43,7 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 GENERATION_NAME = "generation_config.json"
 TEMPLATE_NAME = "chat_template.jinja"  # where transformers 5 writes what was in the config before
 _ALIGNMENT = 8  # of the header, so that weights are aligned
-_KINDS = {dtype: kind for kind, dtype in SAFETENSORS_TYPES.items()}
-
-Planned = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type by name, in order
+_KINDS = {name: kind for kind, name in SAFETENSORS_TYPES.items()}
 
 
 def write_weights(
@@ -86,7 +89,7 @@ def write_weights(
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return int(torch.Size(shape).numel()) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 def write_tensors(path: Path, planned: Planned, read: Callable[[str], Tensor]) -> str:
@@ -102,11 +105,14 @@ def write_tensors(path: Path, planned: Planned, read: Callable[[str], Tensor]) -
     Raises:
         UserError: it cannot be written.
     """
+    import torch
+
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in planned.items():
         start, end = end, end + _bytes(shape, dtype)
-        header[name] = {"dtype": _KINDS[dtype], "shape": shape, "data_offsets": [start, end]}
+        kind = _KINDS[str(dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)

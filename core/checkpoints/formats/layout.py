@@ -9,11 +9,15 @@ D is the head dimension, H the heads of the weight in question: n_heads for wq, 
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from codecria.core.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    Weight = TypeVar("Weight", Tensor, npt.NDArray[Any])
 
 RotaryOrder = Literal["half_split", "interleaved"]
 EMBEDDING, OUTPUT = "tok_embeddings", "output.weight"
@@ -103,11 +107,11 @@ def rotary_heads(ours: str, config: ModelConfig) -> int:
     return config.n_kv_heads if ours.endswith("attention.wk.weight") else 0
 
 
-def reordered(weight: Tensor, heads: int, *, source: RotaryOrder, target: RotaryOrder) -> Tensor:
+def reordered(weight: Weight, heads: int, *, source: RotaryOrder, target: RotaryOrder) -> Weight:
     """The rows of a wq or wk in another order of pairs: (H D,C) -> (H D,C).
 
     Args:
-        weight: of `heads` heads; with 0 heads it is returned as it is.
+        weight: a tensor or an array of `heads` heads; with 0 heads it is returned as it is.
         heads: H.
         source, target: the order of the rows now, and in the result.
     """
@@ -116,4 +120,4 @@ def reordered(weight: Tensor, heads: int, *, source: RotaryOrder, target: Rotary
     rows, width = weight.shape
     half = rows // heads // 2
     split = (heads, half, 2) if source == "interleaved" else (heads, 2, half)
-    return weight.view(*split, width).transpose(1, 2).reshape(rows, width)
+    return weight.reshape(*split, width).swapaxes(1, 2).reshape(rows, width)

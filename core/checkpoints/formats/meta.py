@@ -17,10 +17,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
@@ -28,6 +25,10 @@ from codecria.data.files import read_json, refuse_lfs_pointer
 
 from .layout import EMBEDDING, OUTPUT, RotaryOrder, meta_name
 from .weights import Box, Stored, Weights, forget
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PARAMS_NAME = "params.json"
 CHECKLIST_NAME = "checklist.chk"
@@ -208,6 +209,8 @@ class MetaWeights(Weights):
         axis = _axis(ours)
         if len(parts) == 1 or axis is None or parts[0].ndim != 2:
             return parts[0]
+        import torch
+
         whole = torch.cat(parts, dim=axis)
         if self._parts_mapped:
             forget(parts)
@@ -349,6 +352,8 @@ def _open_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
     Raises:
         UserError: it is damaged, or holds anything but tensors.
     """
+    import torch
+
     refuse_lfs_pointer(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -367,7 +372,7 @@ def _open_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
             f"{path} is damaged or incomplete: {reason}", hint="download the model again"
         ) from error
     if not isinstance(found, dict) or not all(
-        isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()
+        isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in found.items()
     ):
         raise UserError(
             f"{path} is not a dictionary of tensors", hint="it is not a model in Meta's layout"
@@ -442,7 +447,8 @@ class _Entry:
         for length in reversed(self.shape):
             stride.insert(0, size)
             size *= length
-        rebuild = torch._utils._rebuild_tensor_v2
+        from torch._utils import _rebuild_tensor_v2 as rebuild
+
         return rebuild, (self.storage, 0, self.shape, tuple(stride), False, OrderedDict())
 
 
@@ -452,10 +458,10 @@ class _Pickler(pickle.Pickler):
 
 
 _STORAGES = {
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.float64: torch.DoubleStorage,
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "float64": "DoubleStorage",
 }
 
 
@@ -474,9 +480,12 @@ def write_pickle(
         weights: shape and type by name, in the order they are written in.
         read: gives a weight of that shape and type.
     """
+    import torch
+
     entries: OrderedDict[str, _Entry] = OrderedDict()
     for number, (name, (shape, dtype)) in enumerate(weights.items()):
-        storage = _Storage(_STORAGES[dtype], str(number), int(torch.Size(shape).numel()))
+        kind = getattr(torch, _STORAGES[str(dtype).removeprefix("torch.")])
+        storage = _Storage(kind, str(number), math.prod(shape))
         entries[name] = _Entry(storage, shape)
     top = path.stem.replace(".", "_")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -1,13 +1,16 @@
 """Where a checkpoint's weights lie: the one interface that all formats are read through.
 
 Weights are known by our names, whatever a format calls them, and read one at a time: a checkpoint
-may be many times larger than the memory.
+may be many times larger than the memory. Opening one and reading it as numpy arrays imports no
+PyTorch; reading tensors does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
+import math
 import mmap
 import sys
 from abc import ABC, abstractmethod
@@ -15,10 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
@@ -26,18 +30,21 @@ from codecria.data.files import refuse_lfs_pointer
 
 from .layout import OUTPUT, RotaryOrder, hugging_face_name, reordered, rotary_heads, shapes_of
 
-# As safetensors names them.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What safetensors calls a type -> everyone's name of it.
 SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 Box = tuple[slice, ...]  # a range of each dimension, with start and stop
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
@@ -80,6 +87,19 @@ class Weights(ABC):
         Raises:
             UserError: the file that holds it is damaged or incomplete.
         """
+
+    def array(self, ours: str) -> npt.NDArray[Any]:
+        """`raw` as a numpy array of the stored type, bfloat16 as the uint16 of its bits.
+
+        It is mapped, and must not be written to, where the format allows.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        import torch
+
+        tensor = self.raw(ours)
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
     @abstractmethod
     def name(self, ours: str) -> str:
@@ -207,6 +227,7 @@ class SafetensorsWeights(Weights):
             if (ours := _our_name(name)) is not None
         }
         self.stored = {ours: headers[path][name] for ours, (name, path) in self._placed.items()}
+        self._mapped_files: dict[Path, tuple[mmap.mmap, Mapping[str, int]]] = {}
 
     def name(self, ours: str) -> str:
         """The Hugging Face name."""
@@ -226,6 +247,36 @@ class SafetensorsWeights(Weights):
             raise _damaged(path, error) from error
         return tensor
 
+    def array(self, ours: str) -> npt.NDArray[Any]:
+        """A weight, mapped from its file; see `Weights.array`.
+
+        Raises:
+            UserError: the file is damaged or incomplete.
+        """
+        name, path = self._placed[ours]
+        stored = self.stored[ours]
+        try:
+            if path not in self._mapped_files:
+                self._mapped_files[path] = _map(path)
+        except OSError as error:
+            raise _damaged(path, error) from error
+        memory, starts = self._mapped_files[path]
+        dtype = np.dtype("uint16" if stored.dtype == "bfloat16" else stored.dtype)
+        count = math.prod(stored.shape)
+        # An empty weight may begin at the file's end, where frombuffer refuses to start.
+        flat = np.frombuffer(memory, dtype, count, starts[name]) if count else np.empty(0, dtype)
+        return flat.reshape(stored.shape)
+
+
+def _map(path: Path) -> tuple[mmap.mmap, Mapping[str, int]]:
+    """A file whose header `_header` has checked, mapped, and where each weight in it begins."""
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    length = int.from_bytes(memory[:8], "little")
+    header = json.loads(memory[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return memory, {name: 8 + length + part["data_offsets"][0] for name, part in header.items()}
+
 
 def names_in(path: Path) -> list[str]:
     """The names of the weights in a safetensors file.
@@ -239,13 +290,12 @@ def names_in(path: Path) -> list[str]:
 
 def _header(path: Path) -> dict[str, Stored]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             found = {}
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 part = file.get_slice(name)
                 kind = str(part.get_dtype())
-                dtype = str(SAFETENSORS_TYPES.get(kind, kind)).removeprefix("torch.")
-                found[name] = Stored(tuple(part.get_shape()), dtype)
+                found[name] = Stored(tuple(part.get_shape()), SAFETENSORS_TYPES.get(kind, kind))
             return found
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error

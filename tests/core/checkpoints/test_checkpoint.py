@@ -46,6 +46,21 @@ def test_a_model_comes_back_bit_for_bit(tied: bool, max_shard_bytes: int, tmp_pa
     assert same(load_model(checkpoint, device=CPU), model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+def test_arrays_hold_the_bits_of_the_tensors(
+    dtype: torch.dtype, layout: Layout, tmp_path: Path
+) -> None:
+    published(tmp_path / "m", dtype=dtype, max_shard_bytes=10_000)
+    convert(Request(tmp_path / "m", tmp_path / "c", to=layout, verify=False))
+    weights = Checkpoint.open(tmp_path / "c").weights
+    for ours, stored in weights.stored.items():
+        array, tensor = weights.array(ours), weights.raw(ours)
+        assert array.shape == stored.shape == tuple(tensor.shape)
+        assert array.dtype.name == stored.dtype.replace("bfloat16", "uint16")
+        assert array.tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def test_publishing_again_replaces_the_folder_and_leaves_nothing_behind(tmp_path: Path) -> None:
     published(tmp_path / "m", max_shard_bytes=10_000)
     published(tmp_path / "m")
