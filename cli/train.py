@@ -139,6 +139,12 @@ OPTIONS: dict[str, Any] = {
         "--extend", help="Give the run in --out more steps.", rich_help_panel=TRAINING
     ),
     "force": typer.Option("--force", help="Replace the run in --out.", rich_help_panel=OUTPUT),
+    "mesh": typer.Option(
+        metavar="MESH",
+        help="How torchrun's processes share the work: auto, or such as dp=8,tp=2,cp=4 for data,"
+        " tensor and context parallel.",
+        rich_help_panel=MACHINE,
+    ),
     "device": Device,
     "dtype": Dtype,
     "compile": typer.Option(
@@ -207,7 +213,7 @@ def verb(name: str, *others: str) -> Callable[..., None]:
             from codecria.core.training.world import joined
 
             with joined(choose_device(request.device)) as world:
-                stage = _resolve(request, out, world)
+                stage, world = _resolve(request, out, world)
                 with _watching(stage, as_json=as_json) as (signal, watchers):
                     outcome = run_stage(stage, out, warn=render.warn, world=world, **watchers)
                 _conclude(stage, out, outcome, signal, world)
@@ -303,8 +309,8 @@ def _request(given: dict[str, Any], threads: int | None) -> StageRequest:
     return StageRequest(**given)
 
 
-def _resolve(request: StageRequest, out: Path, world: World) -> Stage:
-    """The stage, with what is about to happen in a few lines on stderr of the main process."""
+def _resolve(request: StageRequest, out: Path, world: World) -> tuple[Stage, World]:
+    """The stage and its processes, with what is about to happen on stderr of the main one."""
     from codecria.core.training.resolve import resolve
     from codecria.core.training.stage import agreed
 
@@ -315,12 +321,12 @@ def _resolve(request: StageRequest, out: Path, world: World) -> Stage:
 
     if not world.is_main:
         render.set_quiet(True)
-    stage = agreed(world.main_first(opened), world)
+    stage, world = agreed(world.main_first(opened), world)
     if world.is_main:
         announce(stage, out)
     if world.size > 1:
-        render.note(f"{world.size} processes share each batch")
-    return stage
+        render.note(f"{world.size} processes share each step: {world.mesh}")
+    return stage, world
 
 
 @contextlib.contextmanager

@@ -14,8 +14,10 @@ from torch import Tensor
 from codecria.data.rows.loader import Batch
 from codecria.data.rows.rows import IGNORE, KINDS
 
-from .attention import Backend, PackedAttention, pack_offsets
+from .attention import Attend, PackedAttention, pack_offsets
+from .context_parallel import ContextSplit, SplitAttention
 from .head import Targets
+from .spans import Backend
 
 
 def batch_loss(
@@ -25,6 +27,7 @@ def batch_loss(
     device: torch.device,
     backend: Backend,
     count: int = 1,
+    split: ContextSplit | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch, and that of each of its targets.
 
@@ -34,6 +37,8 @@ def batch_loss(
         device: where the model is.
         backend: the attention kernel.
         count: what the sum of the losses is divided by.
+        split: the places of the rows that the batch holds, where processes share its rows; each of
+            them calls this.
 
     Returns:
         the loss, a float32 scalar with gradient, and (B T,) losses in nats, zero where there is no
@@ -43,10 +48,16 @@ def batch_loss(
         torch.from_numpy(array).to(device, torch.int64)
         for array in (batch.ids, batch.positions, batch.targets)
     )
-    offsets = None
-    if batch.segments is not None:
-        offsets = pack_offsets(batch.segments, size=ids.numel() + 1)
-    loss, each = forward(ids, positions, PackedAttention(offsets, backend), Targets(targets, count))
+    attend: Attend
+    if split is not None:
+        whole = [(ids.shape[1] * split.size,)] * len(ids)
+        attend = SplitAttention(split, batch.segments or whole, backend)
+    else:
+        offsets = None
+        if batch.segments is not None:
+            offsets = pack_offsets(batch.segments, size=ids.numel() + 1)
+        attend = PackedAttention(offsets, backend)
+    loss, each = forward(ids, positions, attend, Targets(targets, count))
     return loss, each
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .loss import masked_cross_entropy
+from .loss import VocabularyPart, masked_cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,11 @@ class Head(nn.Module):
     """
 
     def forward(
-        self, hidden: Tensor, weight: Tensor, targets: Targets | None = None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Targets | None = None,
+        part: VocabularyPart | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, or with targets the loss.
 
@@ -47,6 +51,7 @@ class Head(nn.Module):
             hidden: (B,T,C) after the final norm; (...,C) for logits.
             weight: (V,C) output matrix.
             targets: what to compute the loss of.
+            part: which rows of the matrix `weight` has, where processes share them.
 
         Returns:
             (...,V) float32 logits; or the loss, a float32 scalar with gradient, and the (B T,)
@@ -54,27 +59,31 @@ class Head(nn.Module):
         """
         if targets is None:
             return F.linear(hidden, weight).float()
-        return _loss(hidden, weight, targets)
+        return _loss(hidden, weight, targets, part)
 
 
-def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+def _chunked_loss(
+    hidden: Tensor, weight: Tensor, targets: Targets, part: VocabularyPart | None
+) -> tuple[Tensor, Tensor]:
     """The loss in the type that matrix products are computed in, see `Head`."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         return masked_cross_entropy(
-            hidden.flatten(0, 1), weight, targets.ids.flatten(), count=targets.count
+            hidden.flatten(0, 1), weight, targets.ids.flatten(), count=targets.count, part=part
         )
 
 
-_loss: Callable[[Tensor, Tensor, Targets], tuple[Tensor, Tensor]] = _chunked_loss
+_loss: Callable[[Tensor, Tensor, Targets, VocabularyPart | None], tuple[Tensor, Tensor]] = (
+    _chunked_loss
+)
 
 
 def leave_uncompiled() -> None:
     """Keep torch.compile out of the loss: its loop reuses two buffers, and its count changes.
 
-    `transformer.compiled` calls it, see `attention.leave_uncompiled`.
+    `transformer.compiled` calls it, see `spans.leave_uncompiled`.
     """
     global _loss
     _loss = torch.compiler.disable(_chunked_loss)  # type: ignore[no-untyped-call]

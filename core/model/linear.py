@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """A matrix product without bias, as everywhere in Llama (PAPER section 1).
 
     Args:
@@ -16,9 +14,7 @@ class Linear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        return F.linear(x, self.weight)
+    def reset_parameters(self) -> None:
+        """Leave the weights unset: the model draws them, or reads them."""

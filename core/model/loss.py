@@ -4,15 +4,19 @@ The logits of a batch are its largest tensor by far (4,096 tokens of a 32,000-pi
 a gigabyte in float32, and twice that again in backward). Here the output matrix is applied to a
 chunk of tokens at a time, and the chunk's gradient is taken at once, while its logits are in cache.
 
-Shapes: N tokens, C = dim, V vocabulary.
+With tensor parallelism each process has a part of the vocabulary's rows (tensor_parallel.py): it
+scores those, and three numbers a token go between the processes.
+
+Shapes: N tokens, C = dim, V vocabulary, or this process's part of it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from codecria.data.rows.rows import IGNORE
@@ -25,44 +29,102 @@ def chunk_rows(vocab_size: int) -> int:
     return max(64, CHUNK_BYTES // (4 * vocab_size))
 
 
+@dataclass(frozen=True, slots=True)
+class VocabularyPart:
+    """The rows of the output matrix that this process has, of a group that shares them.
+
+    Attributes:
+        start: its first id.
+        rows: how many ids it has.
+        total: how many all have together.
+        group: the processes.
+    """
+
+    start: int
+    rows: int
+    total: int
+    group: distributed.ProcessGroup
+
+
+def _losses_of_all(z: Tensor, t: Tensor, p: Tensor) -> Tensor:
+    """The losses of a chunk that has scores of the whole vocabulary.
+
+    Args:
+        z: (n,V) scores.
+        t: (n,1) targets, any id where there is none.
+        p: (n,V) float32, where d loss / d z = softmax - onehot goes.
+
+    Returns:
+        (n,1) losses in nats.
+    """
+    torch.softmax(z, -1, dtype=p.dtype, out=p)
+    # log sum exp z = z_i - log p_i for any i; the best i keeps p_i above 1 / V.
+    best, where = z.max(-1, keepdim=True)
+    lse = best.to(p.dtype) - p.gather(1, where).log_()
+    losses = lse - z.gather(1, t).to(p.dtype)
+    p.scatter_add_(1, t, p.new_full((), -1.0).expand(t.shape))
+    return losses
+
+
+def _losses_of_part(z: Tensor, t: Tensor, p: Tensor, part: VocabularyPart) -> Tensor:
+    """The losses of a chunk whose scores are of a part of the vocabulary, see `_losses_of_all`."""
+    own = t - part.start
+    known = (own >= 0) & (own < part.rows)
+    own = own.clamp(0, part.rows - 1)
+    best = z.max(-1, keepdim=True)[0].to(p.dtype)
+    distributed.all_reduce(best, op=distributed.ReduceOp.MAX, group=part.group)
+    torch.sub(z, best, out=p).exp_()
+    scores = torch.where(known, z.gather(1, own).to(p.dtype), 0.0)
+    sums = torch.cat((p.sum(-1, keepdim=True), scores), dim=1)
+    distributed.all_reduce(sums, group=part.group)
+    total, score = sums[:, :1], sums[:, 1:]
+    p.div_(total).scatter_add_(1, own, -known.to(p.dtype))
+    losses: Tensor = best + total.log() - score
+    return losses
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target) over counted tokens, with its gradients computed in forward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float,
+        part: VocabularyPart | None,
     ) -> tuple[Tensor, Tensor]:
         N, V = len(targets), len(weight)
-        losses = torch.empty(N, dtype=torch.float32, device=hidden.device)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(N, dtype=exact, device=hidden.device)
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         matrix = weight.to(hidden.dtype)
         if with_grad:
             grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            grad_weight = torch.zeros_like(weight, dtype=exact)
         rows = min(chunk_rows(V), N)
         # One pair of buffers serves every chunk: fresh ones would be mapped page by page each time.
         scores = hidden.new_empty(rows, V)
-        shares = torch.empty(rows, V, dtype=torch.float32, device=hidden.device)
+        shares = torch.empty(rows, V, dtype=exact, device=hidden.device)
         for start in range(0, N, rows):
-            part = slice(start, min(start + rows, N))
-            h, t = hidden[part], targets[part]
+            chunk = slice(start, min(start + rows, N))
+            h, t = hidden[chunk], targets[chunk]
             size = len(t)
             counted = (t != IGNORE).unsqueeze(1)
             safe = t.clamp(min=0).unsqueeze(1)
             z, p = scores[:size], shares[:size]
             torch.mm(h, matrix.T, out=z)
-            torch.softmax(z, -1, dtype=torch.float32, out=p)
-            # log sum exp z = z_i - log p_i for any i; the best i keeps p_i above 1 / V.
-            best, where = z.max(-1, keepdim=True)
-            lse = best.float() - p.gather(1, where).log_()
-            losses[part] = ((lse - z.gather(1, safe).float()) * counted).squeeze(1)
+            found = (
+                _losses_of_all(z, safe, p) if part is None else _losses_of_part(z, safe, p, part)
+            )
+            losses[chunk] = (found * counted).squeeze(1)
             if with_grad:
                 # d loss / d z = p - onehot; the scale and the mask go onto the narrow factors.
-                p.scatter_add_(1, safe, p.new_full((), -1.0).expand(safe.shape))
                 grad = p.to(hidden.dtype)
                 factor = (counted * scale).to(hidden.dtype)
-                torch.mul(grad @ matrix, factor, out=grad_hidden[part])
-                if hidden.dtype == torch.float32:
+                torch.mul(grad @ matrix, factor, out=grad_hidden[chunk])
+                if hidden.dtype == exact:
                     grad_weight.addmm_(grad.T, h * factor)
                 else:
                     grad_weight += (grad.T @ (h * factor)).float()
@@ -77,13 +139,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         grad: Tensor,
         grad_losses: Tensor,  # noqa: ARG004
-    ) -> tuple[Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
 
 
 def masked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, count: int
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    count: int,
+    part: VocabularyPart | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss over the counted targets, the mean taken over `count` of them.
 
@@ -92,15 +159,17 @@ def masked_cross_entropy(
 
     Args:
         hidden: (N,C) hidden states after the final norm.
-        weight: (V,C) output matrix.
+        weight: (V,C) output matrix, or the part of it that this process has.
         targets: (N,) the next token's id, IGNORE where there is no loss.
         count: what the sum is divided by.
+        part: which part that is. Every process of its group calls this on the same tokens; the
+            loss is the whole one in each, the gradient of `hidden` that of its part alone.
 
     Returns:
         the loss, a float32 scalar with gradient (backward may be called once: its buffers are
         reused), and the (N,) per-token losses in nats, without gradient and zero where ignored.
     """
     loss, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, 1.0 / max(count, 1)
+        hidden, weight, targets, 1.0 / max(count, 1), part
     )
     return loss, losses

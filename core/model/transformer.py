@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import attention, head
+from . import context_parallel, head, spans
 from .attention import Attend
 from .config import ModelConfig
 from .head import Head, Targets
 from .linear import Linear
 from .rope import llama3_divisors
+
+if TYPE_CHECKING:
+    from .tensor_parallel import TensorSplit
 
 RopeTables = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
 
@@ -55,10 +58,15 @@ def rope_tables(positions: Tensor, config: ModelConfig) -> RopeTables:
     return angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
 
 
+def exact(x: Tensor) -> Tensor:
+    """A tensor in float32 at least, the type that must not round: float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def apply_rope(x: Tensor, rope: RopeTables) -> Tensor:
     """Rotate the half-split pairs (x[i], x[i + D/2]) of each head: (B,T,H,D) -> (B,T,H,D)."""
     cos, sin = rope
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = exact(x).chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
@@ -72,7 +80,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        wide = x.float()
+        wide = exact(x)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
 
@@ -140,6 +148,8 @@ class Transformer(nn.Module):
     `recompute` turns activation checkpointing on: training keeps only each layer's input and
     computes its other activations again in backward, a third more work for less memory.
 
+    `split` is how processes share the layers and the vocabulary (tensor_parallel.py), None alone.
+
     Args:
         config: the shape.
     """
@@ -148,6 +158,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
+        self.split: TensorSplit | None = None
         self.tok_embeddings = nn.Parameter(torch.empty(config.vocab_size, config.dim))
         self.layers = nn.ModuleList(Block(config, n) for n in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -174,7 +185,10 @@ class Transformer(nn.Module):
         Returns:
             (B,T,C) hidden states; or the loss and each token's, see `Head`.
         """
-        x = F.embedding(ids, self.tok_embeddings)
+        if self.split is None:
+            x = F.embedding(ids, self.tok_embeddings)
+        else:
+            x = self.split.embed(ids, self.tok_embeddings)
         rope = rope_tables(positions, self.config)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
@@ -185,15 +199,24 @@ class Transformer(nn.Module):
             else:
                 x = layer(x, rope, attend)
         hidden: Tensor = self.norm(x)
+        if self.split is not None:
+            hidden = self.split.gather(hidden)
         if targets is None:
             return hidden
-        losses: tuple[Tensor, Tensor] = self.head(hidden, self.output_weight, targets)
+        losses: tuple[Tensor, Tensor]
+        if self.split is None:
+            losses = self.head(hidden, self.output_weight, targets)
+        else:
+            weight = self.split.own_rows(self.output_weight)
+            losses = self.head(hidden, weight, targets, self.split.part)
         return losses
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token in float32: (...,C) -> (...,V)."""
-        scores: Tensor = self.head(hidden, self.output_weight)
-        return scores
+        if self.split is None:
+            scores: Tensor = self.head(hidden, self.output_weight)
+            return scores
+        return self.split.logits(self.head(hidden, self.split.own_rows(self.output_weight)))
 
     def draws(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Fresh weights: normal with deviation 0.02, norms one.
@@ -229,7 +252,8 @@ class Transformer(nn.Module):
 
 def compiled(model: Transformer) -> Callable[..., Any]:
     """The model's forward through torch.compile, except for what differs from batch to batch."""
-    attention.leave_uncompiled()
+    spans.leave_uncompiled()
+    context_parallel.leave_uncompiled()
     head.leave_uncompiled()
     forward: Callable[..., Any] = torch.compile(model)
     return forward

@@ -13,6 +13,7 @@ from torch import Tensor
 from codecria.core.checkpoints.checkpoint import check_fits
 from codecria.core.checkpoints.formats.weights import Box
 from codecria.core.checkpoints.parts import read_parts
+from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 
@@ -29,7 +30,7 @@ def initial_model(
     """The model before its first step, split over the processes; every process calls it.
 
     Args:
-        run: gives the shape, the seed and how new embedding rows are drawn.
+        run: gives the shape, the type of products, the seed and how new embedding rows are drawn.
         start: what the weights come from.
         known_rows: rows of the embeddings that a checkpoint has trained; the others are new.
         device: where this process computes.
@@ -40,7 +41,7 @@ def initial_model(
     """
     with torch.device("meta"):
         model = Transformer(run.model)
-    shard(model, world)
+    shard(model, world, dtype=DTYPES[run.dtype])
     model.to_empty(device=device)
     with torch.no_grad():
         if isinstance(start, FromCheckpoint):

@@ -62,7 +62,7 @@ class Meter:
 
     Args:
         run: gives batch and model.
-        peak_flops: of matrix products, FLOP/s; 0 if unknown.
+        peak_flops: of matrix products on one device, FLOP/s; 0 if unknown.
         device: whose memory is reported.
         world: the processes that train together.
     """
@@ -72,7 +72,7 @@ class Meter:
     ) -> None:
         self.world = world
         self.flops = run.model.training_flops(run.recipe.context)
-        self.peak_flops = peak_flops
+        self.peak_flops = peak_flops * world.size
         self.device = device
         self.recipe = run.recipe
         self.losses: list[float] = []

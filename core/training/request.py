@@ -39,6 +39,7 @@ class StageRequest:
         micro_batch_size: rows of one forward pass.
         extend: a finished or unfinished run may get more steps.
         force: replace the run in the output folder.
+        mesh: how several processes share the work, see `parse_mesh`.
         device, dtype, compile, attention, recompute: see `RunConfig`.
         log_every, eval_every, save_every, eval_rows, keep: see `RunConfig`.
     """
@@ -60,6 +61,7 @@ class StageRequest:
     micro_batch_size: int | None = None
     extend: bool = False
     force: bool = False
+    mesh: str = "auto"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Switch = "auto"

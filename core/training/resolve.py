@@ -81,6 +81,7 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
         settings=settings,
         dialogs=sources.dialogs,
         too_long=too_long(mixture, recipe) if request.instructs else 0,
+        mesh=request.mesh,
         extend=request.extend,
         force=request.force,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
 from codecria.data.identity import differences
 from codecria.data.rows.dialog_shards import DialogReport
@@ -20,6 +20,7 @@ from codecria.data.rows.shards import ShardSet
 
 from . import resume
 from .initial import initial_model
+from .mesh import AUTO, Mesh, check_mesh, parse_mesh
 from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, record, standing
 from .settle import Settings
 from .start import Start
@@ -45,6 +46,7 @@ class Stage:
         settings: how this machine computes it.
         dialogs: what the files of dialogs held, in a stage that has them.
         too_long: dialogs left out, as no row holds them whole.
+        mesh: how several processes share the work, as it was asked for.
         extend: the run in the folder may get more steps.
         force: the run in the folder is replaced.
     """
@@ -57,6 +59,7 @@ class Stage:
     settings: Settings
     dialogs: tuple[DialogReport, ...] = ()
     too_long: int = 0
+    mesh: str = AUTO
     extend: bool = False
     force: bool = False
 
@@ -75,37 +78,39 @@ class Stage:
         return standing(out, self.run, extend=self.extend, force=self.force)
 
 
-def agreed(stage: Stage, world: World) -> Stage:
+def agreed(stage: Stage, world: World) -> tuple[Stage, World]:
     """A stage as the main process settled it, after a check that the others have the same.
 
     What each process measured on its machine may differ (type, compilation): the main process
-    decides. What the run is may not.
+    decides, and how the processes share the work. What the run is may not differ.
+
+    Returns:
+        the stage, and the processes arranged for it.
 
     Raises:
-        UserError: a process has other data, another checkpoint or version, or the batch cannot be
-            shared equally.
+        UserError: a process has other data, another checkpoint or version, or the work cannot be
+            shared as asked.
     """
     if world.size == 1:
-        return stage
+        parse_mesh(stage.mesh, 1)
+        return stage, world
     run = world.from_main(stage.run)
     others = world.from_all(run_facts(stage.run) | {"torch": torch.__version__})
 
-    def check() -> None:
+    def choose() -> Mesh:
         for rank, facts in enumerate(others):
             if changed := differences(others[0], facts):
                 raise UserError(
                     f"process {rank} would train another run than process 0: {'; '.join(changed)}",
                     hint="give every machine the same data, checkpoint, options and versions",
                 )
-        if run.recipe.rows % world.size:
-            raise UsageError(
-                f"a batch of {run.recipe.rows} rows cannot be shared equally by"
-                f" {world.size} processes",
-                hint=f"start as many processes as divide {run.recipe.rows}, or --set batch_tokens",
-            )
+        mesh = parse_mesh(stage.mesh, world.size) or Mesh(dp=world.size)
+        check_mesh(mesh, run.recipe, run.model)
+        return mesh
 
-    world.on_main(check)
-    return replace(stage, run=run, settings=replace(stage.settings, device=world.device))
+    mesh = world.on_main(choose)
+    settings = replace(stage.settings, device=world.device)
+    return replace(stage, run=run, settings=settings), world.arranged(mesh)
 
 
 def run_facts(run: RunConfig) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import publish
-from codecria.core.model.attention import Backend
 from codecria.core.model.batch import batch_loss, loss_by_kind
 from codecria.core.model.dtypes import DTYPES
+from codecria.core.model.spans import Backend
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
@@ -41,7 +41,7 @@ from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
-from .parallel import Read, clip_gradients, with_whole_tensors
+from .parallel import Read, clip_gradients, context_split, with_whole_tensors
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 from .world import ALONE, World
@@ -127,6 +127,7 @@ class Trainer:
         self.trained = trained_weights(model)
         self.optimizer = build_optimizer(self.trained, self.recipe)
         self.forward = compiled(model) if run.compiled else model
+        self.split = context_split(world)
         self.skipped: list[int] = []
         self.stop_requested = False
 
@@ -152,7 +153,7 @@ class Trainer:
             document_mask=self.recipe.document_mask,
             infilling=self.infilling,
             learn=self.recipe.learn,
-            share=(self.world.rank, self.world.size),
+            share=(self.world.dp_rank, self.world.mesh.dp),
         ) as batches:
             for step, batch in enumerate(batches, start=first):
                 meter.received()
@@ -178,13 +179,15 @@ class Trainer:
 
         Args:
             step: counted from 0.
-            batch: all rows of the step; with several processes, this one's share of them.
+            batch: all rows of the step; with several processes, those of this one's dp rank.
 
         Raises:
             UserError: the loss or the norm is not finite and the recipe says to stop.
         """
         total = torch.zeros((), device=self.device)
         by_kind = torch.zeros(KINDS, 2, dtype=torch.float64, device=self.device)
+        counts = self._counts_of_all(batch.counts)
+        batch = self._own_places(batch)
         count = int(self.world.total(torch.tensor(batch.n_targets, device=self.device)))
         for part in batch.split(self.run.micro_batch_size):
             loss, each = self._loss(part, count=count, forward=self.forward)
@@ -193,7 +196,6 @@ class Trainer:
             if self.infilling is not None or self.dialogs:
                 by_kind += loss_by_kind(each, part)
         total, by_kind = self.world.total(total), self.world.total(by_kind)
-        counts = self._counts_of_all(batch.counts)
         norm = clip_gradients(self.trained.values(), self.recipe.clip_norm)
         lr = learning_rate(step, self.recipe)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
@@ -210,10 +212,11 @@ class Trainer:
         """The counts of the whole batch, of which this process has its share.
 
         A share may hold dialogs alone, which have no counts; its process is asked all the same.
+        Processes that share rows count them once.
         """
         if self.infilling is None or self.world.size == 1:
             return counts
-        mine = asdict(counts or Counts())
+        mine = asdict((counts if self.world.cp_rank == 0 else None) or Counts())
         sums = self.world.total(torch.tensor(list(mine.values()), device=self.device))
         return Counts(**dict(zip(mine, sums.tolist(), strict=True)))
 
@@ -266,9 +269,15 @@ class Trainer:
 
     def _shared(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
         """This process's batches, as many for each; one that fills a gap does not count."""
-        batches = iter(batches)
-        while group := list(itertools.islice(batches, self.world.size)):
-            yield group[min(self.world.rank, len(group) - 1)], self.world.rank < len(group)
+        batches, own = iter(batches), self.world.dp_rank
+        while group := list(itertools.islice(batches, self.world.mesh.dp)):
+            yield self._own_places(group[min(own, len(group) - 1)]), own < len(group)
+
+    def _own_places(self, batch: Batch) -> Batch:
+        """What of some rows this process has, where processes share rows."""
+        if self.split is None:
+            return batch
+        return batch.at(self.split.places(self.recipe.context))
 
     def _loss(
         self, batch: Batch, *, count: int, forward: Callable[..., Any]
@@ -288,6 +297,7 @@ class Trainer:
                 device=self.device,
                 backend=backend,
                 count=count,
+                split=self.split,
             )
 
     def _anyone_stops(self) -> bool:

@@ -2,6 +2,9 @@
 
 A run folder has one writer, the main process. The others learn from it what it read or wrote, and a
 mistake that it finds ends all of them. With one process everything here does nothing.
+
+`joined` knows the processes, which share the rows of a batch; where a run asks for another way
+(mesh.py), they are `arranged` so.
 """
 
 from __future__ import annotations
@@ -9,16 +12,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from codecria.data.errors import ReportedElsewhere, UserError
+
+from .mesh import ONE, Mesh
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0  # a process that keeps the others waiting longer ends the job
@@ -34,12 +41,59 @@ class World:
         device: where this process computes.
         files: a group of its own for reading and writing checkpoints, so that a save in the
             background and training do not wait for each other's messages; None alone.
+        mesh: how they share the work; by rows, until they are `arranged` otherwise.
+        weights: the processes by ("fsdp", "tp"), where a run's weights are split; without tp only
+            by "fsdp". None for a process that is alone.
+        context_group: the processes that share this one's rows along their tokens; None without cp.
     """
 
     rank: int
     size: int
     device: torch.device
-    files: distributed.ProcessGroup | None = None
+    files: ProcessGroup | None = None
+    mesh: Mesh = ONE
+    weights: DeviceMesh | None = field(default=None, compare=False, repr=False)
+    context_group: ProcessGroup | None = field(default=None, compare=False, repr=False)
+
+    def arranged(self, mesh: Mesh) -> World:
+        """The same processes, sharing the work as a mesh says. All of them call this, once a run.
+
+        Args:
+            mesh: for as many processes as there are.
+        """
+        assert mesh.size == self.size, f"{mesh} for {self.size} processes"
+        if self.size == 1:
+            return self
+        kind, context = self.device.type, None
+        if mesh.tp == 1:
+            weights = init_device_mesh(kind, (self.size,), mesh_dim_names=("fsdp",))
+        else:
+            shape = (mesh.token_parts, mesh.tp)
+            weights = init_device_mesh(kind, shape, mesh_dim_names=("fsdp", "tp"))
+        if mesh.cp > 1:
+            shape3 = (mesh.dp, mesh.cp, mesh.tp)
+            context = init_device_mesh(kind, shape3, mesh_dim_names=("dp", "cp", "tp"))
+        return replace(
+            self,
+            mesh=mesh,
+            weights=weights,
+            context_group=None if context is None else context.get_group("cp"),
+        )
+
+    @property
+    def dp_rank(self) -> int:
+        """Which share of a batch's rows this process has."""
+        return self.mesh.place(self.rank)[0]
+
+    @property
+    def cp_rank(self) -> int:
+        """Which share of its rows' tokens this process has."""
+        return self.mesh.place(self.rank)[1]
+
+    @property
+    def tp_rank(self) -> int:
+        """Which share of a layer's heads and widths this process computes."""
+        return self.mesh.place(self.rank)[2]
 
     @property
     def is_main(self) -> bool:
@@ -52,19 +106,23 @@ class World:
             distributed.barrier()
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes, of the same shape and type."""
-        return self._reduced(value, distributed.ReduceOp.SUM)
+        """The sum over the processes that see other tokens, of the same shape and type.
+
+        Those that see the same tokens (tp) have the same value, and it counts once.
+        """
+        group = None if self.mesh.tp == 1 or self.weights is None else self.weights.get_group(0)
+        return self._reduced(value, distributed.ReduceOp.SUM, group)
 
     def largest(self, numbers: Sequence[float]) -> list[float]:
         """The largest over all processes of each of some numbers."""
         value = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         return list(self._reduced(value, distributed.ReduceOp.MAX).tolist())
 
-    def _reduced(self, value: Tensor, how: Any) -> Tensor:
+    def _reduced(self, value: Tensor, how: Any, group: ProcessGroup | None = None) -> Tensor:
         if self.size == 1:
             return value
         value = value.clone()
-        distributed.all_reduce(value, op=how)
+        distributed.all_reduce(value, op=how, group=group)
         return value
 
     def from_main(self, value: T) -> T:
@@ -179,7 +237,9 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     )
     try:
         files = distributed.new_group(backend="gloo", timeout=timeout)
-        yield World(distributed.get_rank(), distributed.get_world_size(), device, files)
+        size = distributed.get_world_size()
+        alike = World(distributed.get_rank(), size, device, files)
+        yield alike.arranged(Mesh(dp=size))
         distributed.barrier()  # nobody leaves while another still waits for it
     except RuntimeError as error:
         if not _connection_lost(error):

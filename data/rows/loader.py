@@ -48,7 +48,7 @@ class Batch:
         ids, targets: (B,T), as in `Row`.
         positions: (B,T) of the rotary angles: counted within the stretch that attention sees.
         segments: the lengths of the stretches that attention stays within, of each row; None where
-            it is plain causal over the whole row.
+            it is plain causal over the whole row. Always of whole rows, see `at`.
         n_targets: targets with loss.
         kinds: (B,T) how each token's piece is arranged, see `Row`.
         counts: of its documents, where infilling is on.
@@ -74,6 +74,12 @@ class Batch:
             )
             for a in range(0, len(self.ids), rows)
         ]
+
+    def at(self, places: Ids) -> Batch:
+        """The same rows at some places alone; attention's segments stay those of whole rows."""
+        ids, targets, positions = (a[:, places] for a in (self.ids, self.targets, self.positions))
+        kinds = self.kinds[:, places]
+        return _batch(ids, targets, positions, self.segments, kinds, self.counts)
 
 
 def _batch(

@@ -36,9 +36,7 @@ def test_the_match_is_the_longest_end_that_stood_earlier(tokens: list[int]) -> N
         assert automaton.match() == longest_match(tokens[:count])
 
 
-def drafter(
-    history: list[int], *documents: list[int], prediction: tuple[int, ...] = ()
-) -> Drafter:
+def drafter(history: list[int], *documents: list[int], prediction: tuple[int, ...] = ()) -> Drafter:
     return Drafter(
         Sources(
             history=tuple(history), documents=tuple(map(tuple, documents)), prediction=prediction

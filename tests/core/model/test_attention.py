@@ -139,18 +139,20 @@ def test_no_tensor_of_all_heads_is_made_of_grouped_keys(n_kv_heads: int) -> None
 def test_what_follows_from_the_documents_is_made_once_a_batch() -> None:
     pytest.importorskip("xformers.ops")
     attend = PackedAttention(pack_offsets([[3, 2, 3], [8]], size=17))
-    assert attend.mask(2, 8, CPU) is attend.mask(2, 8, CPU)
-    assert attend.spans(2, 8) == [(0, 3), (3, 5), (5, 8), (8, 16)]
-    assert PackedAttention(None).spans(2, 8) == [(0, 8), (8, 16)]
+    within = attend.within(2, 8)
+    assert within is attend.within(2, 8)
+    assert within.mask(CPU) is within.mask(CPU)
+    assert [span[:2] for span in within.spans] == [(0, 3), (3, 5), (5, 8), (8, 16)]
+    assert PackedAttention(None).within(2, 8).spans == [(0, 8, 0, 0), (8, 16, 8, 8)]
 
 
 @pytest.mark.parametrize("n_kv_heads", [2, 1])
 def test_the_segment_operator_is_sound_for_autograd_and_compilation(n_kv_heads: int) -> None:
     q, k, v = draw(12, 2, 8), draw(12, n_kv_heads, 8), draw(12, n_kv_heads, 8)
-    offsets = pack_offsets([[5, 7]], size=13)
+    table = torch.tensor([[0, 5, 12], [5, 12, 12], [0, 2, 2], [0, 5, 2]], dtype=torch.int32)
     library.opcheck(
         torch.ops.codecria.segment_attention.default,
-        (q, k, v, offsets),
+        (q, k, v, table),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
@@ -205,10 +207,11 @@ def test_the_backend_is_chosen_with_a_reason_and_refused_with_a_hint() -> None:
 def test_the_mask_given_to_xformers_is_the_documents_mask() -> None:
     pytest.importorskip("xformers.ops")
     rows = [[3, 2, 3], [8]]
-    mask = PackedAttention(pack_offsets(rows, size=17)).mask(2, 8, CPU).materialize((16, 16))
+    within = PackedAttention(pack_offsets(rows, size=17)).within(2, 8)
+    mask = within.mask(CPU).materialize((16, 16))
     apart = torch.block_diag(*documents_mask(rows)).bool()
     assert torch.equal(mask == 0, apart)
-    whole = PackedAttention(None).mask(2, 8, CPU).materialize((16, 16))
+    whole = PackedAttention(None).within(2, 8).mask(CPU).materialize((16, 16))
     assert torch.equal(whole == 0, torch.block_diag(*documents_mask([[8], [8]])).bool())
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.training.initial import initial_model
+from codecria.core.training.mesh import Mesh
 from codecria.core.training.parallel import whole
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.run import RunConfig
@@ -27,10 +28,15 @@ from codecria.core.training.world import ALONE, joined
 
 def run(config):
     fields = dict.fromkeys(RunConfig.__dataclass_fields__)
-    return RunConfig(**fields | {"model": config, "recipe": recipe_for("fim", "7b")})
+    return RunConfig(**fields | {"model": config, "recipe": recipe_for("fim", "7b"),
+                                 "dtype": "float32"})
 
 with joined(torch.device("cpu"), timeout_s=60) as world:
-    for word in sys.argv[1:]:
+    for number, word in enumerate(sys.argv[1:]):
+        if number == 0 and world.size == 4:  # Meta's, whose heads two can share
+            world = world.arranged(Mesh(dp=2, tp=2))
+        elif number:
+            world = world.arranged(Mesh(dp=world.size))
         checkpoint = Checkpoint.open(Path(word))
         start, config = FromCheckpoint(checkpoint), checkpoint.config
         wider = replace(config, vocab_size=config.vocab_size + 13)
@@ -84,7 +90,8 @@ with joined(torch.device("cpu"), timeout_s=120) as world:
     checkpoint = Checkpoint.open(Path(sys.argv[1]))
     start = FromScratch("1m") if sys.argv[2] == "fresh" else FromCheckpoint(checkpoint)
     fields = dict.fromkeys(RunConfig.__dataclass_fields__)
-    run = RunConfig(**fields | {"model": checkpoint.config, "recipe": recipe_for("fim", "7b")})
+    fields |= {"model": checkpoint.config, "recipe": recipe_for("fim", "7b"), "dtype": "float32"}
+    run = RunConfig(**fields)
     world.barrier()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     before = kib("VmRSS")

@@ -1,0 +1,145 @@
+"""Tensor parallelism: each process of a group computes a part of every layer, of the same tokens.
+
+PyTorch's styles split the matrices (DTensor): wq, wk, wv, w1 and w3 by their output, wo and w2 by
+their input, the embedding and the output matrix by the vocabulary. Between the layers each process
+keeps a part of the tokens (sequence parallelism), so norms and sums are split too:
+
+    embedding  ->  norm  ->  gather tokens  ->  wq wk wv, heads, wo  ->  sum, keep own tokens ...
+    V / tp         T / tp    T                  H / tp                   T / tp
+
+No process holds all logits: each scores its part of the vocabulary, and the loss needs the largest
+score, the sum of exponentials and the target's score of all parts, three numbers a token.
+
+Shapes: B rows, T tokens, C = dim, V vocabulary, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn import functional as F
+
+from .loss import VocabularyPart
+
+if TYPE_CHECKING:
+    from .transformer import Transformer
+
+
+class TensorSplit:
+    """The part of a tensor-parallel group that this process has, at both ends of the network.
+
+    Args:
+        mesh: the group, one dimension.
+        vocab_size: V.
+        by_tokens: between the layers each process keeps a part of the tokens; else all of them, as
+            single tokens cannot be split.
+    """
+
+    def __init__(self, mesh: DeviceMesh, vocab_size: int, *, by_tokens: bool) -> None:
+        self.mesh = mesh
+        self.layout: Shard | Replicate = Shard(1) if by_tokens else Replicate()
+        share = -(-vocab_size // mesh.size())  # as DTensor cuts: the last parts may be smaller
+        start = min(mesh.get_local_rank() * share, vocab_size)
+        self.part = VocabularyPart(
+            start, min(share, vocab_size - start), vocab_size, mesh.get_group()
+        )
+
+    def embed(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Embeddings from the parts of the matrix.
+
+        Args:
+            ids: (B,T).
+            weight: (V,C), split by V.
+
+        Returns:
+            (B,T,C), or this process's tokens of it.
+        """
+        assert isinstance(weight, DTensor), "the embedding is split"
+        own = ids - self.part.start
+        known = (own >= 0) & (own < self.part.rows)
+        found = F.embedding(torch.where(known, own, 0), weight.to_local())
+        found = torch.where(known.unsqueeze(-1), found, 0.0)
+        whole = DTensor.from_local(found, self.mesh, [Partial()], run_check=False)
+        return whole.redistribute(placements=[self.layout]).to_local()
+
+    def gather(self, hidden: Tensor) -> Tensor:
+        """All tokens of the hidden states, for products with a part of the vocabulary."""
+        assert isinstance(hidden, DTensor), "hidden states are split as the layers leave them"
+        whole = hidden.redistribute(placements=[Replicate()])
+        # Each process's gradient is that of its part of the vocabulary: they add up.
+        return whole.to_local(grad_placements=[Partial()])
+
+    def own_rows(self, weight: Tensor) -> Tensor:
+        """(rows,C) this process's part of the output matrix (V,C)."""
+        assert isinstance(weight, DTensor), "the output matrix is split"
+        return weight.to_local()
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """(...,V) scores of the whole vocabulary from those of this process's part."""
+        parts = DTensor.from_local(
+            scores,
+            self.mesh,
+            [Shard(scores.ndim - 1)],
+            run_check=False,
+            shape=torch.Size((*scores.shape[:-1], self.part.total)),
+            stride=scores.new_empty((*scores.shape[:-1], self.part.total), device="meta").stride(),
+        )
+        return parts.full_tensor()
+
+
+def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True) -> None:
+    """Split a model's weights over a tensor-parallel group, and its forward with them.
+
+    Args:
+        model: whole, the same in every process of the group, or on meta.
+        mesh: the group, one dimension.
+        by_tokens: see `TensorSplit`. Rows must then be divisible by the group.
+    """
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    split = TensorSplit(mesh, model.config.vocab_size, by_tokens=by_tokens)
+    own, all_tokens = split.layout, Replicate()
+    inputs = PrepareModuleInput(
+        input_layouts=(own, None, None), desired_input_layouts=(all_tokens, None, None)
+    )
+    one_input = PrepareModuleInput(input_layouts=(own,), desired_input_layouts=(all_tokens,))
+    rows = RowwiseParallel(output_layouts=own)
+    norm = SequenceParallel()
+    norm.sequence_sharding = (own,)  # type: ignore[assignment]
+    plan: dict[str, ParallelStyle] = {
+        "attention_norm": norm,
+        "attention": inputs,
+        "attention.wq": ColwiseParallel(),
+        "attention.wk": ColwiseParallel(),
+        "attention.wv": ColwiseParallel(),
+        "attention.wo": rows,
+        "ffn_norm": norm,
+        "feed_forward": one_input,
+        "feed_forward.w1": ColwiseParallel(),
+        "feed_forward.w3": ColwiseParallel(),
+        "feed_forward.w2": rows,
+    }
+    for layer in model.layers:
+        parallelize_module(layer, mesh, plan, src_data_rank=None)
+    parallelize_module(model, mesh, {"norm": norm}, src_data_rank=None)
+    matrices: list[tuple[nn.Module, str]] = [(model, "tok_embeddings")]
+    if not model.config.tied:
+        matrices.append((model.output, "weight"))
+    for module, name in matrices:
+        whole = getattr(module, name).detach()
+        part = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
+        module.register_parameter(name, nn.Parameter(part))
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(trained[name])
+    model.split = split

@@ -1,0 +1,157 @@
+"""Losses and gradients of several processes against one, however they share the work.
+
+In float64 the gap is that of float64's rounding, so what is left of it in float32 is rounding too:
+the order of sums differs, and nothing else.
+"""
+
+import pytest
+
+from codecria.core.model.config import ModelConfig
+from codecria.core.training.mesh import Mesh, check_mesh, parse_mesh
+from codecria.core.training.recipes import recipe_for
+from codecria.data.errors import UsageError
+from tests.core.training.launch import Launch
+
+# Key-value heads are fewer than heads, no count of processes divides the vocabulary, documents
+# cross the chunks of a row, and no two rows have as many targets.
+GRADIENTS = """
+import os, sys
+import numpy as np, torch
+from codecria.core.model.batch import batch_loss
+from codecria.core.model.config import ModelConfig
+from codecria.core.model.transformer import Transformer
+from codecria.core.training.mesh import parse_mesh
+from codecria.core.training.parallel import clip_gradients, context_split, shard, whole
+from codecria.core.training.world import joined
+from codecria.data.rows.rows import IGNORE, Counts, Row
+from codecria.data.rows.loader import stack
+
+torch.use_deterministic_algorithms(True)
+torch.set_num_threads(1)
+
+def model(tied, dtype):
+    made = Transformer(ModelConfig(dim=24, n_layers=2, n_heads=6, n_kv_heads=2, hidden_dim=34,
+                                   vocab_size=41, tied=tied))
+    made.initialise(5)
+    return made.to(dtype)
+
+def rows():
+    draws = np.random.default_rng(0)
+    for n in range(4):
+        ids, targets = draws.integers(0, 41, (2, 16)).astype(np.int32)
+        targets[: 3 * n] = IGNORE
+        yield Row(ids, targets, (3, 1, 12 - 2 * n, 2 * n)[: 4 if n else 3],
+                  np.zeros(16, dtype=np.uint8))
+
+def gradients(made, batch, count, dtype, split=None):
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for part in batch.split(1):  # accumulated over passes
+            loss, _ = batch_loss(made, part, device=torch.device("cpu"), backend="sdpa",
+                                 count=count, split=split)
+            loss.backward()
+            total += loss.detach()
+    return total
+
+def compare(world, tied, masked, dtype, tolerance):
+    batch = stack(list(rows()), document_mask=masked)
+    stored = torch.float32 if dtype == torch.bfloat16 else dtype
+    one, many = model(tied, stored), model(tied, stored)
+    one.recompute = many.recompute = masked
+    shard(many, world, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    share = 4 // world.mesh.dp
+    own = stack(list(rows())[world.dp_rank * share :][:share], document_mask=masked)
+    split = context_split(world)
+    if split is not None:
+        own = own.at(split.places(16))
+    count = int(world.total(torch.tensor(own.n_targets)))
+    assert count == batch.n_targets, (count, batch.n_targets)
+    wanted = gradients(one, batch, count, dtype)
+    found = world.total(gradients(many, own, count, dtype, split))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=tolerance)
+    for clipped in (False, True):
+        for (name, mine), theirs in zip(many.named_parameters(), one.parameters(), strict=True):
+            if world.mesh.tp == 1 or mine.ndim == 2:  # no matrix is whole anywhere
+                assert mine.to_local().numel() < mine.numel(), f"{name} is whole"
+            gap = (whole(mine.grad) - theirs.grad).abs().max() / theirs.grad.abs().max()
+            assert gap < tolerance, f"{name}: {gap:.2g}"
+        norms = [clip_gradients(each.parameters(), 0.01) for each in (one, many)]
+        torch.testing.assert_close(norms[1], norms[0], atol=0, rtol=tolerance)
+
+with joined(torch.device("cpu"), timeout_s=60) as base:
+    for text in sys.argv[1:]:
+        world = base.arranged(parse_mesh(text, base.size))
+        for tied, masked, dtype, tolerance in (
+            (True, True, torch.float64, 1e-13),
+            (False, True, torch.float64, 1e-13),
+            (False, False, torch.float64, 1e-13),
+            (True, False, torch.float32, 2e-6),
+            (False, True, torch.bfloat16, 2e-2),
+        ):
+            try:
+                compare(world, tied, masked, dtype, tolerance)
+            except AssertionError as error:
+                raise AssertionError(f"{text}, {tied=} {masked=} {dtype}: {error}") from error
+    print("equal", flush=True)
+os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
+"""
+
+
+def compare(size: int, *meshes: str) -> None:
+    for status, output, errors in Launch([["-c", GRADIENTS, *meshes]] * size).end():
+        assert status == 0, errors
+        assert (output, errors) == ("equal\n", "")
+
+
+def test_losses_and_gradients_of_two_processes_are_those_of_one() -> None:
+    # Kills: means for sums, a count of targets of one process, a part's norm, tokens whose keys
+    # are of the wrong place, masked documents that see each other across a border of chunks.
+    compare(2, "dp=2", "tp=2", "cp=2")
+
+
+@pytest.mark.slow
+def test_losses_and_gradients_of_four_processes_are_those_of_one() -> None:
+    compare(4, "dp=2,tp=2", "tp=2,cp=2", "dp=2,cp=2", "cp=4")
+
+
+def test_a_mesh_is_written_as_its_axes_and_dp_is_what_the_others_leave() -> None:
+    assert parse_mesh("auto", 8) is None
+    assert parse_mesh("dp=2,tp=4", 8) == Mesh(dp=2, tp=4)
+    assert parse_mesh("cp=2, tp=2", 8) == Mesh(dp=2, cp=2, tp=2)
+    assert parse_mesh("tp=1", 1) == Mesh()
+    assert str(Mesh(dp=8, tp=2)) == "dp=8,cp=1,tp=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dp=2,tp=2", "is for 4 processes, and there are 8"),
+        ("tp=3", "3 does not divide 8 processes"),
+        ("pp=2", "'pp=2' is not one of dp=N, tp=N, cp=N"),
+        ("tp=0", "'tp=0' is not one of"),
+        ("tp", "'tp' is not one of"),
+        ("", "'' is not one of"),
+        ("tp=2,tp=4", "tp is there twice"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_mesh(text, 8)
+
+
+def test_what_a_mesh_cannot_divide_is_refused() -> None:
+    recipe = recipe_for("pretrain", "15m")
+    model = ModelConfig(dim=48, n_layers=1, n_heads=6, n_kv_heads=2, hidden_dim=100, vocab_size=5)
+    check_mesh(Mesh(dp=2, tp=2, cp=2), recipe, model)
+    for mesh, message in (
+        (Mesh(dp=7), "rows cannot be shared equally by dp=7"),
+        (Mesh(cp=3), "cannot be cut for cp=3 and tp=1: 6 does not divide them"),
+        (Mesh(tp=4), r"does not divide the model's n_heads 6 and n_kv_heads 2 and vocab_size 5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_mesh(mesh, recipe, model)
+
+
+def test_neighbours_in_tp_have_neighbouring_ranks() -> None:
+    places = [Mesh(dp=2, cp=2, tp=2).place(rank) for rank in range(8)]
+    assert places == [(d, c, t) for d in (0, 1) for c in (0, 1) for t in (0, 1)]
