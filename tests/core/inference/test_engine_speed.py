@@ -50,7 +50,7 @@ class Eager(Gate):
         super().__init__()
         self.asked = 0
 
-    def length(self, acceptance: Acceptance, match: int, available: int, others: int) -> int:
+    def length(self, acceptance: Acceptance, match: int, available: int, others: int) -> int:  # noqa: ARG002
         self.asked += 1
         return min(available, self.asked % 7)
 
