@@ -100,7 +100,7 @@ def test_the_parts_are_never_imported_by_their_bare_names(path: Path) -> None:
     [
         ("torch", ("data",), None),
         ("rich", PARTS, "cli/render.py"),
-        ("xformers", PARTS, "core/model/attention.py"),
+        ("xformers", PARTS, "core/model/spans.py"),
         ("typer", ("core", "data"), None),
         ("transformers", PARTS, None),
     ],
