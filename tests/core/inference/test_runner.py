@@ -10,12 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codecria.core.checkpoints.formats.layout import hugging_face_name
 from codecria.core.inference import torch_runner
 from codecria.core.inference.runner import Runner, Scores
 from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
+from codecria.core.native import kernels
+from codecria.core.native.runner import NativeRunner
 
 SHAPES = {
     "multi-head": ModelConfig(
@@ -45,7 +48,12 @@ def model(request: pytest.FixtureRequest) -> Transformer:
     return model.eval()
 
 
-@pytest.fixture(params=[TorchRunner], ids=["torch"])
+def native_runner(model: Transformer) -> Runner:
+    weights = {hugging_face_name(name): p.detach().numpy() for name, p in model.named_parameters()}
+    return NativeRunner(model.config, weights, kernels.load(), dtype="float32", threads=2)
+
+
+@pytest.fixture(params=[TorchRunner, native_runner], ids=["torch", "native"])
 def new_runner(request: pytest.FixtureRequest, model: Transformer) -> Callable[[], Runner]:
     return lambda: request.param(model)
 

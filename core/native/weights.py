@@ -1,0 +1,144 @@
+"""The weights as kernels take them: in place where they can be, else converted or packed.
+
+A matrix stays where it lies, mapped from its file, if it has the wanted type and a shape that the
+kernels take as it is (inputs divisible by 32, and outputs by 16 where it is not packed). Otherwise
+it is converted in memory. Everything a matrix is made of is kept alive by `Matrix.data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from codecria.core.model.config import ModelConfig
+
+from .packing import BLOCK, GROUP, Bytes, Floats, PackedKind, as_float32, pack, unpack, unpack_rows
+from .record import LAYER_FIELDS
+
+Dtype = Literal["float32", "bfloat16", "q8", "q4"]
+KINDS: dict[Dtype, int] = {"float32": 0, "bfloat16": 1, "q8": 2, "q4": 3}  # as products.py has them
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+MATRICES = {  # of a layer
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORMS = {"attention_norm": "input_layernorm", "hidden_norm": "post_attention_layernorm"}
+
+
+class Packed(NamedTuple):
+    """A matrix that was stored packed (packing.py)."""
+
+    kind: PackedKind
+    data: Bytes  # (B,G,S)
+
+
+# By Hugging Face name: float32, float16, bfloat16 as uint16, or packed. May be read when asked for.
+Weight = npt.NDArray[Any] | Packed
+Weights = Mapping[str, Weight]
+
+
+class Matrix(NamedTuple):
+    """A matrix as a kernel takes it."""
+
+    kind: int
+    data: npt.NDArray[Any]
+
+    @property
+    def address(self) -> int:
+        """Where it lies."""
+        return int(self.data.ctypes.data)
+
+
+def to_bfloat16(weights: Floats) -> npt.NDArray[np.uint16]:
+    """Finite float32 rounded to bfloat16, ties to even, as uint16."""
+    bits = weights.view(np.uint32)
+    return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).astype(np.uint16)
+
+
+def matrix(weight: Weight, dtype: Dtype, rows: int, columns: int) -> Matrix:
+    """A weight of N rows and C columns in a type; what is stored packed stays so in a packed type.
+
+    Args:
+        weight: (N,C), or packed.
+        dtype: the wanted type; with "q8" or "q4" what is stored in either is taken as it is.
+        rows, columns: N and C.
+    """
+    if isinstance(weight, Packed):
+        if dtype in ("q8", "q4"):
+            return Matrix(KINDS[weight.kind], np.ascontiguousarray(weight.data))
+        weight = unpack(weight.kind, weight.data, rows, columns)
+    assert weight.shape == (rows, columns), (weight.shape, rows, columns)
+    if dtype == "q8" or dtype == "q4":
+        return Matrix(KINDS[dtype], pack(dtype, weight))
+    if dtype == "float32":
+        data: npt.NDArray[Any] = as_float32(weight)
+    else:
+        data = weight if weight.dtype == np.uint16 else to_bfloat16(as_float32(weight))
+    padding = ((0, -rows % BLOCK), (0, -columns % GROUP))
+    if padding != ((0, 0), (0, 0)):
+        data = np.pad(data, padding)
+    return Matrix(KINDS[dtype], np.ascontiguousarray(data))
+
+
+class PreparedWeights:
+    """All weights of a model, and the table of its layers that the record points to.
+
+    Args:
+        config: the model's shape.
+        weights: by Hugging Face name.
+        dtype: type of the matrices.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, dtype: Dtype) -> None:
+        self._weights, self._config = weights, config
+        D, F, E = config.dim, config.hidden_dim, config.head_dim
+        Q, K = config.n_heads * E, config.n_kv_heads * E
+        shapes = {
+            "query": (Q, D), "key": (K, D), "value": (K, D), "out": (D, Q),
+            "gate": (F, D), "up": (F, D), "down": (D, F),
+        }  # fmt: skip
+        self._kept: list[npt.NDArray[Any]] = []
+        self.table = np.zeros((config.n_layers, len(LAYER_FIELDS)), np.int64)
+        for layer in range(config.n_layers):
+            prefix = f"model.layers.{layer}."
+            for name, theirs in MATRICES.items():
+                found = matrix(weights[f"{prefix}{theirs}.weight"], dtype, *shapes[name])
+                self._kept.append(found.data)
+                self.table[layer, LAYER_FIELDS.index(name)] = found.address
+                self.table[layer, LAYER_FIELDS.index(f"{name}_kind")] = found.kind
+            for name, theirs in NORMS.items():
+                norm = self._norm(f"{prefix}{theirs}.weight")
+                self.table[layer, LAYER_FIELDS.index(name)] = norm.ctypes.data
+        self.final_norm = self._norm(NORM)
+        self._embedding = weights[EMBEDDING]
+        head = EMBEDDING if config.tied else HEAD
+        self.head = matrix(weights[head], dtype, config.vocab_size, D)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the matrices are packed."""
+        return self.head.kind >= KINDS["q8"]
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
+        """(T,) -> (T,D) rows of the embedding, as exact as they are stored."""
+        if isinstance(self._embedding, Packed):
+            kind, data = self._embedding
+            return unpack_rows(kind, data, ids, self._config.dim)
+        return as_float32(self._embedding[ids])
+
+    def _norm(self, name: str) -> Floats:
+        """A norm's weights with zeros up to a multiple of 32."""
+        weight = self._weights[name]
+        assert not isinstance(weight, Packed), name
+        dense = as_float32(np.asarray(weight))
+        norm = np.pad(dense, (0, -len(dense) % GROUP)).astype(np.float32)
+        self._kept.append(norm)
+        return norm
