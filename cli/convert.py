@@ -11,11 +11,11 @@ from . import options, render
 
 HELP = """Convert a checkpoint between Meta's layout, Hugging Face's and GGUF.
 
-The source is recognised by its content. The result is a GGUF file if DST ends in .gguf, else a
-Hugging Face folder. Weights are read one at a time. DST appears only after every weight and the
-logits were compared with the source.
+The source is recognised by its content: a folder or a GGUF file. The result is a GGUF file if DST
+ends in .gguf, else a Hugging Face folder. Weights are read one at a time. DST appears only after
+every weight and the logits were compared with the source.
 
-Example: codecria convert CodeLlama-7b code-llama-7b.gguf --dtype q8_0
+Example: codecria convert CodeLlama-7b code-llama-7b.gguf --dtype q8
 """
 
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Checkpoint folder, or the --out of a run.")
+        Path, typer.Argument(metavar="SRC", help="Checkpoint folder, GGUF file, or --out of a run.")
     ],
     out: Annotated[Path, typer.Argument(metavar="DST", help="New folder or .gguf file.")],
     to: Annotated[
@@ -34,8 +34,11 @@ def convert(
         typer.Option(help="Layout of the result [default: from the name of DST]."),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "q8_0"] | None,
-        typer.Option(help="Type of the weights [default: unchanged]; q8_0 is for GGUF."),
+        Literal["float32", "float16", "bfloat16", "q8", "q4", "q8_0", "q4_0"] | None,
+        typer.Option(
+            help="Type of the weights [default: unchanged; float16 for quantised ones]. q8 and q4"
+            " quantise: Q8_0 and Q4_0 in GGUF, packed for the CPU in a folder."
+        ),
     ] = None,
     verify: Annotated[
         bool,
@@ -82,7 +85,7 @@ def convert(
         source=source,
         out=out,
         layout=layout,
-        dtype=dtype,
+        dtype=None if dtype is None else dtype.removesuffix("_0"),
         verify=verify,
         context=context,
         theta=rope_theta,
@@ -101,7 +104,7 @@ def convert(
 
 def _show(report: dict[str, Any]) -> None:
     compared = report["compared"]
-    same = "bit for bit" if compared["exact"] else "within the step of Q8_0"
+    same = "bit for bit" if compared["exact"] else f"within the step of {report['dtype']}"
     rows = [
         ("source", f"{report['source_layout']}, {report['source_files']} files"),
         ("written", f"{report['layout']}, {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB"),

@@ -15,7 +15,7 @@ from codecria.core.checkpoints.checkpoint import (
     read_config,
 )
 from codecria.core.checkpoints.ends import CONFIG_NAME
-from codecria.core.checkpoints.formats.gguf import GgufWeights, is_gguf
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.hugging_face import TOKENIZER_JSON_NAME
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME, is_meta_folder, read_params
 from codecria.core.checkpoints.probe import contradictions
@@ -26,6 +26,7 @@ from codecria.core.training.resume import step_folders
 from codecria.core.training.run import METRICS_NAME, RUN_NAME, recorded
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file, is_lfs_pointer
+from codecria.data.gguf import is_gguf
 from codecria.data.rows.shards import (
     MANIFEST_NAME,
     SETS_NAME,
@@ -245,9 +246,20 @@ def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
         "chat_template": bool(opened.facts.chat_template),
         "lineage": opened.facts.lineage,
     }
-    problems = opened.problems(opened.facts.config)
-    if verify:
-        problems += opened.not_finite()
+    config = opened.facts.config
+    problems = opened.problems(config)
+    sound = not problems
+    tokenizer: Tokenizer | None = None
+    if opened.tokenizer_obstacle is not None:
+        problems.append(f"its tokenizer cannot be read: {opened.tokenizer_obstacle}")
+    else:
+        tokenizer, found = _with_tokenizer(path, config, facts)
+        problems += found
+    if verify and sound:
+        damage = opened.not_finite()
+        problems += damage
+        if not damage and tokenizer is not None and tokenizer.vocab_size <= config.vocab_size:
+            problems += contradictions(opened, config, tokenizer)
     return _description("gguf", path, facts, problems)
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints: a folder in the Hugging Face Llama layout, or in Meta's, whole or absent.
+"""Checkpoints: a folder in the Hugging Face Llama layout or in Meta's, or a GGUF file.
+
+The folder that is written here, whole or absent:
 
     config.json                    the shape (core/model/config.py)
     model.safetensors              weights under the Hugging Face names, or several files
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codecria.core.checkpoints.formats.chat_template import template_for
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.hugging_face import (
     TOKENIZER_JSON_NAME,
     placed_weights,
@@ -43,8 +46,16 @@ from codecria.core.checkpoints.formats.meta import (
     is_meta_folder,
     read_meta_config,
 )
+from codecria.core.checkpoints.formats.packed import (
+    CONFIG_KEY,
+    PackedWeights,
+    is_packed,
+    pack_tensor,
+    quantisation_of,
+)
 from codecria.core.checkpoints.formats.weights import SafetensorsWeights, Weights
 from codecria.core.model.config import ModelConfig
+from codecria.core.native.packing import PackedKind, packed_shape
 from codecria.data.errors import UserError
 from codecria.data.files import (
     atomic_folder,
@@ -55,9 +66,10 @@ from codecria.data.files import (
     read_json,
     require_free_space,
 )
+from codecria.data.gguf import is_gguf
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from .ends import CONFIG_NAME, ENDS_KEY, LINEAGE_NAME, end_ids
+from .ends import CONFIG_NAME, ENDS_KEY, LINEAGE_NAME, end_ids, sorted_ends
 from .recognise import not_a_checkpoint, refuse_quantised, snapshot_of
 
 if TYPE_CHECKING:
@@ -74,12 +86,12 @@ MAX_SHARD_BYTES = 5_000_000_000  # the size at which the ecosystem starts anothe
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder that was found to be a checkpoint; open one with `Checkpoint.open`.
+    """A folder or GGUF file that was found to be a checkpoint; open one with `Checkpoint.open`.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies; a GGUF file itself.
         config: its shape.
-        weights: where they lie, in either layout.
+        weights: where they lie, in any layout.
     """
 
     folder: Path
@@ -88,17 +100,22 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Open a checkpoint folder of either layout, or the one published in a run folder.
+        """Open a checkpoint folder of either layout, one published in a run folder, or a GGUF file.
 
         Raises:
             UserError: it is none, or parts of it are missing.
         """
+        if is_gguf(path):
+            file = GgufWeights(path)
+            return cls(path, file.facts.config, file)
         folder = resolve(path)
         if (folder / CONFIG_NAME).is_file():
-            config = read_config(folder)
+            config, packed = _read_config(folder)
             placed = placed_weights(folder)
             refuse_quantised(folder, {}, placed)
-            weights: Weights = SafetensorsWeights(placed)
+            weights: Weights = (
+                PackedWeights(placed, config) if packed else SafetensorsWeights(placed)
+            )
         else:
             meta = MetaWeights(folder)
             weights, config = meta, _as_recorded(read_meta_config(folder, meta), folder)
@@ -106,12 +123,19 @@ class Checkpoint:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Its tokenizer.model, or a tokenizer.json that lies there alone, if it has one."""
+        """Its tokenizer.model, a tokenizer.json that lies there alone, or its GGUF file.
+
+        None where it has none that can be read.
+        """
+        if isinstance(self.weights, GgufWeights):
+            return None if self.weights.tokenizer_obstacle else self.folder
         paths = (self.folder / TOKENIZER_NAME, self.folder / TOKENIZER_JSON_NAME)
         return next((path for path in paths if path.is_file()), None)
 
     def chat_template(self) -> str:
         """Its chat template in Jinja; empty where it has none."""
+        if isinstance(self.weights, GgufWeights):
+            return self.weights.facts.chat_template
         return read_chat_template(self.folder)
 
     def end_ids(self, tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -123,10 +147,14 @@ class Checkpoint:
         Raises:
             UserError: a file that names ids is damaged.
         """
+        if isinstance(self.weights, GgufWeights):
+            return sorted_ends(self.weights.facts.ends, self.config, tokenizer)
         return end_ids(self.folder, self.config, tokenizer)
 
     def lineage(self) -> dict[str, Any]:
-        """What it was made from, as recorded in codecria.json; empty for others' checkpoints."""
+        """What it was made from, as recorded with it; empty for others' checkpoints."""
+        if isinstance(self.weights, GgufWeights):
+            return dict(self.weights.facts.lineage)
         own = (DIGESTS_KEY, MODEL_KEY, ENDS_KEY)
         return {key: value for key, value in _page(self.folder).items() if key not in own}
 
@@ -215,12 +243,20 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         UserError: the file is missing or damaged, or asks for what Llama 2 has not.
     """
+    config, _ = _read_config(folder)
+    return config
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, bool]:
+    """The shape, and whether the weights are packed (formats/packed.py)."""
     path = folder / CONFIG_NAME
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object")
-    refuse_quantised(folder, raw)
-    return ModelConfig.from_hugging_face(raw, where=str(path))
+    packed = is_packed(raw, where=str(path))
+    if not packed:
+        refuse_quantised(folder, raw)
+    return ModelConfig.from_hugging_face(raw, where=str(path)), packed
 
 
 def resolve(path: Path) -> Path:
@@ -306,6 +342,7 @@ def write_checkpoint(
     ends: Sequence[int] = (),
     named: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    packed: Mapping[str, PackedKind] | None = None,
 ) -> None:
     """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
 
@@ -320,6 +357,7 @@ def write_checkpoint(
         ends: ids that end a completion, beside those of the shape and the tokenizer.
         named: tokens with a use beside BOS, EOS and unknown, such as "pad_token".
         max_shard_bytes: a weights file is closed before it would exceed this.
+        packed: the type that each matrix is packed in, by our name (formats/packed.py).
 
     Raises:
         UserError: a file cannot be written.
@@ -328,15 +366,30 @@ def write_checkpoint(
 
     shapes = shapes_of(config)
     dtypes = {n: dtype if isinstance(dtype, torch.dtype) else dtype[n] for n in shapes}
+    kinds = packed or {}
     ours = {hugging_face_name(name): name for name in shapes}
+
+    def planned(n: str) -> tuple[tuple[int, ...], torch.dtype]:
+        if n in kinds:
+            return packed_shape(kinds[n], *shapes[n]), torch.uint8
+        return shapes[n], dtypes[n]
+
+    def value(name: str) -> Tensor:
+        weight = read(ours[name])
+        kind = kinds.get(ours[name])
+        return weight if kind is None else pack_tensor(kind, weight)
+
     digests = write_weights(
         folder,
-        {name: (shapes[n], dtypes[n]) for name, n in ours.items()},
-        lambda name: read(ours[name]),
+        {name: planned(n) for name, n in ours.items()},
+        value,
         max_shard_bytes=max_shard_bytes,
     )
     stored = str(dtypes[EMBEDDING]).removeprefix("torch.")
-    atomic_write_json(folder / CONFIG_NAME, config.to_hugging_face(dtype=stored))
+    page = config.to_hugging_face(dtype=stored)
+    if kinds:
+        page[CONFIG_KEY] = quantisation_of(kinds)
+    atomic_write_json(folder / CONFIG_NAME, page)
     known = None if tokenizer is None else Tokenizer.load(tokenizer)
     write_generation(folder, config, [*ends, *end_ids(folder, config, known)])
     if known is not None:

@@ -11,7 +11,7 @@ Files often name different ones: each of them is what some tool ends at, so all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,24 @@ def end_ids(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> t
     Raises:
         UserError: a file is damaged, or names something that is not an id.
     """
-    found = [config.eos_id, *_in_files(folder)]
+    found = [*_in_files(folder)]
     if tokenizer is not None:
-        found += [tokenizer.eos_id, *_named(folder, tokenizer)]
+        found += _named(folder, tokenizer)
+    return sorted_ends(found, config, tokenizer)
+
+
+def sorted_ends(
+    named: Iterable[int], config: ModelConfig, tokenizer: Tokenizer | None
+) -> tuple[int, ...]:
+    """The ids that end a completion, the checkpoint's own EOS first, each once.
+
+    Args:
+        named: in the checkpoint's files.
+        config, tokenizer: as for `end_ids`.
+    """
+    found = [config.eos_id, *named]
+    if tokenizer is not None:
+        found += [tokenizer.eos_id]
         found += [] if tokenizer.infill is None else [tokenizer.infill.end]
         found += [] if tokenizer.step_id is None else [tokenizer.step_id]
     # An id without a row in the model is never drawn.

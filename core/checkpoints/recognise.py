@@ -16,7 +16,7 @@ from .ends import CONFIG_NAME
 from .formats.meta import PARAMS_NAME
 
 ADAPTER_NAME = "adapter_config.json"
-NEEDED = "name a folder in the Hugging Face layout or Meta's, or the --out of a finished run"
+NEEDED = "name a folder in the Hugging Face layout or Meta's, a GGUF file, or the --out of a run"
 _QUANTISED = {
     "gptq": "GPTQ",
     "awq": "AWQ",
@@ -82,17 +82,12 @@ def not_a_checkpoint(path: Path) -> UserError:
 
 
 def _file(path: Path) -> tuple[str, str]:
-    from .formats.gguf import is_gguf
-
     name, suffix = path.name, path.suffix.lower()
     folder = f"name its folder: {path.parent}"
     if is_lfs_pointer(path):
         return "is a Git LFS pointer, not the file itself", "run `git lfs pull` in its repository"
-    if suffix == ".gguf" or is_gguf(path):
-        return (
-            "is a GGUF file, which only `codecria inspect` reads",
-            "name the Hugging Face or Meta folder that the file was made from",
-        )
+    if suffix == ".gguf":
+        return "is no GGUF file, whatever its name: it does not begin as one", "download it again"
     if suffix == ".safetensors":
         missing = "" if (path.parent / CONFIG_NAME).is_file() else f", with a {CONFIG_NAME} in it"
         return "is a weights file, one part of a checkpoint", folder + missing
@@ -120,10 +115,8 @@ def _folder(path: Path) -> tuple[str, str]:
     if path.name.startswith("models--"):
         return "is a Hugging Face cache folder without a snapshot", "download the model again"
     if any(name.endswith(".gguf") for name in names):
-        return (
-            "holds GGUF files, which only `codecria inspect` reads",
-            "name the Hugging Face or Meta folder that they were made from",
-        )
+        files = [name for name in names if name.endswith(".gguf")]
+        return "holds GGUF files", f"name one of them, such as {path / files[0]}"
     if "manifest.json" in names or "sets.json" in names:
         return "holds prepared data", "name a model; data is given by --data"
     if "run.json" in names:

@@ -22,7 +22,9 @@ from typing import Any
 
 from codecria.data.errors import UserError
 from codecria.data.files import read_json, refuse_lfs_pointer
+from codecria.data.gguf import is_gguf
 
+from .gguf import model_of
 from .model_file import (
     BPE,
     BYTE,
@@ -66,7 +68,8 @@ def model_content(path: Path) -> tuple[Path, bytes]:
     """The SentencePiece model that a path means, tokens added beside it included.
 
     Args:
-        path: a SentencePiece model, a tokenizer.json, or a folder that holds one of them.
+        path: a SentencePiece model, a tokenizer.json, a GGUF file, or a folder that holds one of
+            the first two.
 
     Returns:
         the file it comes from, and the model's bytes: those of the file where nothing was added.
@@ -82,6 +85,8 @@ def model_content(path: Path) -> tuple[Path, bytes]:
     if file.name == JSON_NAME and file.is_file():
         refuse_lfs_pointer(file)
         return file, _extended(rebuilt(file), added_tokens(folder), folder)
+    if is_gguf(file):
+        return file, model_of(file)
     try:
         content = file.read_bytes()
     except OSError as error:

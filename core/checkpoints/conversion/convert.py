@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.checkpoints.formats.gguf import GgufWeights
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.meta import MetaWeights, checklist, listed
 from codecria.data.errors import UserError
 from codecria.data.files import (
@@ -81,7 +81,7 @@ def convert(
         written = sum(path.stat().st_size for path in out.iterdir())
     return {
         "source": str(source.folder),
-        "source_layout": "meta" if isinstance(source.weights, MetaWeights) else "hf",
+        "source_layout": _layout_of(source).value,
         "source_files": len(source.weights.files),
         "out": str(out),
         "layout": request.layout.value,
@@ -93,6 +93,12 @@ def convert(
         "compared": compared,
         "seconds": time.monotonic() - started,
     }
+
+
+def _layout_of(source: Checkpoint) -> Layout:
+    if isinstance(source.weights, GgufWeights):
+        return Layout.GGUF
+    return Layout.META if isinstance(source.weights, MetaWeights) else Layout.HF
 
 
 def _check_list(source: Checkpoint, request: Request, report: Report) -> None:

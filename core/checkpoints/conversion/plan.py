@@ -13,11 +13,14 @@ from torch import Tensor
 
 from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME, Checkpoint
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES, template_for
-from codecria.core.checkpoints.formats.gguf import GgufType, type_of
+from codecria.core.checkpoints.formats.gguf.facts import GgufType
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, RotaryOrder, shapes_of
 from codecria.core.checkpoints.formats.meta import check_ranks
+from codecria.core.checkpoints.formats.weights import FLOATS
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.dtypes import DTYPES
+from codecria.core.native.packing import GROUP_BYTES, PackedKind, packed_shape
 from codecria.data.errors import UsageError, UserError
 from codecria.data.formats.chat import form_of
 from codecria.data.progress import Progress
@@ -26,8 +29,14 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from .request import Chat, Layout, Request, check_destination
 
 Report = Callable[[Progress], None]
-Q8_BYTES = 34 / 32  # a weight in Q8_0: 32 bytes and a float16 scale for 32 of them
-VALUE_BYTES = {GgufType.F32: 4.0, GgufType.F16: 2.0, GgufType.BF16: 2.0, GgufType.Q8_0: Q8_BYTES}
+_GGUF_TYPES: Mapping[torch.dtype | PackedKind, GgufType] = {
+    torch.float32: GgufType.F32,
+    torch.float16: GgufType.F16,
+    torch.bfloat16: GgufType.BF16,
+    "q8": GgufType.Q8_0,
+    "q4": GgufType.Q4_0,
+}
+DEQUANTISED = torch.float16  # of what was quantised: its scales are, and codes have few bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +49,8 @@ class Plan:
         config: shape of the result.
         tokenizer: of the result, or None.
         template: its chat template, "" for none.
-        dtypes: the type each weight is written in, by our name; for Q8_0 the type that is
-            quantised.
+        dtypes: the type each weight is written in, by our name; of a quantised one the type before.
+        kind: how matrices are quantised, or None.
         ends: its end ids.
     """
 
@@ -51,39 +60,43 @@ class Plan:
     tokenizer: Tokenizer | None
     template: str
     dtypes: Mapping[str, torch.dtype]
+    kind: PackedKind | None
     ends: tuple[int, ...]
 
     @property
-    def quantised(self) -> bool:
-        """Whether matrices are written in Q8_0."""
-        return self.request.dtype == GgufType.Q8_0
+    def packed(self) -> dict[str, PackedKind]:
+        """The type of every matrix that is quantised, by our name."""
+        if self.kind is None:
+            return {}
+        return {n: self.kind for n, shape in shapes_of(self.config).items() if len(shape) == 2}
 
     @property
     def gguf_type(self) -> GgufType:
         """The type of the matrices in a GGUF file: the one all have, else float32."""
-        if self.quantised:
-            return GgufType.Q8_0
+        if self.kind is not None:
+            return _GGUF_TYPES[self.kind]
         matrices = {d for name, d in self.dtypes.items() if not name.endswith("norm.weight")}
-        return type_of(matrices.pop()) if len(matrices) == 1 else GgufType.F32
+        return _GGUF_TYPES[matrices.pop()] if len(matrices) == 1 else GgufType.F32
 
     @property
     def dtype_name(self) -> str:
         """The types of the result, as the report names them."""
         if self.request.layout is Layout.GGUF:
             return self.gguf_type.value
+        if self.kind is not None:
+            return self.kind
         return "/".join(
             sorted({str(dtype).removeprefix("torch.") for dtype in self.dtypes.values()})
         )
 
     @cached_property
-    def sizes(self) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Shape and bytes per value of everything that is written, by our name."""
-        gguf = self.request.layout is Layout.GGUF
+    def sizes(self) -> dict[str, int]:
+        """Bytes of everything that is written, by our name."""
+        packed = self.packed
         sizes = {
-            name: (
-                shape,
-                VALUE_BYTES[self.gguf_type] if gguf else float(self.dtypes[name].itemsize),
-            )
+            name: math.prod(packed_shape(packed[name], *shape))
+            if name in packed  # in GGUF as well, but for what rows are padded with
+            else math.prod(shape) * self._width(name)
             for name, shape in shapes_of(self.config).items()
         }
         if self.request.layout is Layout.META and self.config.tied:
@@ -93,7 +106,22 @@ class Plan:
     @property
     def size(self) -> int:
         """Bytes of all weights of the result."""
-        return int(sum(math.prod(shape) * width for shape, width in self.sizes.values()))
+        return sum(self.sizes.values())
+
+    def _width(self, ours: str) -> int:
+        """Bytes of a value of a weight that is not quantised."""
+        if self.request.layout is Layout.GGUF and self.gguf_type is GgufType.F32:
+            return torch.float32.itemsize
+        return self.dtypes[ours].itemsize
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The source's, and in which types it was quantised."""
+        types = sorted({part.dtype for part in self.source.weights.stored.values()} - FLOATS)
+        lineage = self.source.lineage()
+        if types:
+            lineage["quantised_source"] = {"name": self.source.folder.name, "types": types}
+        return lineage
 
     def weight(self, ours: str, rotary_order: RotaryOrder) -> Tensor:
         """A weight of the source in its new type, a copy.
@@ -140,7 +168,8 @@ def plan(request: Request, note: Callable[[str], None]) -> Plan:
         config=config,
         tokenizer=tokenizer,
         template=template,
-        dtypes=_types(source, config, request),
+        dtypes=_types(source, config, request, note),
+        kind=_kind(request),
         ends=source.end_ids(tokenizer),
     )
 
@@ -187,6 +216,11 @@ def _tokenizer(
                 f"{source.folder} has no {TOKENIZER_NAME}, which a GGUF file must hold",
                 hint="put the model's tokenizer there",
             )
+        if isinstance(source.weights, GgufWeights):
+            note(
+                f"{source.folder}: {source.weights.tokenizer_obstacle}, which is not converted:"
+                " copy the tokenizer of the original model into the result"
+            )
         return None
     try:
         tokenizer = Tokenizer.load(path)
@@ -218,19 +252,44 @@ def _template(
     return own
 
 
-def _types(source: Checkpoint, config: ModelConfig, request: Request) -> dict[str, torch.dtype]:
-    """The type each weight is written in, by our name; for Q8_0 the type that is quantised."""
+def _kind(request: Request) -> PackedKind | None:
+    """How matrices are quantised.
+
+    Raises:
+        UsageError: there is no such type, or the layout has none.
+    """
+    known = ("float32", "bfloat16", "float16", *GROUP_BYTES)
+    if request.dtype is not None and request.dtype not in known:
+        raise UsageError(
+            f"there is no type {request.dtype!r}", hint=f"choose one of {', '.join(known)}"
+        )
+    kind: PackedKind | None = next((k for k in GROUP_BYTES if k == request.dtype), None)
+    if kind is not None and request.layout is Layout.META:
+        raise UsageError(f"Meta's layout has no type {kind}", hint="leave out --to meta")
+    return kind
+
+
+def _types(
+    source: Checkpoint, config: ModelConfig, request: Request, note: Callable[[str], None]
+) -> dict[str, torch.dtype]:
+    """The type each weight is written in, by our name; of a quantised one the type before."""
     stored = source.weights.stored
-    kept = {n: getattr(torch, stored[n].dtype) for n in shapes_of(config)}
+    quantised = {stored[n].dtype for n in shapes_of(config)} - FLOATS
+    if quantised and request.dtype is None:
+        note(
+            f"quantised weights ({', '.join(sorted(quantised))}) become float16;"
+            " --dtype float32 keeps each value exactly"
+        )
+    # Decoded values are float32; those that are quantised again lose nothing before.
+    decoded = DEQUANTISED if request.dtype is None else torch.float32
+    kept = {
+        n: decoded if stored[n].dtype in quantised else getattr(torch, stored[n].dtype)
+        for n in shapes_of(config)
+    }
     if request.layout is Layout.GGUF:  # which has nothing wider than float32 for a weight
         kept = {n: torch.float32 if d is torch.float64 else d for n, d in kept.items()}
     if request.dtype is None:
         return kept
-    if request.dtype == GgufType.Q8_0:
-        if request.layout is not Layout.GGUF:
-            raise UsageError("q8_0 is a type of GGUF files", hint="name the destination X.gguf")
-        return kept
-    if request.dtype not in DTYPES:
-        known = ", ".join([*DTYPES, GgufType.Q8_0])
-        raise UsageError(f"there is no type {request.dtype!r}", hint=f"choose one of {known}")
+    if _kind(request) is not None:  # norms are float32, as the kernels and llama.cpp read them
+        return {n: torch.float32 if n.endswith("norm.weight") else d for n, d in kept.items()}
     return dict.fromkeys(kept, DTYPES[request.dtype])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from codecria.core.checkpoints.checkpoint import MAX_SHARD_BYTES
 from codecria.core.checkpoints.ends import CONFIG_NAME
-from codecria.core.checkpoints.formats.gguf import is_gguf
 from codecria.core.checkpoints.formats.meta import is_meta_folder
 from codecria.data.errors import UsageError, UserError
+from codecria.data.gguf import is_gguf
 
 
 class Layout(StrEnum):
@@ -38,7 +38,8 @@ class Request:
         source: a checkpoint or run folder.
         out: a folder, or a .gguf file.
         layout: of the result.
-        dtype: of the matrices: "float32", "float16", "bfloat16", and "q8_0" in GGUF; None keeps it.
+        dtype: of the matrices: "float32", "float16", "bfloat16", "q8" or "q4"; None keeps it, and
+            takes float16 for what is quantised.
         verify: compare logits too, not the weights alone.
         context, theta: replace the source's value, or supply it if the source has none.
         chat: the template.

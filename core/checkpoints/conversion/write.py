@@ -15,8 +15,8 @@ from codecria.core.checkpoints.checkpoint import (
     write_checkpoint,
     write_lineage,
 )
-from codecria.core.checkpoints.formats.gguf import GgufFacts
-from codecria.core.checkpoints.formats.gguf import write_gguf as write_gguf_file
+from codecria.core.checkpoints.formats.gguf.facts import GgufFacts
+from codecria.core.checkpoints.formats.gguf.write import write_gguf as write_gguf_file
 from codecria.core.checkpoints.formats.hugging_face import (
     GENERATION_NAME,
     TEMPLATE_NAME,
@@ -80,7 +80,7 @@ def write_gguf(plan: Plan, path: Path, report: Report) -> None:
         config=plan.config,
         name=plan.source.folder.resolve().name,
         chat_template=plan.template,
-        lineage=plan.source.lineage(),
+        lineage=plan.lineage,
         ends=plan.ends,
     )
     write_gguf_file(path, facts, plan.tokenizer, plan.gguf_type, lambda n: read(n, "interleaved"))
@@ -102,11 +102,12 @@ def write_folder(plan: Plan, folder: Path, report: Report) -> None:
             lambda n: read(n, "half_split"),
             dtype=plan.dtypes,
             tokenizer=plan.tokenizer.path if plan.tokenizer is not None else None,
-            lineage=plan.source.lineage(),
+            lineage=plan.lineage,
             chat_template=plan.template,
             ends=plan.ends,
             named=named_tokens(plan.source.folder),
             max_shard_bytes=plan.request.max_shard_bytes,
+            packed=plan.packed,
         )
         _keep_files(plan, folder)
     card = plan.source.folder / CARD_NAME
@@ -140,7 +141,7 @@ def _write_meta(plan: Plan, folder: Path, read: Read) -> None:
         atomic_write(folder / TEMPLATE_NAME, plan.template.encode())
     lines = [f"{md5(path)}  {path.name}\n" for path in sorted(files)]
     atomic_write(folder / CHECKLIST_NAME, "".join(lines).encode())
-    write_lineage(folder, plan.source.lineage(), plan.config, {}, ends=plan.ends)
+    write_lineage(folder, plan.lineage, plan.config, {}, ends=plan.ends)
 
 
 def _write_rank(plan: Plan, path: Path, rank: int, read: Read) -> None:

@@ -253,8 +253,15 @@ class SafetensorsWeights(Weights):
         Raises:
             UserError: the file is damaged or incomplete.
         """
+        return self.mapped_as(ours, self.stored[ours])
+
+    def mapped_as(self, ours: str, stored: Stored) -> npt.NDArray[Any]:
+        """The bytes of a weight, mapped, as an array of a shape and type that has as many.
+
+        Raises:
+            UserError: the file is damaged or incomplete.
+        """
         name, path = self._placed[ours]
-        stored = self.stored[ours]
         try:
             if path not in self._mapped_files:
                 self._mapped_files[path] = _map(path)

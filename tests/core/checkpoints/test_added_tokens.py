@@ -10,7 +10,7 @@ import pytest
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
-from codecria.core.checkpoints.formats.gguf import GgufWeights
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.inspect import describe
 from codecria.data.errors import UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -103,9 +103,9 @@ def test_gguf_has_added_tokens_with_their_kinds(chat: Path, tmp_path: Path) -> N
     convert(Request(source=chat, out=out, layout=Layout.GGUF))
     opened = GgufWeights(out)
     assert opened.special_ids()["eos"] == END
-    fields = opened._reader.fields
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    assert fields["tokenizer.ggml.tokens"].contents()[END : TOOL + 1] == ["<|im_end|>", "<tool>"]
+    fields = opened.file.metadata
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert fields["tokenizer.ggml.tokens"][END : TOOL + 1] == ["<|im_end|>", "<tool>"]
     assert kinds[END] == gguf.TokenType.CONTROL
     assert kinds[TOOL] == gguf.TokenType.USER_DEFINED
 

@@ -9,7 +9,7 @@ import pytest
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
-from codecria.core.checkpoints.formats.gguf import GgufWeights
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.inference.engine import Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling

@@ -76,8 +76,8 @@ def quantised(method: str) -> Callable[[Path], Path]:
 
 
 CASES: list[tuple[Callable[[Path], Path], str]] = [
-    (lambda f: file(f, "m.gguf", b"GGUF...."), "m.gguf is not a checkpoint: it is a GGUF file"),
-    (lambda f: file(f, "ggml-model", b"GGUF...."), "it is a GGUF file"),
+    (lambda f: file(f, "m.gguf", b"nothing"), "m.gguf is not a checkpoint: it is no GGUF file"),
+    (lambda f: file(f, "ggml-model", b"GGUF...."), "of GGUF version 774778414, only 2 and 3"),
     (lambda f: f / "model.safetensors", "it is a weights file, one part of a checkpoint"),
     (lambda f: file(f, "pytorch_model.bin", b"x"), "it is a PyTorch file"),
     (lambda f: f / "config.json", "it is one file of a checkpoint"),

@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
-from codecria.core.checkpoints.formats.gguf import ROPE_TENSOR, GgufWeights
+from codecria.core.checkpoints.formats.gguf.facts import ROPE_TENSOR
+from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling, llama3_divisors
@@ -101,13 +103,12 @@ def test_divisors_are_those_of_transformers(theta: float, head_dim: int) -> None
 def test_llama3_scaling_survives_conversions_and_llama_cpp_gets_its_tensor(
     model: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gguf")
     convert(Request(source=model, out=tmp_path / "hf", layout=Layout.HF))
     assert Checkpoint.open(tmp_path / "hf").config == CONFIG
     convert(Request(source=model, out=tmp_path / "m.gguf", layout=Layout.GGUF))
     opened = GgufWeights(tmp_path / "m.gguf")
     assert opened.facts.config == CONFIG
-    tensor = torch.from_numpy(opened._tensors[ROPE_TENSOR].data.copy())
+    tensor = torch.from_numpy(opened.file.raw(ROPE_TENSOR).view(np.float32).copy())
     wanted = torch.tensor(llama3_divisors(LLAMA3, 5e5, 128))
     assert torch.equal(tensor, wanted)
     assert tensor.max() == 8.0
