@@ -109,3 +109,20 @@ def test_docstrings_become_documents(tmp_path: Path) -> None:
     (record,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert record["path"] == "m.txt"
     assert record["text"].startswith("Long enough")
+
+
+@needs_make
+def test_tables_score_every_model_on_what_is_named_and_end_with_the_report(tmp_path: Path) -> None:
+    made = make(
+        "-n", "tables", "SIZE=7b", f"OUT={tmp_path}", f"CODE={tmp_path}", "HUMANEVAL=he.jsonl",
+        "INFILLING=fill.jsonl", "MULTIPLE=humaneval-cpp.jsonl humaneval-js.jsonl",
+    )  # fmt: skip
+    scored = re.findall(r"evaluate (\S+) --problems (\S+) --model \S+/(\S+) ", made.stdout)
+    models = ("base", "python-long", "instruct")
+    assert sorted(scored) == sorted(
+        [("humaneval", "he.jsonl", model) for model in models]
+        + [("multipl-e", f"humaneval-{x}.jsonl", model) for model in models for x in ("cpp", "js")]
+        + [("infilling", "fill.jsonl", "base")]
+    )
+    commands = [line for line in made.stdout.splitlines() if line.startswith("codecria")]
+    assert "evaluate report" in commands[-1]

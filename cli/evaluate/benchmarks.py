@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 import typer
 
 from .. import options, render
+from ..picture import Plot, check_picture, drawing
 from ..signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ Two examples are shown; --prompt-form chat asks zero-shot, for models tuned on i
 10 and 100 of 200 samples, by level. A folder in the original's layout is read too.
 
 Example: codecria evaluate apps --problems test.jsonl --level introductory --model run -o apps.jsonl
+""",
+    "gsm8k-programs": """Score word problems of grade school, answered by a Python function: GSM8K.
+
+Example: codecria evaluate gsm8k-programs --problems test.jsonl --model run
 """,
     "humaneval-plus": """Score functions against many more inputs: HumanEval+ of EvalPlus.
 
@@ -225,6 +230,16 @@ def evaluate_task(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,T",
+            help="Evaluate at each of these temperatures, such as 0.1,0.4,0.6,0.8; --out is a"
+            " folder then.",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = None,
+    plot: Plot = None,
     as_json: options.AsJson = False,
     preset: Annotated[
         PresetName | None,
@@ -379,6 +394,7 @@ def evaluate_task(
     from codecria.core.evaluation.benchmarks import evaluate as evaluation
     from codecria.core.evaluation.benchmarks.protocol import Changes
     from codecria.core.evaluation.benchmarks.references import cache_folder
+    from codecria.core.evaluation.benchmarks.sweep import sweep as sweep_over
     from codecria.core.evaluation.benchmarks.tasks import Choice
     from codecria.core.sandbox.config import Confirm, SandboxConfig
 
@@ -431,12 +447,19 @@ def evaluate_task(
     if check:
         _check_references(request, as_json=as_json)
         return
+    temperatures = _temperatures(sweep, out=out, model=model, plot=plot)
     with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:
-        summaries = evaluation.evaluate(request, note=render.note, show=show)
+        if temperatures and out is not None:
+            summaries = sweep_over(request, temperatures, out, note=render.note, show=show)
+        else:
+            summaries = evaluation.evaluate(request, note=render.note, show=show)
     if as_json:
         render.emit_json(summaries[0] if len(summaries) == 1 else {"forms": summaries})
     else:
         _show(summaries)
+    if plot is not None:
+        _draw(summaries, plot)
+        render.note(f"written: {plot}")
     if out is not None:
         render.note(f"written: {out}")
     if fail_under is not None:
@@ -500,6 +523,58 @@ def _date(option: str, given: str | None) -> str:
         return date.fromisoformat(given).isoformat()
     except ValueError as error:
         raise UsageError(f"{option} {given} is no date", hint="write it as 2024-08-01") from error
+
+
+def _temperatures(
+    sweep: str | None, *, out: Path | None, model: Path | None, plot: Path | None
+) -> list[float]:
+    """The temperatures of a sweep; none where there is none.
+
+    Raises:
+        UsageError: one is no temperature, or an option that a sweep needs is missing.
+    """
+    from codecria.data.errors import UsageError
+
+    if sweep is None:
+        if plot is not None:
+            raise UsageError("--plot draws pass@k over temperature", hint="add --sweep 0.1,0.8")
+        return []
+    if model is None or out is None:
+        raise UsageError(
+            "--sweep asks a model and keeps much", hint="give --model and --out FOLDER"
+        )
+    if plot is not None:
+        check_picture(plot)
+    try:
+        found = [float(part) for part in sweep.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < temperature <= 2 for temperature in found):
+        raise UsageError(
+            f"--sweep {sweep}: temperatures are above 0 and at most 2", hint="as 0.1,0.4,0.6,0.8"
+        )
+    return found
+
+
+def _draw(summaries: Sequence[dict[str, Any]], path: Path) -> None:
+    """pass@k over temperature, a line for each k and form, with its intervals."""
+    lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for summary in summaries:
+        protocol = summary["protocol"]
+        for name, found in summary["pass"].items():
+            label = f"{name}, {protocol['form']}"
+            lines.setdefault(label, []).append((protocol["temperature"], found))
+    with drawing(path, width=6.0, height=4.5) as figure:
+        axis = figure.subplots()
+        for label, points in lines.items():
+            over = [temperature for temperature, _ in points]
+            [line] = axis.plot(over, [found["value"] for _, found in points], "o-", label=label)
+            low, high = ([found[end] for _, found in points] for end in ("low", "high"))
+            axis.fill_between(over, low, high, alpha=0.2, color=line.get_color())
+        axis.set_xlabel("temperature")
+        axis.set_ylabel("share of tasks solved, 95 % interval")
+        axis.set_title(summaries[0]["title"])
+        axis.legend()
 
 
 def _check_references(request: Request, *, as_json: bool) -> None:

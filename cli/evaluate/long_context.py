@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .. import options, render
+from ..picture import Plot, check_picture, drawing
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.long_context.measure import ModelSpec, Request
@@ -20,8 +21,6 @@ as long. With --compare a second model reads the same.
 
 Example: codecria evaluate long-context --model run --data shards --join
 """
-
-INSTALL_PLOT = "pip install 'codecria[plot]'"
 
 
 def long_context(
@@ -95,9 +94,7 @@ def long_context(
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the result to an image file, such as long.png.")
-    ] = None,
+    plot: Plot = None,
     show: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts and stop.")
     ] = None,
@@ -111,7 +108,7 @@ def long_context(
     _check_options(theta=theta, rope_scale=rope_scale, data=data, file=file, filler=filler)
     # What can go wrong at the end is looked at before anything is measured.
     if plot is not None:
-        _check_picture(plot)
+        check_picture(plot)
     for written in (out, plot):
         if written is not None:
             _check_writable(written)
@@ -372,66 +369,21 @@ def _span(interval: list[float] | None, form: str = ".4g") -> str:
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def _plotting() -> Any:
-    """matplotlib's pyplot, drawing to files alone.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    import importlib
-
-    from codecria.data.errors import UserError
-
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib", hint=INSTALL_PLOT) from error
-
-
-def _check_picture(path: Path) -> None:
-    """Check that matplotlib is installed and draws such files.
-
-    Raises:
-        UsageError: it draws no such files.
-        UserError: it is not installed.
-    """
-    from codecria.data.errors import UsageError
-
-    pyplot = _plotting()
-    figure = pyplot.figure()
-    kinds = sorted(figure.canvas.get_supported_filetypes())
-    pyplot.close(figure)
-    if _kind(path) not in kinds:
-        raise UsageError(f"--plot {path}: matplotlib draws {', '.join(kinds)}")
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
 def _draw(summary: dict[str, Any], path: Path) -> None:
     """Draw the perplexity's curve and the retrieval grid into one picture.
 
     Raises:
         UserError: it cannot be written.
     """
-    from codecria.data.files import atomic_writer
-
-    pyplot = _plotting()
     models, curve, grid = summary["models"], summary["perplexity"], summary["retrieval"]
     panels = (curve is not None) + (len(models) if grid is not None else 0)
-    figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 4.5), squeeze=False)
-    left = list(axes[0])
-    if curve is not None:
-        _draw_curve(left.pop(0), curve, models)
-    if grid is not None:
-        for n, axis in enumerate(left):
-            _draw_grid(axis, grid, n)
-    figure.tight_layout()
-    with atomic_writer(path) as file:
-        figure.savefig(file, format=_kind(path))
-    pyplot.close(figure)
+    with drawing(path, width=6.0 * panels, height=4.5) as figure:
+        left = list(figure.subplots(1, panels, squeeze=False)[0])
+        if curve is not None:
+            _draw_curve(left.pop(0), curve, models)
+        if grid is not None:
+            for n, axis in enumerate(left):
+                _draw_grid(axis, grid, n)
 
 
 def _draw_curve(axis: Any, curve: dict[str, Any], models: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from . import (
     cruxeval,
     evalplus,
     exercises,
+    gsm8k_programs,
     humaneval,
     livecodebench,
     mbpp,
@@ -143,6 +144,15 @@ TASKS: dict[str, Task] = {
             chat=apps.chat_question,
             folder=apps.folder_records,
             levels=apps.LEVELS,
+        ),
+        Task(
+            name="gsm8k-programs",
+            title="GSM8K, programs",
+            parse=gsm8k_programs.parse,
+            forms=("few-shot",),
+            sources={"few-shot": "8-shot, Code Llama table 12 says no more; answers are programs"},
+            labels={"few-shot": (OUR_PROMPT,)},
+            prompt=gsm8k_programs.prompt,
         ),
         Task(
             name="humaneval-plus",

@@ -63,6 +63,7 @@ def facts_of(
         "digest": found.digest(),
         "tasks": len(found.problems),
     }
+    facts["languages"] = sorted({problem.language for problem in found.problems})
     if task.levels or task.dated:
         facts["choice"] = {
             "levels": list(request.choice.levels),

@@ -1,0 +1,1 @@
+"""Evaluations whose answers are compared as text, or chosen by likelihood: nothing is run."""
