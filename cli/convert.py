@@ -16,6 +16,8 @@ ends in .gguf, else a Hugging Face folder. Weights are read one at a time. DST a
 every weight and the logits were compared with the source.
 
 Example: codecria convert CodeLlama-7b code-llama-7b.gguf --dtype q8
+
+Example: codecria convert CodeLlama-7b merged --adapter run
 """
 
 
@@ -29,6 +31,13 @@ def convert(
         Path, typer.Argument(metavar="SRC", help="Checkpoint folder, GGUF file, or --out of a run.")
     ],
     out: Annotated[Path, typer.Argument(metavar="DST", help="New folder or .gguf file.")],
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Adapter to merge into SRC; the result is compared with SRC and the adapter.",
+        ),
+    ] = None,
     to: Annotated[
         Literal["hf", "meta", "gguf"] | None,
         typer.Option(help="Layout of the result [default: from the name of DST]."),
@@ -83,6 +92,7 @@ def convert(
     layout = Layout(to or ("gguf" if out.suffix == ".gguf" else "hf"))
     request = Request(
         source=source,
+        adapter=adapter,
         out=out,
         layout=layout,
         dtype=None if dtype is None else dtype.removesuffix("_0"),
@@ -100,6 +110,12 @@ def convert(
         render.emit_json(report)
     else:
         _show(report)
+    found = report["compared"].get("adapter")
+    if found is not None and found["gap"] > 0.25 * found["effect"]:
+        render.warn(
+            f"rounding to {report['dtype']} changes the logits by {found['gap']:.1e}, the adapter"
+            f" by {found['effect']:.1e}: --dtype float32 keeps what was learnt"
+        )
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -122,5 +138,18 @@ def _show(report: dict[str, Any]) -> None:
                 f" KL {max(found['kl'], 0):.1e}, first choice equal at {found['agree']:.0%}",
             )
         )
+    if "adapter" in compared:
+        found = compared["adapter"]
+        rows.append(
+            (
+                "adapter",
+                f"{report['adapter']['parameters']:,} weights, rank {report['adapter']['rank']}:"
+                f" logits {found['effect']:.1e} from the base's",
+            )
+        )
+        rows.append(("merged", f"logits {found['gap']:.1e} from those of base and adapter"))
+        if "gap_four_bits" in found:
+            gap = f"logits {found['gap_four_bits']:.1e} from those of the 4-bit model in training"
+            rows.append(("QLoRA gap", gap))
     rows.append(("time", render.duration(report["seconds"])))
     render.table(str(report["out"]), ["", ""], rows, to_stdout=True)

@@ -11,7 +11,7 @@ import typer
 
 from . import options, render
 
-HELP = """Describe shards, a run, a checkpoint, a GGUF file or a tokenizer, and list its faults.
+HELP = """Describe shards, runs, models, adapters, GGUF files and tokenizers, and list faults.
 
 The exit status is 1 if something is missing or corrupt.
 
@@ -38,6 +38,7 @@ def inspect(
     split: Annotated[
         Literal["train", "validation"], typer.Option(help="Split that --document counts in.")
     ] = "train",
+    adapter: options.Adapter = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Describe the path."""
@@ -51,7 +52,7 @@ def inspect(
             render.note(json.dumps(known, ensure_ascii=False))
             sys.stdout.write(text)
         return
-    described = describe(path, verify=verify)
+    described = describe(path, verify=verify, adapter=adapter)
     if as_json:
         render.emit_json(described)
     else:

@@ -19,6 +19,7 @@ from codecria.data.quantities import parse_bytes, parse_count
 INPUT = "Input"
 OUTPUT = "Output"
 TRAINING = "Training"
+ADAPTER = "Adapter"
 SCHEDULE = "Logging and checkpoints"
 INFILLING = "Infilling"
 CHAT = "Chat"
@@ -42,6 +43,14 @@ Model = Annotated[
         "-m",
         envvar="CODECRIA_MODEL",
         help="Checkpoint or run folder.",
+        rich_help_panel=INPUT,
+    ),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Adapter to apply to the model: its folder, or the run that trained it.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -212,6 +221,13 @@ Decontaminate = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+
+
+def adapted(model: Path, adapter: Path | None) -> Path:
+    """A model with the adapter of `--adapter`, as the path that opens both."""
+    from codecria.core.checkpoints.adapters.folder import with_adapter
+
+    return with_adapter(model, adapter)
 
 
 def count_option(help: str, *names: str, panel: str | None = None) -> Any:

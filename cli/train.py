@@ -15,6 +15,7 @@ from codecria.data.errors import ExitStatus, Interrupted, UsageError
 
 from . import render
 from .options import (
+    ADAPTER,
     CHAT,
     INPUT,
     MACHINE,
@@ -130,6 +131,22 @@ OPTIONS: dict[str, Any] = {
     "steps": count_option("Optimizer steps, instead of --tokens.", panel=TRAINING),
     "epochs": typer.Option(
         help="Passes over the dialogs, instead of --tokens.", rich_help_panel=TRAINING
+    ),
+    "lora": typer.Option(
+        metavar="RANK",
+        help="Train an adapter (LoRA) of this rank; the model's own weights stay as they are.",
+        rich_help_panel=ADAPTER,
+    ),
+    "lora_alpha": typer.Option(
+        help="Scale of the adapter, divided by its rank [default: 32].", rich_help_panel=ADAPTER
+    ),
+    "lora_layers": typer.Option(
+        help="Matrices that get an adapter [default: all].", rich_help_panel=ADAPTER
+    ),
+    "qlora": typer.Option(
+        "--qlora",
+        help="Keep the model's own weights in 4 bits [rank: 16, or --lora].",
+        rich_help_panel=ADAPTER,
     ),
     "changes": Changes,
     "micro_batch_size": typer.Option(
@@ -368,4 +385,5 @@ def _conclude(stage: Stage, out: Path, outcome: Outcome, signal: StopSignal, wor
     if outcome.trained == 0:
         render.note(f"{out} is finished: nothing to do")
     else:
-        render.note(f"trained to step {outcome.step}: {out / 'model'}, {out / METRICS_NAME}")
+        made = out / stage.run.published
+        render.note(f"trained to step {outcome.step}: {made}, {out / METRICS_NAME}")

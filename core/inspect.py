@@ -9,6 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from codecria.core.checkpoints.adapters.folder import CONFIG_NAME as ADAPTER_NAME
+from codecria.core.checkpoints.adapters.folder import PUBLISHED_ADAPTER, Adapter
+from codecria.core.checkpoints.adapters.weights import MergedWeights
 from codecria.core.checkpoints.checkpoint import (
     TOKENIZER_NAME,
     Checkpoint,
@@ -23,7 +26,7 @@ from codecria.core.checkpoints.recognise import not_a_checkpoint, snapshot_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.training.meter import read_metrics
 from codecria.core.training.resume import step_folders
-from codecria.core.training.run import METRICS_NAME, RUN_NAME, recorded
+from codecria.core.training.run import METRICS_NAME, PUBLISHED, RUN_NAME, recorded
 from codecria.data.errors import UserError
 from codecria.data.files import digest_file, is_lfs_pointer
 from codecria.data.gguf import is_gguf
@@ -39,15 +42,17 @@ from codecria.data.tokenizer.extension import INFILL_EXTENSION
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 
-def describe(path: Path, *, verify: bool) -> dict[str, Any]:
+def describe(path: Path, *, verify: bool, adapter: Path | None = None) -> dict[str, Any]:
     """Recognise a path by its content and describe it.
 
     Args:
         path: a folder, or a tokenizer.model.
         verify: also read the content and compare it with what was recorded.
+        adapter: an adapter of the checkpoint at the path: they are described together.
 
     Returns:
-        JSON values: "kind" ("shards", "shard sets", "run", "checkpoint", "gguf" or "tokenizer"),
+        JSON values: "kind" ("shards", "shard sets", "run", "checkpoint", "adapter", "gguf" or
+        "tokenizer"),
         "path", "facts" by name, and "problems": a list, empty when nothing is missing or corrupt.
 
     Raises:
@@ -69,6 +74,8 @@ def describe(path: Path, *, verify: bool) -> dict[str, Any]:
         return _shards(path, verify=verify)
     if (path / RUN_NAME).is_file():
         return _run(path, verify=verify)
+    if adapter is not None or (path / ADAPTER_NAME).is_file():
+        return _adapter(path, adapter, verify=verify)
     if (path / CONFIG_NAME).is_file() or is_meta_folder(path):
         return _checkpoint(path, verify=verify)
     if any((path / name).is_file() for name in (TOKENIZER_NAME, TOKENIZER_JSON_NAME)):
@@ -233,6 +240,38 @@ def _checkpoint(path: Path, *, verify: bool) -> dict[str, Any]:
     return _description("checkpoint", path, facts, problems)
 
 
+def _adapter(path: Path, named: Path | None, *, verify: bool) -> dict[str, Any]:
+    """An adapter folder, with its base where that is named or at its place."""
+    adapter = Adapter.open(named or path)
+    first = next(iter(adapter.pairs.values()), None)
+    facts: dict[str, Any] = {
+        "rank": adapter.rank,
+        "scale": None if first is None else first.scale,
+        "parameters": adapter.parameters,
+        "matrices": len(adapter.pairs),
+        "new_rows": {name: len(ids) for name, (ids, _) in adapter.rows.items()},
+        "base": adapter.base.get("path") or adapter.base_name or None,
+        "base_digest": adapter.base.get("digest"),
+        "base_tokenizer": adapter.base.get("tokenizer"),
+        "base_in_4_bits": adapter.base.get("four_bits", False),
+    }
+    problems = adapter.problems()
+    try:
+        checkpoint = Checkpoint.open(path) if named is None else Checkpoint.open(path, named)
+    except UserError as error:
+        problems.append(error.message)
+    else:
+        facts |= _model_facts(checkpoint.config)
+        facts["lineage"] = checkpoint.lineage()
+        if verify:
+            problems += [line for line in checkpoint.verify() if line not in problems]
+            assert isinstance(checkpoint.weights, MergedWeights), "opened with its adapter"
+            base = Checkpoint.open(checkpoint.folder)
+            if adapter.base.get("digest") not in (None, base.digest()):
+                problems.append(f"{base.folder} is not the base that it was trained from")
+    return _description("adapter", adapter.folder, facts, problems)
+
+
 def _gguf(path: Path, *, verify: bool) -> dict[str, Any]:
     opened = GgufWeights(path)
     weights: Counter[str] = Counter()
@@ -313,7 +352,7 @@ def _run(path: Path, *, verify: bool) -> dict[str, Any]:
         newest |= entry
     problems: list[str] = []
     saved = step_folders(path)
-    published = path / "model"
+    published = path / (PUBLISHED_ADAPTER if recipe.get("lora_rank") else PUBLISHED)
     for folder in [*saved, *([published] if published.is_dir() else [])]:
         try:
             checkpoint = Checkpoint.open(folder)

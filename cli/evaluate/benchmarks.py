@@ -168,6 +168,7 @@ def evaluate_task(
             rich_help_panel=options.INPUT,
         ),
     ] = None,
+    adapter: options.Adapter = None,
     samples_file: Annotated[
         Path | None,
         typer.Option(
@@ -400,6 +401,10 @@ def evaluate_task(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if adapter is not None:
+        if model is None:
+            raise UsageError("--adapter belongs to a model", hint="name it with --model")
+        model = options.adapted(model, adapter)
     request = evaluation.Request(
         task=task,
         problems=problems,

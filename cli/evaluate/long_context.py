@@ -25,6 +25,7 @@ Example: codecria evaluate long-context --model run --data shards --join
 
 def long_context(
     model: options.Model,
+    adapter: options.Adapter = None,
     compare: Annotated[
         Path | None, typer.Option(help="Second model, measured on the same texts.")
     ] = None,
@@ -101,6 +102,7 @@ def long_context(
     as_json: options.AsJson = False,
 ) -> None:
     """Check the options, measure, print the result."""
+    model = options.adapted(model, adapter)
     ends = _counts(positions, "--positions") if positions is not None else ()
     sizes = _counts(retrieval_lengths, "--retrieval-lengths") if retrieval_lengths else ()
     multiples = _numbers(lengths, "--lengths")

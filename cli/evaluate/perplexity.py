@@ -29,6 +29,7 @@ def perplexity(
         Literal["train", "validation"], typer.Option(help="Split of --data.")
     ] = "validation",
     rows: Annotated[int, typer.Option(min=1, help="Most windows per source, spread evenly.")] = 256,
+    adapter: options.Adapter = None,
     context: options.Context = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Let tokens see earlier documents of their window.")
@@ -45,6 +46,7 @@ def perplexity(
     as_json: options.AsJson = False,
 ) -> None:
     """Check the options, measure, print the result."""
+    model = options.adapted(model, adapter)
     from codecria.data.errors import ExitStatus, UsageError
 
     if (data is None) == (not file):

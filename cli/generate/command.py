@@ -55,6 +55,7 @@ def generate(
         Path | None,
         typer.Option(help="Read the prompt from a file.", rich_help_panel=options.INPUT),
     ] = None,
+    adapter: options.Adapter = None,
     context: options.Context = None,
     truncate: Annotated[
         Literal["off", "left", "window"] | None,
@@ -217,6 +218,7 @@ def generate(
     threads: options.Threads = None,
 ) -> None:
     """Read the prompt, fit it to the context, complete it."""
+    model = options.adapted(model, adapter)
     asked = read(
         Source(
             prompt=prompt,

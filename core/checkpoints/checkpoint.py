@@ -24,6 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codecria.core.checkpoints.adapters.folder import (
+    ADAPTER_KEY,
+    Adapter,
+    adapter_folder,
+    split_adapter,
+)
+from codecria.core.checkpoints.adapters.weights import MergedWeights, adapted
 from codecria.core.checkpoints.formats.chat_template import template_for
 from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.hugging_face import (
@@ -91,20 +98,37 @@ class Checkpoint:
     Attributes:
         folder: where it lies; a GGUF file itself.
         config: its shape.
-        weights: where they lie, in any layout.
+        weights: where they lie, in any layout; with an adapter, merged as they are read.
+        adapter: what it is adapted by, if anything.
     """
 
     folder: Path
     config: ModelConfig
     weights: Weights
+    adapter: Adapter | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Path, adapter: Path | None = None) -> Checkpoint:
         """Open a checkpoint folder of either layout, one published in a run folder, or a GGUF file.
 
+        MODEL+ADAPTER is a model with an adapter applied to it. An adapter folder alone opens with
+        the base that it names, where that is still at its place.
+
+        Args:
+            path: the folder.
+            adapter: the folder of an adapter to apply to it.
+
         Raises:
-            UserError: it is none, or parts of it are missing.
+            UserError: it is none, or parts of it are missing; the adapter belongs to another model.
         """
+        if adapter is None:
+            path, adapter = split_adapter(path)
+        if adapter is not None:
+            return cls.open(path).with_adapter(Adapter.open(adapter))
+        named = adapter_folder(path)
+        if named is not None and _part(named, ADAPTER_KEY):
+            own = Adapter.open(named)
+            return cls.open(_base_of(own, path)).with_adapter(own)
         if is_gguf(path):
             file = GgufWeights(path)
             return cls(path, file.facts.config, file)
@@ -121,22 +145,43 @@ class Checkpoint:
             weights, config = meta, _as_recorded(read_meta_config(folder, meta), folder)
         return cls(folder, _as_stored(config, weights), weights)
 
+    def with_adapter(self, adapter: Adapter) -> Checkpoint:
+        """This checkpoint as the base of an adapter.
+
+        Raises:
+            UserError: the adapter belongs to another model.
+        """
+        if self.adapter is not None:
+            raise UserError(
+                f"{self.adapter.folder} is an adapter itself: none can be put on top of it",
+                hint=f"merge it first: codecria convert {self.adapter.folder} MERGED",
+            )
+        config, weights = adapted(self.weights, self.config, adapter, str(self.folder))
+        return replace(self, config=config, weights=weights, adapter=adapter)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie, the first that has one counting: its adapter's, then its own."""
+        return [*([self.adapter.folder] if self.adapter is not None else []), self.folder]
+
     @property
     def tokenizer_path(self) -> Path | None:
         """Its tokenizer.model, a tokenizer.json that lies there alone, or its GGUF file.
 
         None where it has none that can be read.
         """
-        if isinstance(self.weights, GgufWeights):
-            return None if self.weights.tokenizer_obstacle else self.folder
-        paths = (self.folder / TOKENIZER_NAME, self.folder / TOKENIZER_JSON_NAME)
+        names = (TOKENIZER_NAME, TOKENIZER_JSON_NAME)
+        paths = [folder / name for folder in self.folders for name in names]
+        base = self._base_weights
+        if isinstance(base, GgufWeights) and not base.tokenizer_obstacle:
+            paths.append(self.folder)
         return next((path for path in paths if path.is_file()), None)
 
     def chat_template(self) -> str:
         """Its chat template in Jinja; empty where it has none."""
-        if isinstance(self.weights, GgufWeights):
-            return self.weights.facts.chat_template
-        return read_chat_template(self.folder)
+        found = next(filter(None, map(read_chat_template, filter(Path.is_dir, self.folders))), "")
+        base = self._base_weights
+        return found or (base.facts.chat_template if isinstance(base, GgufWeights) else "")
 
     def end_ids(self, tokenizer: Tokenizer | None) -> tuple[int, ...]:
         """The ids that end a completion, EOS first; every use asks here.
@@ -153,10 +198,14 @@ class Checkpoint:
 
     def lineage(self) -> dict[str, Any]:
         """What it was made from, as recorded with it; empty for others' checkpoints."""
-        if isinstance(self.weights, GgufWeights):
+        own = (DIGESTS_KEY, MODEL_KEY, ENDS_KEY, ADAPTER_KEY)
+        if self.adapter is not None:
+            page = dict(self.adapter.record)
+        elif isinstance(self.weights, GgufWeights):
             return dict(self.weights.facts.lineage)
-        own = (DIGESTS_KEY, MODEL_KEY, ENDS_KEY)
-        return {key: value for key, value in _page(self.folder).items() if key not in own}
+        else:
+            page = _page(self.folder)
+        return {key: value for key, value in page.items() if key not in own}
 
     def verify(self) -> list[str]:
         """Read every weight and list what is not as it was written, or is no number.
@@ -171,7 +220,9 @@ class Checkpoint:
                 lines.append(f"{name} is missing")
             elif digest_file(path) != expected:
                 lines.append(f"{name} is not the file that was written")
-        declared = asdict(self.config)
+        if self.adapter is not None:
+            lines += self.adapter.problems()
+        declared = asdict(self._base_config)
         lines += [
             f"{key} is {declared[key]:g}, the model was written with {value:g}"
             for key, value in _shape_recorded(self.folder).items()
@@ -179,6 +230,16 @@ class Checkpoint:
         ]
         lines += [f"{name} {problem}" for name, problem in checklist(self.folder) if problem]
         return lines + self.weights.not_finite()
+
+    @property
+    def _base_weights(self) -> Weights:
+        weights = self.weights
+        return weights.base if isinstance(weights, MergedWeights) else weights
+
+    @property
+    def _base_config(self) -> ModelConfig:
+        weights = self.weights
+        return weights.base_config if isinstance(weights, MergedWeights) else self.config
 
     def digest(self) -> str:
         """The digest of its shape and weights, files read whole."""
@@ -198,6 +259,22 @@ class Checkpoint:
     def problems(self) -> list[str]:
         """What is missing, unexpected or of the wrong shape, one line each; empty when sound."""
         return self.weights.problems(self.config)
+
+
+def _base_of(adapter: Adapter, path: Path) -> Path:
+    """The base that an adapter names.
+
+    Raises:
+        UserError: it is not at its place.
+    """
+    for name in (adapter.base.get("path"), adapter.base_name):
+        if name and Path(name).is_dir():
+            return Path(name)
+    raise UserError(
+        f"{path} is an adapter of {adapter.base_name or 'a base that it does not name'},"
+        " which is not there",
+        hint=f"name its base beside it: --model BASE --adapter {path}",
+    )
 
 
 def _page(folder: Path) -> dict[str, Any]:
@@ -323,11 +400,45 @@ def load_model(
         model = Transformer(checkpoint.config)
     if dtype is None and len({part.dtype for part in checkpoint.weights.stored.values()}) > 1:
         dtype = torch.float32
-    for name, tensor in checkpoint.tensors():
+    for name, tensor in _unmerged(checkpoint):
         owner, _, leaf = name.rpartition(".")
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
         setattr(model.get_submodule(owner), leaf, weight)
+    if checkpoint.adapter is not None:
+        _apply(model, checkpoint.adapter)
     return model
+
+
+def _unmerged(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Every weight as it is before `_apply`: matrices that get an adapter are the base's own."""
+    weights = checkpoint.weights
+    if not isinstance(weights, MergedWeights):
+        yield from checkpoint.tensors()
+        return
+    for ours in shapes_of(checkpoint.config):
+        if ours in weights.adapter.pairs and ours != OUTPUT:
+            yield ours, weights.base.read(ours, weights.base_config)
+        else:
+            yield ours, weights.read(ours, checkpoint.config)
+
+
+def _apply(model: Transformer, adapter: Adapter) -> None:
+    """Give the layers of a model their adapters, in the model's type."""
+    import torch
+
+    from codecria.core.model.linear import Linear
+
+    for ours, pair in adapter.pairs.items():
+        if ours == OUTPUT:  # the head multiplies by the matrix itself: merged above
+            continue
+        module = model.get_submodule(ours.removesuffix(".weight"))
+        assert isinstance(module, Linear), f"{ours} is no matrix of a layer"
+        like = module.weight
+        a, b = (torch.from_numpy(half).to(like) for half in (pair.a, pair.b))
+        module.adapt(a, b, pair.scale)
+        for half in (module.lora_a, module.lora_b):
+            assert half is not None, "just adapted"
+            half.requires_grad_(False)
 
 
 def write_checkpoint(

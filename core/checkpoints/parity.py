@@ -11,13 +11,14 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codecria.core.checkpoints.adapters.folder import Pair
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, RotaryOrder
 from codecria.core.checkpoints.formats.weights import Weights
 from codecria.core.model.config import ModelConfig
@@ -64,6 +65,8 @@ if __name__ == "__main__":
         print(stack.pop())
 '''
 PROMPT_TOKENS = 64
+
+Product = Callable[[Tensor], Tensor]  # by one matrix of the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,8 @@ def logits(
     ids: Tensor,
     positions: Tensor,
     on_layer: Callable[[int], None] | None = None,
+    *,
+    pairs: Mapping[str, Pair] | None = None,
 ) -> list[Tensor]:
     """Scores under several views of the same weights, each weight read once.
 
@@ -120,6 +125,7 @@ def logits(
         views: how to read them; they agree in the weights' shapes.
         ids, positions: (B,T).
         on_layer: called as each layer is done.
+        pairs: adapters that are applied beside their matrices, which are the base's own then.
 
     Returns:
         (B,T,V) float32 for each view.
@@ -132,6 +138,14 @@ def logits(
         with weights.borrow(name) as tensor:
             return tensor.to(torch.float32, copy=True)
 
+    def product(name: str) -> Product:
+        matrix = take(name)
+        pair = (pairs or {}).get(name)
+        if pair is None:
+            return lambda x: F.linear(x, matrix)
+        a, b = torch.from_numpy(pair.a), torch.from_numpy(pair.b)
+        return lambda x: F.linear(x, matrix) + pair.scale * F.linear(F.linear(x, a), b)
+
     config = views[0].config
     with weights.borrow(EMBEDDING) as table:
         first = F.embedding(ids, table).float()
@@ -139,16 +153,8 @@ def logits(
     turns = [_rotations(view, positions) for view in views]
     for layer in range(config.n_layers):
         at = f"layers.{layer}."
-        norm, wq, wk, wv, wo = (
-            take(at + name)
-            for name in (
-                "attention_norm.weight",
-                "attention.wq.weight",
-                "attention.wk.weight",
-                "attention.wv.weight",
-                "attention.wo.weight",
-            )
-        )
+        norm = take(at + "attention_norm.weight")
+        wq, wk, wv, wo = (product(f"{at}attention.{n}.weight") for n in ("wq", "wk", "wv", "wo"))
         streams = [
             x + _attention(_norm(x, norm, config), (wq, wk, wv, wo), view, turn)
             for x, view, turn in zip(streams, views, turns, strict=True)
@@ -156,20 +162,20 @@ def logits(
         del wq, wk, wv, wo
         norm = take(at + "ffn_norm.weight")
         normed = [_norm(x, norm, config) for x in streams]
-        gate = take(at + "feed_forward.w1.weight")
-        inner = [F.silu(F.linear(x, gate)) for x in normed]
+        gate = product(at + "feed_forward.w1.weight")
+        inner = [F.silu(gate(x)) for x in normed]
         del gate
-        up = take(at + "feed_forward.w3.weight")
-        inner = [x * F.linear(y, up) for x, y in zip(inner, normed, strict=True)]
+        up = product(at + "feed_forward.w3.weight")
+        inner = [x * up(y) for x, y in zip(inner, normed, strict=True)]
         del up
-        down = take(at + "feed_forward.w2.weight")
-        streams = [x + F.linear(y, down) for x, y in zip(streams, inner, strict=True)]
+        down = product(at + "feed_forward.w2.weight")
+        streams = [x + down(y) for x, y in zip(streams, inner, strict=True)]
         del down
         if on_layer is not None:
             on_layer(layer)
     norm = take("norm.weight")
-    output = take(EMBEDDING if config.tied else OUTPUT)
-    return [F.linear(_norm(x, norm, config), output) for x in streams]
+    output = product(EMBEDDING if config.tied else OUTPUT)
+    return [output(_norm(x, norm, config)) for x in streams]
 
 
 def _norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
@@ -206,15 +212,15 @@ def _rotate(x: Tensor, view: View, turn: Tensor) -> Tensor:
 
 
 def _attention(
-    x: Tensor, matrices: tuple[Tensor, Tensor, Tensor, Tensor], view: View, turn: Tensor
+    x: Tensor, matrices: tuple[Product, Product, Product, Product], view: View, turn: Tensor
 ) -> Tensor:
     wq, wk, wv, wo = matrices
     config = view.config
     B, T, _ = x.shape
     groups = config.n_heads // config.n_kv_heads
 
-    def heads(matrix: Tensor) -> Tensor:
-        return F.linear(x, matrix).view(B, T, -1, config.head_dim)
+    def heads(matrix: Product) -> Tensor:
+        return matrix(x).view(B, T, -1, config.head_dim)
 
     q = _rotate(heads(wq), view, turn).transpose(1, 2)  # (B,H,T,D)
     k = _rotate(heads(wk), view, turn).repeat_interleave(groups, dim=2).transpose(1, 2)
@@ -222,7 +228,7 @@ def _attention(
     scores = q @ k.transpose(-1, -2) / config.head_dim**0.5
     hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
     mixed = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
-    return F.linear(mixed.transpose(1, 2).reshape(B, T, -1), wo)
+    return wo(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

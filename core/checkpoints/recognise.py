@@ -137,7 +137,7 @@ def _adapter(path: Path) -> tuple[str, str]:
     base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
     return (
         "is an adapter (PEFT)" + (f" of {base}" if base else "") + ", not a whole model",
-        "merge it into its base in PEFT: model.merge_and_unload().save_pretrained('merged')",
+        f"name its base beside it: --model BASE --adapter {path}",
     )
 
 

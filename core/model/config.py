@@ -128,16 +128,17 @@ class ModelConfig:
         matrices = 1 if self.tied else 2
         return self.n_layers * block + matrices * self.vocab_size * self.dim + self.dim
 
-    def training_flops(self, context: int) -> float:
+    def training_flops(self, context: int, *, frozen: bool = False) -> float:
         """FLOPs of one training token: 6 P + 6 L d T, forward and backward (DECISIONS: MFU).
 
         P counts the weights that are multiplied: an untied embedding is only looked up.
 
         Args:
             context: tokens of one attention window, T.
+            frozen: the weights get no gradient, as under an adapter: 4 P.
         """
         multiplied = self.parameters - (0 if self.tied else self.vocab_size * self.dim)
-        return 6.0 * multiplied + 6.0 * self.n_layers * self.dim * context
+        return (4.0 if frozen else 6.0) * multiplied + 6.0 * self.n_layers * self.dim * context
 
     def to_hugging_face(self, *, dtype: str) -> dict[str, Any]:
         """The content of `config.json` in the Hugging Face Llama layout.

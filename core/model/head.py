@@ -44,6 +44,7 @@ class Head(nn.Module):
         weight: Tensor,
         targets: Targets | None = None,
         part: VocabularyPart | None = None,
+        new_rows: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, or with targets the loss.
 
@@ -52,6 +53,7 @@ class Head(nn.Module):
             weight: (V,C) output matrix.
             targets: what to compute the loss of.
             part: which rows of the matrix `weight` has, where processes share them.
+            new_rows: (n,C) that stand for the last rows of the matrix, with targets.
 
         Returns:
             (...,V) float32 logits; or the loss, a float32 scalar with gradient, and the (B T,)
@@ -59,11 +61,15 @@ class Head(nn.Module):
         """
         if targets is None:
             return F.linear(hidden, weight).float()
-        return _loss(hidden, weight, targets, part)
+        return _loss(hidden, weight, targets, part, new_rows)
 
 
 def _chunked_loss(
-    hidden: Tensor, weight: Tensor, targets: Targets, part: VocabularyPart | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Targets,
+    part: VocabularyPart | None,
+    new_rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The loss in the type that matrix products are computed in, see `Head`."""
     device = hidden.device.type
@@ -71,13 +77,18 @@ def _chunked_loss(
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         return masked_cross_entropy(
-            hidden.flatten(0, 1), weight, targets.ids.flatten(), count=targets.count, part=part
+            hidden.flatten(0, 1),
+            weight,
+            targets.ids.flatten(),
+            count=targets.count,
+            part=part,
+            new_rows=new_rows,
         )
 
 
-_loss: Callable[[Tensor, Tensor, Targets, VocabularyPart | None], tuple[Tensor, Tensor]] = (
-    _chunked_loss
-)
+_loss: Callable[
+    [Tensor, Tensor, Targets, VocabularyPart | None, Tensor | None], tuple[Tensor, Tensor]
+] = _chunked_loss
 
 
 def leave_uncompiled() -> None:

@@ -94,15 +94,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         part: VocabularyPart | None,
+        new_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
+        assert part is None or new_rows is None, "last rows are trained by whole matrices alone"
         N, V = len(targets), len(weight)
         exact = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(N, dtype=exact, device=hidden.device)
-        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        # Of the matrix all rows are trained, or the last alone, or none.
+        first = V if new_rows is None else V - len(new_rows)
+        trained = weight if new_rows is None else new_rows
+        with_weight = ctx.needs_input_grad[1] or ctx.needs_input_grad[5]
+        with_grad = ctx.needs_input_grad[0] or with_weight
         matrix = weight.to(hidden.dtype)
-        if with_grad:
-            grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight, dtype=exact)
+        if new_rows is not None:
+            matrix = torch.cat([matrix[:first], new_rows.to(hidden.dtype)])
+        grad_hidden = torch.empty_like(hidden) if with_grad else None
+        grad_weight = torch.zeros_like(trained, dtype=exact) if with_weight else None
         rows = min(chunk_rows(V), N)
         # One pair of buffers serves every chunk: fresh ones would be mapped page by page each time.
         scores = hidden.new_empty(rows, V)
@@ -119,17 +126,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _losses_of_all(z, safe, p) if part is None else _losses_of_part(z, safe, p, part)
             )
             losses[chunk] = (found * counted).squeeze(1)
-            if with_grad:
+            if grad_hidden is not None:
                 # d loss / d z = p - onehot; the scale and the mask go onto the narrow factors.
                 grad = p.to(hidden.dtype)
                 factor = (counted * scale).to(hidden.dtype)
                 torch.mul(grad @ matrix, factor, out=grad_hidden[chunk])
+                if grad_weight is None:
+                    continue
+                if new_rows is not None:
+                    grad = grad[:, first:]
                 if hidden.dtype == exact:
                     grad_weight.addmm_(grad.T, h * factor)
                 else:
                     grad_weight += (grad.T @ (h * factor)).float()
-        if with_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        ctx.for_rows = new_rows is not None
+        ctx.save_for_backward(
+            grad_hidden, None if grad_weight is None else grad_weight.to(trained.dtype)
+        )
         ctx.mark_non_differentiable(losses)
         return losses.sum() * scale, losses
 
@@ -139,9 +152,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         grad: Tensor,
         grad_losses: Tensor,  # noqa: ARG004
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None, None, None, Tensor | None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+        if grad_weight is not None:
+            grad_weight.mul_(grad)
+        both = (None, grad_weight) if ctx.for_rows else (grad_weight, None)
+        return grad_hidden.mul_(grad), both[0], None, None, None, both[1]
 
 
 def masked_cross_entropy(
@@ -151,6 +167,7 @@ def masked_cross_entropy(
     *,
     count: int,
     part: VocabularyPart | None = None,
+    new_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss over the counted targets, the mean taken over `count` of them.
 
@@ -164,12 +181,13 @@ def masked_cross_entropy(
         count: what the sum is divided by.
         part: which part that is. Every process of its group calls this on the same tokens; the
             loss is the whole one in each, the gradient of `hidden` that of its part alone.
+        new_rows: (n,C) that stand for the last rows of `weight`; they get the gradient.
 
     Returns:
         the loss, a float32 scalar with gradient (backward may be called once: its buffers are
         reused), and the (N,) per-token losses in nats, without gradient and zero where ignored.
     """
     loss, losses = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, 1.0 / max(count, 1), part
+        hidden, weight, targets, 1.0 / max(count, 1), part, new_rows
     )
     return loss, losses

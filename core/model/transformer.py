@@ -150,9 +150,15 @@ class Transformer(nn.Module):
 
     `split` is how processes share the layers and the vocabulary (tensor_parallel.py), None alone.
 
+    Where only the last rows of the embedding and the output matrix are trained (those of new
+    pieces, beside an adapter), `new_embeddings` and `new_outputs` stand in their place.
+
     Args:
         config: the shape.
     """
+
+    new_embeddings: nn.Parameter | None
+    new_outputs: nn.Parameter | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -164,7 +170,15 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = Linear(config.dim, config.vocab_size)
+        self.register_parameter("new_embeddings", None)
+        self.register_parameter("new_outputs", None)
         self.head = Head()
+
+    def train_last_rows(self, rows: int) -> None:
+        """Give the last rows of the embedding and the output matrix weights of their own."""
+        self.new_embeddings = nn.Parameter(self.tok_embeddings[-rows:].detach().clone())
+        if not self.config.tied:
+            self.new_outputs = nn.Parameter(self.output.weight[-rows:].detach().clone().float())
 
     @property
     def output_weight(self) -> Tensor:
@@ -187,6 +201,10 @@ class Transformer(nn.Module):
         """
         if self.split is None:
             x = F.embedding(ids, self.tok_embeddings)
+            if self.new_embeddings is not None:
+                place = ids - (self.config.vocab_size - len(self.new_embeddings))
+                fresh = F.embedding(place.clamp(min=0), self.new_embeddings)
+                x = torch.where((place >= 0).unsqueeze(-1), fresh, x)
         else:
             x = self.split.embed(ids, self.tok_embeddings)
         rope = rope_tables(positions, self.config)
@@ -205,7 +223,8 @@ class Transformer(nn.Module):
             return hidden
         losses: tuple[Tensor, Tensor]
         if self.split is None:
-            losses = self.head(hidden, self.output_weight, targets)
+            new_rows = self.new_embeddings if self.config.tied else self.new_outputs
+            losses = self.head(hidden, self.output_weight, targets, None, new_rows)
         else:
             weight = self.split.own_rows(self.output_weight)
             losses = self.head(hidden, weight, targets, self.split.part)

@@ -38,11 +38,11 @@ def model_card(
     for record in metrics:
         newest |= record
     tokens = recipe.steps * recipe.batch_tokens
-    flops = model.training_flops(recipe.context) * tokens
+    flops = model.training_flops(recipe.context, frozen=recipe.lora_rank > 0) * tokens
     seconds = training_seconds_of(metrics)
     parts = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if recipe.lora_rank else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [code, llama, codecria]",
         "---",
@@ -156,6 +156,14 @@ def _recipe(recipe: Recipe) -> list[str]:
         ("attention", "within documents" if recipe.document_mask else "across the window"),
         ("seed", str(recipe.seed)),
     ]
+    if recipe.lora_rank:
+        rows.append(
+            (
+                "adapter",
+                f"rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}, matrices"
+                f" {recipe.lora_layers}{', base in 4 bits' if recipe.qlora else ''}",
+            )
+        )
     if recipe.infill_rate:
         rows.append(
             (
@@ -216,6 +224,14 @@ def _results(newest: Mapping[str, Any]) -> list[str]:
 
 
 def _use(recipe: Recipe) -> list[str]:
+    if recipe.lora_rank:
+        fill = "--file code.py --at 10:5"
+        return [
+            f"    codecria generate --model BASE --adapter FOLDER {fill}",
+            "    codecria convert BASE MERGED --adapter FOLDER",
+            "",
+            "The folder is an adapter in PEFT's layout; BASE is the model it was trained from.",
+        ]
     lines = ['    codecria generate --model FOLDER "def fibonacci("']
     if recipe.infill_rate:
         lines.append("    codecria generate --model FOLDER --file code.py --at 10:5")

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from codecria.core.checkpoints.checkpoint import check_fits
+from codecria.core.checkpoints.formats.layout import shapes_of
 from codecria.core.checkpoints.formats.weights import Box
 from codecria.core.checkpoints.parts import read_parts
 from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 
+from .adapters import NEW_ROWS, attach, draws, quantise_layers
 from .parallel import placed, shard
 from .run import RunConfig
 from .start import FromCheckpoint, Start
@@ -41,11 +43,17 @@ def initial_model(
     """
     with torch.device("meta"):
         model = Transformer(run.model)
+    if run.recipe.lora_rank:
+        attach(model, run.recipe, dtype=DTYPES[run.dtype], known_rows=known_rows)
     shard(model, world, dtype=DTYPES[run.dtype])
     model.to_empty(device=device)
     with torch.no_grad():
         if isinstance(start, FromCheckpoint):
             _read(model, run, start, known_rows, world)
+            for weight, draw in draws(model, run.recipe) if run.recipe.lora_rank else ():
+                weight.copy_(placed(draw, weight))
+            if run.recipe.qlora:
+                quantise_layers(model)
         else:
             for weight, draw in model.draws(run.recipe.seed):
                 weight.copy_(placed(draw, weight))
@@ -59,7 +67,8 @@ def _read(
     checkpoint = start.checkpoint
     check_fits(checkpoint)
     stored = checkpoint.weights
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {name: parameters[name] for name in shapes_of(run.model)}
     fresh = {
         name: world.on_main(lambda name=name: _new_rows(name, run, start, known_rows))  # type: ignore[misc]
         for name in MATRICES
@@ -80,6 +89,9 @@ def _read(
             target[border - rows.start :].copy_(new[(slice(None), *box[1:])])
 
     read_parts(tensors, fill, world.files)
+    for name, table in NEW_ROWS.items():
+        if name in parameters:
+            parameters[name].copy_(placed(fresh[table], parameters[name]))
 
 
 def _new_rows(name: str, run: RunConfig, start: FromCheckpoint, known_rows: int) -> Tensor:

@@ -71,7 +71,7 @@ class Meter:
         self, run: RunConfig, peak_flops: float, device: torch.device, world: World = ALONE
     ) -> None:
         self.world = world
-        self.flops = run.model.training_flops(run.recipe.context)
+        self.flops = run.model.training_flops(run.recipe.context, frozen=run.recipe.lora_rank > 0)
         self.peak_flops = peak_flops * world.size
         self.device = device
         self.recipe = run.recipe

@@ -15,6 +15,7 @@ from codecria.core.model.loss import CHUNK_BYTES
 from codecria.data.formats.infill import InfillFormat
 from codecria.data.rows.rows import Counts
 
+from .adapters import base_bytes, trained_parameters
 from .recipes import Recipe, Share
 
 # The share of the matrix-product peak by which a run is guessed to be long enough to compile; a
@@ -128,7 +129,13 @@ def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
 
 
 def memory_bytes(
-    config: ModelConfig, context: int, micro_batch_size: int, dtype: str, *, recompute: bool = False
+    config: ModelConfig,
+    context: int,
+    micro_batch_size: int,
+    dtype: str,
+    *,
+    recompute: bool = False,
+    recipe: Recipe | None = None,
 ) -> dict[str, int]:
     """Bytes of a training step on one device, by part.
 
@@ -145,17 +152,22 @@ def memory_bytes(
         micro_batch_size: rows of one forward pass.
         dtype: compute type, "float32" or "bfloat16".
         recompute: whether a layer's activations are recomputed in backward.
+        recipe: of a stage that trains an adapter: the base is frozen, in the compute type or in 4
+            bits, and only the adapter has gradients and moments.
     """
     size = 4 if dtype == "float32" else 2
     tokens = context * micro_batch_size
     keys = 2 * config.n_kv_heads * config.head_dim
     layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
-    weights = 4 * config.parameters
+    weights = trained = 4 * config.parameters
+    if recipe is not None and recipe.lora_rank:
+        trained = 4 * trained_parameters(config, recipe, 0)
+        weights = base_bytes(config, recipe, dtype) + trained
     kept = layer + config.n_layers * 4 * config.dim if recompute else config.n_layers * layer
     return {
         "weights": weights,
-        "gradients": weights,
-        "optimizer moments": 2 * weights,
+        "gradients": trained,
+        "optimizer moments": 2 * trained,
         "activations": tokens * (kept + 2 * size * config.dim),
         "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
     }
@@ -267,8 +279,12 @@ def make_plan(
         recipe=recipe,
         model=model,
         sources=sources,
-        memory=memory_bytes(model, recipe.context, micro_batch_size, dtype, recompute=recompute),
-        flops=model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens,
+        memory=memory_bytes(
+            model, recipe.context, micro_batch_size, dtype, recompute=recompute, recipe=recipe
+        ),
+        flops=model.training_flops(recipe.context, frozen=recipe.lora_rank > 0)
+        * recipe.steps
+        * recipe.batch_tokens,
         peak_flops=peak_flops,
         rate=rate,
         infill=infill,

@@ -79,7 +79,7 @@ def plan_paper(request: StageRequest) -> Plan:
     recipe = requested(
         request.recipe,
         size,
-        request.changes,
+        request.overrides,
         tokens=request.tokens,
         steps=request.steps,
     )
@@ -168,5 +168,5 @@ def _own_rate(out: Path | None) -> Rate | None:
 def _probed(model: ModelConfig, recipe: Recipe, settings: Settings) -> Rate | None:
     """The speed that a short training step shows."""
     flops_per_s = measured_rate(model, settings.dtype, settings.device)
-    tokens_per_s = flops_per_s / model.training_flops(recipe.context)
+    tokens_per_s = flops_per_s / model.training_flops(recipe.context, frozen=recipe.lora_rank > 0)
     return Rate(tokens_per_s, "by a short probe of this machine")

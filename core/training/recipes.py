@@ -8,7 +8,7 @@ ours, chosen so that they train well on one machine; they are marked as such.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS
+from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
 from codecria.data.errors import UsageError
 from codecria.data.formats.infill import InfillFormat, Scope
 from codecria.data.quantities import parse_count
@@ -72,6 +72,11 @@ class Recipe:
         replay: share of the rows that are drawn from the replayed data, where there is some.
         infill_rate: probability that an eligible document is infilled; 0 for a stage without.
         infill_spm_share, infill_scope, infill_eos: see `InfillFormat`.
+        lora_rank: rank of the adapter that is trained instead of the weights (LoRA); 0 for none.
+        lora_alpha: the adapter's product is scaled by alpha / rank.
+        lora_layers: the matrices that get one: "all" of the layers, those of "attention", or those
+            of the feed-forward, "mlp".
+        qlora: the frozen matrices of the layers are kept in 4 bits.
         new_row_noise: embedding rows of new tokens are the mean of the others plus normal noise of
             this many of their standard deviations.
         mixture: the paper's data mixture, for plans; the data trained on is named at run time.
@@ -110,6 +115,10 @@ class Recipe:
     infill_spm_share: float = 0.5  # Code Llama, section 2.3
     infill_scope: Scope = "document"  # Code Llama, section 2.3
     infill_eos: bool = True  # Code Llama does not say; every document ends with EOS
+    lora_rank: int = 0
+    lora_alpha: float = 32.0  # LoRA Without Regret: with alpha / rank the rate suits any rank
+    lora_layers: Literal["all", "attention", "mlp"] = "all"  # LoRA Without Regret
+    qlora: bool = False
     new_row_noise: float = 0.1  # Code Llama does not say
     mixture: tuple[Share, ...] = field(default=())
     stand_ins: tuple[str, ...] = ()
@@ -186,9 +195,13 @@ class Recipe:
             ),
             (0 <= self.replay < 1, f"replay {self.replay} not in [0, 1)"),
             (self.new_row_noise >= 0, f"new_row_noise {self.new_row_noise} is negative"),
+            (self.lora_rank >= 0, f"lora_rank {self.lora_rank} is negative"),
+            (self.lora_alpha > 0, f"lora_alpha {self.lora_alpha} must be positive"),
+            (bool(self.lora_rank) or not self.qlora, "qlora trains an adapter: set lora_rank"),
             (0 <= self.seed < 2**32, f"seed {self.seed} is not in 0 .. 2^32 - 1"),
         ]
-        numbers = (self.peak_lr, self.eps, self.weight_decay, self.clip_norm, self.new_row_noise)
+        numbers = [self.peak_lr, self.eps, self.weight_decay, self.clip_norm, self.new_row_noise]
+        numbers.append(self.lora_alpha)
         rules += [
             (math.isfinite(number), f"{number} is not a finite number")
             for number in (*numbers, self.rope_theta or 1.0, self.rope_scale or 1.0)
@@ -476,12 +489,27 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         lines = [f"{e['loc'][0]} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise UsageError("; ".join(lines)) from error
+    if changed.lora_rank and not recipe.lora_rank:
+        changed = replace(changed, **adapter_defaults(changed, changes))
     if recipe.size in SMALL_MODELS and "warmup_steps" not in changes:
         changed = replace(changed, warmup_steps=warmup_for(changed.steps))
     problems = changed.problems()
     if problems:
         raise UsageError("; ".join(problems), hint=f"in the recipe {recipe.name} {recipe.size}")
     return changed
+
+
+def adapter_defaults(recipe: Recipe, given: Collection[str]) -> dict[str, Any]:
+    """What training an adapter changes of a recipe, beyond what is given.
+
+    LoRA Without Regret (Schulman et al. 2025): ten times the rate of full fine-tuning, which of
+    Llamas is about 5e-5 (2000 / width)^0.781, and no weight decay. Rates of pretraining are higher
+    than that: they are cut to ten times it.
+    """
+    highest = 10 * 5e-5 * (2_000 / preset(recipe.size).dim) ** 0.781
+    rate = float(f"{min(10 * recipe.peak_lr, highest):.2g}")
+    values = {"peak_lr": rate, "weight_decay": 0.0, "warmup_steps": warmup_for(recipe.steps)}
+    return {name: value for name, value in values.items() if name not in given}
 
 
 def _parsed(field: str, value: Any) -> Any:

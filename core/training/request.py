@@ -16,6 +16,8 @@ from codecria.data.errors import UsageError
 
 INSTRUCT = "instruct"  # the one recipe that trains on dialogs
 
+DEFAULT_RANK = 16  # of --qlora without --lora
+
 Switch = Literal["auto", "on", "off"]
 
 
@@ -35,6 +37,7 @@ class StageRequest:
         init: a checkpoint to start from, instead of a size.
         any_init: start from it whatever stage it comes from.
         tokens, steps, epochs: length of the run, one of them; epochs are of the dialogs.
+        lora, lora_alpha, lora_layers, qlora: train an adapter of that rank, see `Recipe`.
         changes: recipe fields to override, by name.
         micro_batch_size: rows of one forward pass.
         extend: a finished or unfinished run may get more steps.
@@ -57,6 +60,10 @@ class StageRequest:
     tokens: int | None = None
     steps: int | None = None
     epochs: float | None = None
+    lora: int | None = None
+    lora_alpha: float | None = None
+    lora_layers: Literal["all", "attention", "mlp"] | None = None
+    qlora: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     micro_batch_size: int | None = None
     extend: bool = False
@@ -77,6 +84,20 @@ class StageRequest:
     def instructs(self) -> bool:
         """Whether it trains on dialogs."""
         return self.recipe == INSTRUCT
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The recipe fields that options set, those of adapters included."""
+        adapter = {
+            "lora_rank": self.lora,
+            "lora_alpha": self.lora_alpha,
+            "lora_layers": self.lora_layers,
+            "qlora": self.qlora or None,
+        }
+        asked = {name: value for name, value in adapter.items() if value is not None}
+        if self.qlora and self.lora is None and "lora_rank" not in self.changes:
+            asked["lora_rank"] = DEFAULT_RANK
+        return asked | dict(self.changes)
 
     def check(self) -> None:
         """Check what can be checked without opening anything.
@@ -119,6 +140,7 @@ class StageRequest:
             "tokens",
             "steps",
             "epochs",
+            "lora",
             "micro_batch_size",
             "log_every",
             "eval_every",
@@ -145,6 +167,11 @@ class StageRequest:
             found.append(
                 (f"{' and '.join(lengths)} both set the length of the run", "give one of them")
             )
+        ranked = self.overrides.get("lora_rank")
+        if not ranked and (self.lora_alpha is not None or self.lora_layers is not None):
+            found.append(("--lora-alpha and --lora-layers are for adapters", "add --lora RANK"))
+        if ranked and self.size is not None and self.init is None and self.data:
+            found.append(("an adapter needs a model to adapt", "name it with --init"))
         if self.extend and self.force:
             found.append(("--extend keeps a run and --force replaces it", "give one of them"))
         return found

@@ -17,6 +17,7 @@ from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
+from .adapters import base_record
 from .recipes import Recipe, override, requested
 from .request import StageRequest
 from .run import RunConfig, SourceSpec, check_place, recorded
@@ -56,7 +57,7 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
     if request.epochs is not None:
         tokens = tokens_of_epochs(sources.mixture, recipe, request.epochs)
         kept = {"warmup_steps": recipe.warmup_steps} if request.extend and before else {}
-        recipe = override(recipe, dict(request.changes) | {"tokens": tokens} | kept)
+        recipe = override(recipe, request.overrides | {"tokens": tokens} | kept)
     vocabulary = Vocabulary.choose(recipe, start.checkpoint, sources.mixture, folder)
     mixture = vocabulary.see(sources.mixture)
     model = _model(start, recipe, mixture, vocabulary)
@@ -70,7 +71,8 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
             sources,
             vocabulary,
             settings,
-            init=start.digest() if identify else "",
+            init=(digest := start.digest() if identify else ""),
+            base=_base(start, recipe, digest),
             ancestors=start.ancestors(),
             extended=tuple(before.get("extended", ())),
         ),
@@ -94,14 +96,15 @@ def _recipe(
     recipe = requested(
         start.recipe_name(request.recipe),
         start.size,
-        request.changes,
+        request.overrides,
         tokens=request.tokens,
         steps=request.steps,
     )
-    recipe = with_objective(recipe, start.checkpoint, request.changes)
-    if out is not None and not request.any_init:  # a plan alone may be made of anything
+    recipe = with_objective(recipe, start.checkpoint, request.overrides)
+    # A plan alone may be made of anything; the order of the stages binds whole models.
+    if out is not None and not (request.any_init or recipe.lora_rank):
         check_follows(recipe, start.checkpoint)
-    if request.extend and before and "warmup_steps" not in request.changes:
+    if request.extend and before and "warmup_steps" not in request.overrides:
         # Of a small recipe the warm-up follows from the length; it is over and stays.
         return replace(recipe, warmup_steps=before["recipe"]["warmup_steps"])
     return recipe
@@ -167,6 +170,7 @@ def _run(
     settings: Settings,
     *,
     init: str,
+    base: dict[str, Any],
     ancestors: tuple[dict[str, Any], ...],
     extended: tuple[int, ...],
 ) -> RunConfig:
@@ -184,6 +188,7 @@ def _run(
         ),
         tokenizer_digest=vocabulary.digest,
         init=init,
+        base=base,
         micro_batch_size=settings.micro_batch_size,
         dtype=settings.dtype,
         compiled=settings.compiled,
@@ -197,6 +202,22 @@ def _run(
         eval_rows=request.eval_rows,
         keep=request.keep,
     )
+
+
+def _base(start: Start, recipe: Recipe, digest: str) -> dict[str, Any]:
+    """What an adapter records of the checkpoint it is trained from; empty in other runs.
+
+    Raises:
+        UserError: that is an adapter itself.
+    """
+    if not recipe.lora_rank or start.checkpoint is None:
+        return {}
+    if start.checkpoint.adapter is not None:
+        raise UserError(
+            f"{start.checkpoint.adapter.folder} is an adapter: none can be trained on top of it",
+            hint=f"merge it first: codecria convert {start.checkpoint.adapter.folder} MERGED",
+        )
+    return base_record(start.checkpoint, digest, four_bits=recipe.qlora)
 
 
 def _validation(mixture: Mixture, vocabulary: Vocabulary) -> tuple[tuple[str, ShardSet], ...]:

@@ -10,7 +10,7 @@ come.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from codecria.core.checkpoints.formats.hugging_face import write_tensors
 from codecria.core.checkpoints.formats.layout import hugging_face_name, shapes_of
-from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 from codecria.data.files import (
@@ -32,7 +31,10 @@ from codecria.data.files import (
     require_free_space,
 )
 
+from .adapters import read_adapter, trained_parameters, write_adapter
+from .optim import trained_weights
 from .parallel import Read, placed, with_whole_tensors
+from .run import RunConfig
 from .world import ALONE, World
 
 STATE_NAME = "state.json"
@@ -61,13 +63,16 @@ def drop_after(run: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def size_bytes(model: ModelConfig) -> int:
+def size_bytes(run: RunConfig) -> int:
     """Bytes of one saved step: float32 weights and two moments, and the tokenizer."""
-    return int(12.2 * model.parameters) + (8 << 20)
+    model, recipe = run.model, run.recipe
+    saved = trained_parameters(model, recipe, 16) if recipe.lora_rank else model.parameters
+    return int(12.2 * saved) + (8 << 20)
 
 
 def save(
     run: Path,
+    config: RunConfig,
     model: Transformer,
     optimizer: torch.optim.AdamW,
     *,
@@ -81,6 +86,7 @@ def save(
 
     Args:
         run: the run folder, whose lock is held.
+        config: what is done in it.
         model, optimizer: with float32 weights and moments.
         state: JSON values, "step" among them: how many steps are done.
         tokenizer: the tokenizer.model to put beside the weights.
@@ -91,23 +97,36 @@ def save(
     Raises:
         UserError: it cannot be written; the older steps are untouched.
     """
-    extra = _extra(model)
-    weights = dict(model.named_parameters())
+    adapter = config.recipe.lora_rank > 0
+    extra = [] if adapter else _extra(model)
+    weights = trained_weights(model) if adapter else dict(model.named_parameters())
     moments = _moments_of(model, optimizer)
 
     def write(read: Read) -> Path:
         folder = run / "checkpoints" / f"step-{state['step']:08d}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        require_free_space(folder.parent, size_bytes(model.config))
+        require_free_space(folder.parent, size_bytes(config))
         with atomic_folder(folder) as temporary:
-            write_checkpoint(
-                temporary,
-                model.config,
-                read,
-                dtype=torch.float32,
-                tokenizer=tokenizer,
-                lineage=state,
-            )
+            if adapter:
+                write_adapter(
+                    temporary,
+                    model,
+                    config.recipe,
+                    weights,
+                    read,
+                    tokenizer=tokenizer,
+                    lineage=state,
+                    base=config.base,
+                )
+            else:
+                write_checkpoint(
+                    temporary,
+                    model.config,
+                    read,
+                    dtype=torch.float32,
+                    tokenizer=tokenizer,
+                    lineage=state,
+                )
             for name, tensors in (
                 (EXTRA_NAME, {name: weights[name] for name in extra}),
                 (MOMENTS_NAME, moments),
@@ -125,12 +144,17 @@ def save(
 
 
 def restore(
-    run: Path, model: Transformer, optimizer: torch.optim.AdamW, world: World = ALONE
+    run: Path,
+    config: RunConfig,
+    model: Transformer,
+    optimizer: torch.optim.AdamW,
+    world: World = ALONE,
 ) -> dict[str, Any] | None:
     """Put the newest saved step into the model and the optimiser.
 
     Args:
         run: the run folder, whose lock is held; leftovers of a killed save are removed.
+        config: what is done in it.
         model, optimizer: of the same shape; overwritten in place.
         world: the processes that hold the model; each calls this and reads its own part.
 
@@ -146,17 +170,10 @@ def restore(
     state = read_json(newest / STATE_NAME)
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise _unusable(newest, "its state.json names no step")
-    checkpoint = Checkpoint.open(newest)
-    problems = checkpoint.problems()
-    if checkpoint.config != model.config or problems:
-        raise _unusable(newest, "; ".join(problems[:3]) or "it is of another shape")
     weights = dict(model.named_parameters())
     try:
         with torch.no_grad():
-            for name, tensor in checkpoint.tensors():
-                weights[name].copy_(placed(tensor, weights[name]))
-            extra = _read(newest / EXTRA_NAME, _extra(model))
-            for name, tensor in extra.items():
+            for name, tensor in _saved(newest, config, model):
                 weights[name].copy_(placed(tensor, weights[name]))
         wanted = {
             _moment_name(name, moment, model): (weight, moment)
@@ -172,6 +189,24 @@ def restore(
     except (SafetensorError, OSError, ValueError) as error:
         raise _unusable(newest, str(error)) from error
     return state
+
+
+def _saved(step: Path, config: RunConfig, model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a saved step by name: all of them, or those of the adapter.
+
+    Raises:
+        UserError: it is damaged, or of another shape.
+        ValueError: it was saved with other trained weights.
+    """
+    if config.recipe.lora_rank:
+        yield from read_adapter(step, trained_weights(model)).items()
+        return
+    checkpoint = Checkpoint.open(step)
+    problems = checkpoint.problems()
+    if checkpoint.config != model.config or problems:
+        raise _unusable(step, "; ".join(problems[:3]) or "it is of another shape")
+    yield from checkpoint.tensors()
+    yield from _read(step / EXTRA_NAME, _extra(model)).items()
 
 
 def _newest(run: Path) -> Path | None:

@@ -10,7 +10,8 @@ the new one. Two changes can be asked for: more steps (`--extend`), or another r
     RUN/checkpoints/step-00000100/    a checkpoint that generates as it is, float32, with
         optimizer.safetensors         the moments and
         state.json                    the step, to resume from
-    RUN/model/                        the finished model, published
+    RUN/model/                        the finished model, published; or, trained with --lora,
+    RUN/adapter/                      the finished adapter, and in checkpoints/ adapters too
     RUN/tokenizer.model               where the stage extended it by the infilling pieces
 """
 
@@ -20,10 +21,11 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from codecria.core.checkpoints.adapters.folder import PUBLISHED_ADAPTER
 from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.meta import PARAMS_NAME
 from codecria.core.model.config import ModelConfig
@@ -36,6 +38,7 @@ from .recipes import Recipe
 
 RUN_NAME = "run.json"
 METRICS_NAME = "metrics.jsonl"
+PUBLISHED = "model"
 FORMAT = 1
 
 PROSE = ("summary", "source", "follows", "mixture", "stand_ins")  # of a recipe: for people
@@ -68,6 +71,7 @@ class RunConfig:
         sources: the data.
         tokenizer_digest: of the model's tokenizer; with infilling, extended.
         init: digest of the checkpoint it starts from, "" from fresh weights.
+        base: what an adapter records of that checkpoint (`adapters.base_record`); else empty.
         micro_batch_size: rows of one forward pass; a batch is split into such parts.
         dtype: what matrix products are computed in; weights are float32 always.
         compiled: whether torch.compile is used.
@@ -97,6 +101,12 @@ class RunConfig:
     save_every: int
     eval_rows: int
     keep: int
+    base: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def published(self) -> str:
+        """The folder, in the run's, that the finished model or adapter appears in."""
+        return PUBLISHED_ADAPTER if self.recipe.lora_rank else PUBLISHED
 
     def identity(self) -> dict[str, Any]:
         """The flat facts that decide the weights: changing one makes it another run."""
@@ -290,9 +300,9 @@ def _identity_recorded(page: Mapping[str, Any]) -> dict[str, Any]:
     found = {_RENAMED.get(key, key): value for key, value in page["identity"].items()}
     found.pop("micro_rows", None)  # how a batch is split is no part of what is trained
     for prefix, kind in (("recipe", Recipe), ("model", ModelConfig)):
-        for field in fields(kind):
-            if field.default is not MISSING and field.name not in PROSE:
-                found.setdefault(f"{prefix}.{field.name}", field.default)
+        for known in fields(kind):
+            if known.default is not MISSING and known.name not in PROSE:
+                found.setdefault(f"{prefix}.{known.name}", known.default)
     return {"positions": "in the document"} | found
 
 

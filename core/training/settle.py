@@ -75,7 +75,11 @@ def settle(
     micro_batch_size = _micro_batch_size(
         request.micro_batch_size, before.get("micro_batch_size"), recipe, device
     )
-    flops = model.training_flops(recipe.context) * recipe.steps * recipe.batch_tokens
+    flops = (
+        model.training_flops(recipe.context, frozen=recipe.lora_rank > 0)
+        * recipe.steps
+        * recipe.batch_tokens
+    )
     compiled = _switch("--compile", request.compile, before.get("compiled"))
     if compiled is None:
         seconds = training_seconds(flops, peak)
@@ -117,7 +121,7 @@ def _switch(option: str, requested: Switch, before: bool | None) -> bool | None:
 def _needs_recompute(
     model: ModelConfig, recipe: Recipe, micro_batch_size: int, dtype: str, device: torch.device
 ) -> bool:
-    parts = memory_bytes(model, recipe.context, micro_batch_size, dtype)
+    parts = memory_bytes(model, recipe.context, micro_batch_size, dtype, recipe=recipe)
     # Eager execution keeps about as much again (`memory_bytes`).
     activations = 2 * parts["activations"]
     rest = sum(parts.values()) - parts["activations"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from codecria.core.checkpoints.adapters.folder import PUBLISHED_ADAPTER
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
 from codecria.data.identity import differences
@@ -21,16 +22,23 @@ from codecria.data.rows.shards import ShardSet
 from . import resume
 from .initial import initial_model
 from .mesh import AUTO, Mesh, check_mesh, parse_mesh
-from .run import METRICS_NAME, RUN_NAME, RunConfig, Standing, record, standing
+from .run import (
+    METRICS_NAME,
+    PUBLISHED,
+    RUN_NAME,
+    RunConfig,
+    Standing,
+    record,
+    standing,
+)
 from .settle import Settings
 from .start import Start
 from .trainer import Outcome, Report, Trainer
 from .vocabulary import Vocabulary
 from .world import ALONE, World
 
-PUBLISHED = "model"  # in the run folder
 # What --force removes, the record last: a kill in between leaves a run that can be replaced again.
-OF_A_RUN = ("checkpoints", PUBLISHED, METRICS_NAME, RUN_NAME)
+OF_A_RUN = ("checkpoints", PUBLISHED, PUBLISHED_ADAPTER, METRICS_NAME, RUN_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,5 +216,7 @@ def _require_space(run: RunConfig, out: Path) -> None:
     # One more while a save is under way, before the oldest goes.
     kept = min(run.keep + 1, saves) + (run.recipe.schedule == "wsd")
     checkpoints = max(0, kept - len(saved))
-    size = 0 if (out / PUBLISHED).is_dir() else 4 * run.model.parameters
-    require_free_space(out, checkpoints * resume.size_bytes(run.model) + size)
+    size = 0 if (out / run.published).is_dir() else 4 * run.model.parameters
+    if run.recipe.lora_rank:
+        size = 0
+    require_free_space(out, checkpoints * resume.size_bytes(run) + size)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import publish
+from codecria.core.checkpoints.checkpoint import CARD_NAME, publish
 from codecria.core.model.batch import batch_loss, loss_by_kind
 from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.spans import Backend
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
-from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
+from codecria.data.files import atomic_folder, atomic_write, finite, json_line, remove_leftovers
 from codecria.data.formats.infill import Order
 from codecria.data.journal import append_text
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
@@ -37,6 +37,7 @@ from codecria.data.rows.rows import KINDS, Counts
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
+from .adapters import write_adapter
 from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
@@ -139,7 +140,7 @@ class Trainer:
                 before stays.
         """
         first = self._restore()
-        if first >= self.recipe.steps and (self.folder / "model").is_dir():
+        if first >= self.recipe.steps and (self.folder / self.run.published).is_dir():
             return Outcome(first, finished=True, trained=0)
         self._recover_metrics(first)
         meter = Meter(self.run, self.peak_flops, self.device, self.world)
@@ -327,7 +328,7 @@ class Trainer:
 
     def _restore(self) -> int:
         """Steps already done, their state loaded."""
-        state = resume.restore(self.folder, self.model, self.optimizer, self.world)
+        state = resume.restore(self.folder, self.run, self.model, self.optimizer, self.world)
         if state is None:
             return 0
         self.skipped = list(state["skipped"])
@@ -336,6 +337,7 @@ class Trainer:
     def _save(self, done: int) -> None:
         resume.save(
             self.folder,
+            self.run,
             self.model,
             self.optimizer,
             state=self._lineage(done),
@@ -350,19 +352,34 @@ class Trainer:
 
         def write(read: Read) -> None:
             remove_leftovers(self.folder)
+            card = model_card(
+                self.run,
+                self.mixture,
+                lineage=lineage,
+                metrics=read_metrics(self.folder / METRICS_NAME),
+                device=machine.device_name(),
+            )
+            if self.recipe.lora_rank:
+                with atomic_folder(self.folder / self.run.published) as temporary:
+                    write_adapter(
+                        temporary,
+                        self.model,
+                        self.recipe,
+                        self.trained,
+                        read,
+                        tokenizer=self.tokenizer,
+                        lineage=lineage,
+                        base=self.run.base,
+                    )
+                    (temporary / CARD_NAME).write_text(card, encoding="utf-8")
+                return
             publish(
-                self.folder / "model",
+                self.folder / self.run.published,
                 self.model,
                 dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
                 tokenizer=self.tokenizer,
                 lineage=lineage,
-                card=model_card(
-                    self.run,
-                    self.mixture,
-                    lineage=lineage,
-                    metrics=read_metrics(self.folder / METRICS_NAME),
-                    device=machine.device_name(),
-                ),
+                card=card,
                 read=read,
             )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from codecria.core.checkpoints import parity
+from codecria.core.checkpoints.adapters.weights import MergedWeights, UnmergedWeights
 from codecria.core.checkpoints.formats.layout import shapes_of
 from codecria.core.checkpoints.formats.weights import Weights
 from codecria.core.model.config import ModelConfig
@@ -64,7 +65,10 @@ def compare(
     facts: dict[str, Any] = {"weights": len(shapes), "exact": plan.kind is None}
     if not plan.request.verify:
         return facts
-    return facts | _compare_logits(plan, result, report)
+    facts |= _compare_logits(plan, result, report)
+    if isinstance(plan.source.weights, MergedWeights):
+        facts["adapter"] = _compare_adapter(plan, plan.source.weights, result)
+    return facts
 
 
 def _compare_weight(plan: Plan, ours: str, result: Weights) -> None:
@@ -115,6 +119,43 @@ def _compare_logits(plan: Plan, result: Weights, report: Report) -> dict[str, An
             f"logits are {found.relative:.2g} apart relative to their size, {limit:g} is allowed"
         )
     return {"prompts": len(ids), "tokens": ids.numel(), "logits": asdict(found)}
+
+
+def _compare_adapter(plan: Plan, source: MergedWeights, result: Weights) -> dict[str, Any]:
+    """How far the merged model is from its base with the adapter beside it.
+
+    Returns:
+        JSON values: `effect` is what the adapter changes, `gap` what merging does, both as the
+        norm of the logits' difference over their norm; `gap_four_bits` is the gap to the model that
+        was trained, where that had its base in 4 bits.
+
+    Raises:
+        UserError: merging changed what the model computes.
+    """
+    ids, positions = parity.prompts(plan.config, plan.tokenizer)
+    view = parity.View(config=plan.config, rotary_order="half_split")
+    beside = UnmergedWeights(source)
+    pairs = source.adapter.pairs
+    (bare,) = parity.logits(beside, [view], ids, positions)
+    (adapted,) = parity.logits(beside, [view], ids, positions, pairs=pairs)
+    own = parity.View(config=plan.config, rotary_order=result.rotary_order)
+    (merged,) = parity.logits(result, [own], ids, positions)
+    facts = {
+        "effect": parity.difference(bare, adapted).relative,
+        "gap": parity.difference(adapted, merged).relative,
+    }
+    exact = plan.kind is None and {str(d) for d in plan.dtypes.values()} <= {"torch.float32"}
+    limit = TOLERANCE_SAME if exact else TOLERANCE_ROUNDED
+    if not facts["gap"] <= limit:
+        raise _differs(
+            f"merged, its logits are {facts['gap']:.2g} from those of base and adapter relative to"
+            f" their size, {limit:g} is allowed"
+        )
+    if source.adapter.base.get("four_bits"):
+        trained = UnmergedWeights(source, four_bits=True)
+        (seen,) = parity.logits(trained, [view], ids, positions, pairs=pairs)
+        facts["gap_four_bits"] = parity.difference(seen, merged).relative
+    return facts
 
 
 def _differs(why: str) -> UserError:

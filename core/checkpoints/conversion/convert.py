@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from codecria.core.checkpoints.adapters.weights import MergedWeights
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.meta import MetaWeights, checklist, listed
@@ -82,6 +83,7 @@ def convert(
     return {
         "source": str(source.folder),
         "source_layout": _layout_of(source).value,
+        "adapter": None if source.adapter is None else _adapter_facts(source),
         "source_files": len(source.weights.files),
         "out": str(out),
         "layout": request.layout.value,
@@ -96,9 +98,23 @@ def convert(
 
 
 def _layout_of(source: Checkpoint) -> Layout:
-    if isinstance(source.weights, GgufWeights):
+    weights = source.weights
+    if isinstance(weights, MergedWeights):
+        weights = weights.base
+    if isinstance(weights, GgufWeights):
         return Layout.GGUF
-    return Layout.META if isinstance(source.weights, MetaWeights) else Layout.HF
+    return Layout.META if isinstance(weights, MetaWeights) else Layout.HF
+
+
+def _adapter_facts(source: Checkpoint) -> dict[str, Any]:
+    adapter = source.adapter
+    assert adapter is not None, "asked for one"
+    return {
+        "folder": str(adapter.folder),
+        "rank": adapter.rank,
+        "parameters": adapter.parameters,
+        "matrices": len(adapter.pairs),
+    }
 
 
 def _check_list(source: Checkpoint, request: Request, report: Report) -> None:

@@ -175,7 +175,7 @@ def plan(request: Request, note: Callable[[str], None]) -> Plan:
 
 
 def _opened(request: Request) -> Checkpoint:
-    source = Checkpoint.open(request.source)
+    source = Checkpoint.open(request.source, request.adapter)
     problems = source.problems()
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

@@ -36,6 +36,7 @@ class Request:
 
     Attributes:
         source: a checkpoint or run folder.
+        adapter: the folder of an adapter to merge into it.
         out: a folder, or a .gguf file.
         layout: of the result.
         dtype: of the matrices: "float32", "float16", "bfloat16", "q8" or "q4"; None keeps it, and
@@ -51,6 +52,7 @@ class Request:
     source: Path
     out: Path
     layout: Layout
+    adapter: Path | None = None
     dtype: str | None = None
     verify: bool = True
     context: int | None = None

@@ -61,6 +61,18 @@ def hugging_face_name(ours: str) -> str:
     return _HUGGING_FACE.get(ours) or "model.layers." + _in_block(ours, _HUGGING_FACE_BLOCK)
 
 
+def our_name(hugging_face: str) -> str | None:
+    """Our name of a weight by its Hugging Face one, or None for what no Llama has."""
+    outer = {theirs: ours for ours, theirs in _HUGGING_FACE.items()}
+    if hugging_face in outer:
+        return outer[hugging_face]
+    number, _, inner = hugging_face.removeprefix("model.layers.").partition(".")
+    ours = {theirs: name for name, theirs in _HUGGING_FACE_BLOCK.items()}.get(inner)
+    if ours is None or not number.isdecimal() or not hugging_face.startswith("model.layers."):
+        return None
+    return f"layers.{int(number)}.{ours}"
+
+
 def gguf_name(ours: str) -> str:
     """llama.cpp's name of one of our weights: norm.weight -> output_norm.weight."""
     return _GGUF.get(ours) or "blk." + _in_block(ours, _GGUF_BLOCK)

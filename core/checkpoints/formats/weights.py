@@ -28,7 +28,15 @@ from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import refuse_lfs_pointer
 
-from .layout import OUTPUT, RotaryOrder, hugging_face_name, reordered, rotary_heads, shapes_of
+from .layout import (
+    OUTPUT,
+    RotaryOrder,
+    hugging_face_name,
+    our_name,
+    reordered,
+    rotary_heads,
+    shapes_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -314,12 +322,6 @@ def _damaged(path: Path, error: object) -> UserError:
     )
 
 
-@cache
-def _inner_names() -> dict[str, str]:
-    config = ModelConfig(dim=2, n_layers=1, n_heads=1, n_kv_heads=1, hidden_dim=1, vocab_size=1)
-    return {hugging_face_name(ours): ours for ours in shapes_of(config)}
-
-
 def _our_name(name: str) -> str | None:
     """Our name of a Hugging Face one; None for old rotary tables, which hold nothing.
 
@@ -327,15 +329,7 @@ def _our_name(name: str) -> str | None:
     """
     if name.endswith("rotary_emb.inv_freq"):
         return None
-    known = _inner_names()
-    if name in known:
-        return known[name]
-    head, _, rest = name.removeprefix("model.layers.").partition(".")
-    if name.startswith("model.layers.") and head.isdecimal():
-        first = known.get(f"model.layers.0.{rest}")
-        if first is not None:
-            return first.replace("layers.0.", f"layers.{int(head)}.", 1)
-    return name
+    return our_name(name) or name
 
 
 def forget(tensors: Iterable[Tensor]) -> None:

@@ -130,7 +130,7 @@ def test_inspect_names_a_weights_file(name: str, model: Path) -> None:
 
 
 def test_inspect_names_an_adapter(model: Path) -> None:
-    with pytest.raises(UserError, match="is an adapter"):
+    with pytest.raises(UserError, match="is an adapter of a kind that is not read"):
         describe(adapter(model), verify=False)
 
 

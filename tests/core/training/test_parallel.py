@@ -74,6 +74,13 @@ def wait_for_steps(launch: Launch, out: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+def adapt(shards: Path, base: Path, out: Path, *more: str) -> list[str]:
+    """A command that trains an adapter for eight steps, with new infilling rows."""
+    command = pretrain(shards, out, "--lora", "3", "--init", str(base), *more)
+    place = command.index("--size")
+    return ["-m", "codecria.cli", "fim", *command[3:place], *command[place + 2 :]]
+
+
 def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
     """Start a run of two processes and send a signal to the second after some steps."""
     launch = Launch([pretrain(shards, out)] * 2)
@@ -282,3 +289,29 @@ def test_two_processes_resumed_twice_across_epochs_end_like_unbroken_ones(
         epochs = [r["epochs"] for r in records(whole) if "epochs" in r]
         for name in epochs[0]:  # the first stop is before a border, the second after it
             assert epochs[2][name] < 1 < epochs[6][name], (name, epochs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_of_two_processes_is_that_of_one(
+    enough: Path, two: Path, tmp_path: Path, dtype: str
+) -> None:
+    # Kills: only the main process's part saved; a frozen base of another type than the adapter's.
+    one, cut = tmp_path / "one", tmp_path / "cut"
+
+    def end(out: Path, size: int) -> None:
+        command = adapt(enough, two, out, "--dtype", dtype)
+        for status, _, errors in Launch([command] * size).end():
+            assert status == 0, errors
+
+    end(one, 1)
+    launch = Launch([adapt(enough, two, cut, "--dtype", dtype)] * 2)
+    wait_for_steps(launch, cut, 2)
+    launch.processes[-1].send_signal(signal.SIGTERM)
+    assert [status for status, _, _ in launch.end()] == [143, 143]
+    end(cut, 2)
+    mine, theirs = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, cut))
+    assert mine.keys() == theirs.keys()
+    rough = 2e-5 if dtype == "float32" else 5e-3
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, theirs[name], atol=rough, rtol=1e-3, msg=name)
