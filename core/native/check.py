@@ -1,6 +1,6 @@
 """A child process that runs freshly compiled kernels before anybody relies on them.
 
-    python -m codecria.core.native.check KERNELS.o
+    python -m codecria.core.native.check LEVEL KERNELS.o
 
 It ends with status 0 if a small model gives the scores that numpy computes, in every type, with one
 token, several and a whole prompt. It may crash: that is what it is for.
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from codecria.core.model.config import ModelConfig
 
+from .cpu import Level
+from .kernels import from_object
 from .key_values import CacheDtype
 from .packing import Floats, as_float32, pack, unpack
 from .runner import NativeRunner
@@ -113,11 +116,9 @@ def reference(config: ModelConfig, weights: dict[str, Floats], ids: list[int]) -
     return found
 
 
-def check(path: Path) -> str:
+def check(level: Level, path: Path) -> str:
     """What is wrong with an object file's kernels, or nothing."""
-    from .kernels import from_object
-
-    kernels = from_object(path.read_bytes())
+    kernels = from_object(path.read_bytes(), level)
     config, weights = CONFIG, random_weights(CONFIG)
     ids = [(7 * n) % config.vocab_size for n in range(40)]
     for dtype, (cache, tolerance) in TYPES.items():
@@ -140,4 +141,5 @@ def check(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(check(Path(sys.argv[1])) or 0)
+    name: Any = sys.argv[1]
+    raise SystemExit(check(name, Path(sys.argv[2])) or 0)

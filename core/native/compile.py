@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from . import stages
+from . import packer, stages
 from .cpu import Target
 from .emit import Program
 
@@ -24,6 +24,7 @@ def object_code(target: Target) -> bytes:
 def _written(target: Target) -> Program:
     program = Program(target)
     stages.define(program)
+    packer.define(program)
     return program
 
 

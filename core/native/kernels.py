@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,11 +27,12 @@ from codecria.data.errors import UserError
 from codecria.data.files import atomic_write
 
 from .cpu import NEEDS, Level, Target, host_target
+from .packing import GROUP_BYTES, PackedKind
 
 # What object code depends on. compile.py and the modules that write kernels are in no other digest.
 SOURCES = (
-    "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py", "packing.py",
-    "products.py", "record.py", "stages.py",
+    "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py", "packer.py",
+    "packing.py", "products.py", "record.py", "stages.py",
 )  # fmt: skip
 CHECK_TIMEOUT_S = 120
 _DIGEST = 32  # bytes at the end of a file: a damaged one is not run
@@ -50,11 +51,16 @@ class Kernels:
         level: the instructions they use, see cpu.py.
         forward: (record's address): one step, see stages.py.
         help: (record's address, helper, looks): a helper thread's work.
+        round_bf16: (float32 weights, number in sixteens, bfloat16 weights).
+        pack: by the packed kind and numpy's name of the weights' type: see packer.py. The plain
+            level has none.
     """
 
     level: Level
     forward: Callable[[int], None]
     help: Callable[[int, int, int], None]
+    round_bf16: Callable[[int, int, int], None]
+    pack: Mapping[tuple[PackedKind, str], Callable[[int, int, int, int, int], None]]
 
 
 def cache_folder() -> Path:
@@ -108,7 +114,7 @@ def _object_for(target: Target, say: Say) -> tuple[Level, bytes]:
         if lesser.level != level:
             continue  # the CPU has not got it
         code = object_code(lesser)
-        problem = _problem(code)
+        problem = _problem(level, code)
         if not problem:
             _keep(path, level, code, say)
             return level, code
@@ -157,12 +163,12 @@ def _keep(path: Path, level: Level, code: bytes, say: Say) -> None:
         say(f"the CPU kernels cannot be kept and are compiled each time: {error}")
 
 
-def _problem(code: bytes) -> str:
+def _problem(level: Level, code: bytes) -> str:
     """Run an object file's kernels in a child process; what went wrong, or nothing."""
     with tempfile.TemporaryDirectory(prefix="codecria-") as folder:
         path = Path(folder) / "kernels.o"
         path.write_bytes(code)
-        command = [sys.executable, "-m", "codecria.core.native.check", str(path)]
+        command = [sys.executable, "-m", "codecria.core.native.check", level, str(path)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
@@ -192,12 +198,26 @@ def _linked(level: Level, code: bytes) -> Kernels:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _ENGINES.append(engine)
-    number = ctypes.c_int64
-    forward = ctypes.CFUNCTYPE(None, number)(engine.get_function_address("forward"))
-    help_ = ctypes.CFUNCTYPE(None, number, number, number)(engine.get_function_address("help"))
-    return Kernels(level, forward, help_)
+
+    def function(name: str, arguments: int) -> Any:
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+        return kind(engine.get_function_address(name))
+
+    pack = {
+        (kind, source): function(f"pack_{kind}_{source}", 5)
+        for kind in GROUP_BYTES
+        for source in ("float32", "uint16", "float16")
+        if level != "plain"
+    }
+    return Kernels(
+        level=level,
+        forward=function("forward", 1),
+        help=function("help", 3),
+        round_bf16=function("round_bf16", 3),
+        pack=pack,
+    )
 
 
-def from_object(code: bytes, level: Level = "plain") -> Kernels:
+def from_object(code: bytes, level: Level) -> Kernels:
     """Kernels of an object file that was not checked, as check.py needs them."""
     return _linked(level, code)

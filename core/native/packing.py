@@ -70,8 +70,8 @@ def quantize(
         scales = np.abs(grouped).max(-1) / np.float32(127)
         low, high = -127, 127
     else:
-        peak = np.abs(grouped).argmax(-1)[..., None]
-        scales = np.take_along_axis(grouped, peak, -1)[..., 0] / np.float32(-8)
+        most, least = grouped.max(-1), grouped.min(-1)
+        scales = np.where(most >= -least, most, least) / np.float32(-8)
         low, high = -8, 7
     stored = scales.astype(np.float16)
     divisors = stored.astype(np.float32)

@@ -66,7 +66,7 @@ class NativeRunner:
     ) -> None:
         self._config = config
         self.dtype, self.cache_dtype = dtype, cache_dtype or _cache_dtype(dtype)
-        self.weights = PreparedWeights(config, weights, dtype)
+        self.weights = PreparedWeights(config, weights, dtype, kernels)
         self.tuner = ThreadTuner(threads or available_threads(), fixed=threads is not None)
         self._kernels = kernels
         self._record = Record(self.tuner.most)

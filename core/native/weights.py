@@ -15,7 +15,19 @@ import numpy.typing as npt
 
 from codecria.core.model.config import ModelConfig
 
-from .packing import BLOCK, GROUP, Bytes, Floats, PackedKind, as_float32, pack, unpack, unpack_rows
+from .kernels import Kernels
+from .packing import (
+    BLOCK,
+    GROUP,
+    Bytes,
+    Floats,
+    PackedKind,
+    as_float32,
+    pack,
+    packed_shape,
+    unpack,
+    unpack_rows,
+)
 from .record import LAYER_FIELDS
 
 Dtype = Literal["float32", "bfloat16", "q8", "q4"]
@@ -63,13 +75,16 @@ def to_bfloat16(weights: Floats) -> npt.NDArray[np.uint16]:
     return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).astype(np.uint16)
 
 
-def matrix(weight: Weight, dtype: Dtype, rows: int, columns: int) -> Matrix:
+def matrix(
+    weight: Weight, dtype: Dtype, rows: int, columns: int, kernels: Kernels | None = None
+) -> Matrix:
     """A weight of N rows and C columns in a type; what is stored packed stays so in a packed type.
 
     Args:
         weight: (N,C), or packed.
         dtype: the wanted type; with "q8" or "q4" what is stored in either is taken as it is.
         rows, columns: N and C.
+        kernels: pack faster than numpy.
     """
     if isinstance(weight, Packed):
         if dtype in ("q8", "q4"):
@@ -77,15 +92,44 @@ def matrix(weight: Weight, dtype: Dtype, rows: int, columns: int) -> Matrix:
         weight = unpack(weight.kind, weight.data, rows, columns)
     assert weight.shape == (rows, columns), (weight.shape, rows, columns)
     if dtype == "q8" or dtype == "q4":
-        return Matrix(KINDS[dtype], pack(dtype, weight))
+        return Matrix(KINDS[dtype], _packed(dtype, weight, kernels))
     if dtype == "float32":
         data: npt.NDArray[Any] = as_float32(weight)
     else:
-        data = weight if weight.dtype == np.uint16 else to_bfloat16(as_float32(weight))
+        data = weight if weight.dtype == np.uint16 else _rounded(as_float32(weight), kernels)
     padding = ((0, -rows % BLOCK), (0, -columns % GROUP))
     if padding != ((0, 0), (0, 0)):
         data = np.pad(data, padding)
     return Matrix(KINDS[dtype], np.ascontiguousarray(data))
+
+
+def _rounded(weight: Floats, kernels: Kernels | None) -> npt.NDArray[np.uint16]:
+    """`to_bfloat16`, by the kernels where they can."""
+    if kernels is None or weight.size % 16:
+        return to_bfloat16(weight)
+    weight, found = np.ascontiguousarray(weight), np.empty(weight.shape, np.uint16)
+    kernels.round_bf16(weight.ctypes.data, weight.size, found.ctypes.data)
+    return found
+
+
+def _packed(kind: PackedKind, weight: npt.NDArray[Any], kernels: Kernels | None) -> Bytes:
+    """`packing.pack`, by the kernels where they can."""
+    rows, columns = weight.shape
+    kernel = kernels.pack.get((kind, weight.dtype.name)) if kernels is not None else None
+    if kernel is None or columns % GROUP:
+        return pack(kind, weight)
+    weight = np.ascontiguousarray(weight)
+    packed = np.empty(packed_shape(kind, rows, columns), np.uint8)
+    scratch = np.empty(GROUP, np.uint8)
+    whole = rows // BLOCK
+    # A part at a time: the kernel holds no lock, and an interrupt waits for its end.
+    for first in range(0, whole, 256):
+        count = min(256, whole - first)
+        source, to = weight[first * BLOCK :].ctypes.data, packed[first:].ctypes.data
+        kernel(source, columns, count, to, scratch.ctypes.data)
+    if whole * BLOCK < rows:
+        packed[whole:] = pack(kind, weight[whole * BLOCK :])
+    return packed
 
 
 class PreparedWeights:
@@ -95,9 +139,12 @@ class PreparedWeights:
         config: the model's shape.
         weights: by Hugging Face name.
         dtype: type of the matrices.
+        kernels: pack them.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, dtype: Dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, dtype: Dtype, kernels: Kernels
+    ) -> None:
         self._weights, self._config = weights, config
         D, F, E = config.dim, config.hidden_dim, config.head_dim
         Q, K = config.n_heads * E, config.n_kv_heads * E
@@ -110,7 +157,7 @@ class PreparedWeights:
         for layer in range(config.n_layers):
             prefix = f"model.layers.{layer}."
             for name, theirs in MATRICES.items():
-                found = matrix(weights[f"{prefix}{theirs}.weight"], dtype, *shapes[name])
+                found = matrix(weights[f"{prefix}{theirs}.weight"], dtype, *shapes[name], kernels)
                 self._kept.append(found.data)
                 self.table[layer, LAYER_FIELDS.index(name)] = found.address
                 self.table[layer, LAYER_FIELDS.index(f"{name}_kind")] = found.kind
@@ -120,7 +167,7 @@ class PreparedWeights:
         self.final_norm = self._norm(NORM)
         self._embedding = weights[EMBEDDING]
         head = EMBEDDING if config.tied else HEAD
-        self.head = matrix(weights[head], dtype, config.vocab_size, D)
+        self.head = matrix(weights[head], dtype, config.vocab_size, D, kernels)
 
     @property
     def packed(self) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codecria.core.native import kernels
 from codecria.core.native.packing import (
     GROUP_BYTES,
     PackedKind,
@@ -17,6 +18,8 @@ from codecria.core.native.packing import (
     unpack,
     unpack_rows,
 )
+from codecria.core.native.weights import matrix as weight_matrix
+from codecria.core.native.weights import to_bfloat16
 
 KINDS: tuple[PackedKind, ...] = ("q8", "q4")
 
@@ -89,3 +92,22 @@ def test_groups_of_zeros_have_a_scale_of_zero() -> None:
     codes, scales = quantize("q4", np.zeros((1, 32), np.float32))
     assert not codes.any()
     assert not scales.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "float16"])
+@given(rows=st.integers(1, 70), groups=st.integers(1, 4), seed=st.integers(0, 99))
+def test_kernels_pack_the_same_bytes_as_numpy(
+    kind: PackedKind, dtype: str, rows: int, groups: int, seed: int
+) -> None:
+    weights = matrix(rows, 32 * groups, seed)
+    weights *= np.random.default_rng(seed).choice([0, 1e-6, 1, 1e3], (rows, 1)).astype(np.float32)
+    some = to_bfloat16(weights) if dtype == "uint16" else weights.astype(dtype)
+    found = weight_matrix(some, kind, rows, 32 * groups, kernels.load())
+    assert (found.data == pack(kind, some)).all()
+
+
+def test_kernels_round_to_bfloat16_as_numpy_does() -> None:
+    weights = matrix(16, 64) * np.float32(1e-3)
+    found = weight_matrix(weights, "bfloat16", 16, 64, kernels.load())
+    assert (found.data == to_bfloat16(weights)).all()
