@@ -19,13 +19,14 @@ from codecria.data.progress import Progress
 
 from . import mbpp, tasks
 from . import references as known_solutions
+from .ahead import Stopped, one_ahead
 from .execution import Sandbox
 from .problems import Problem, ProblemSet
 from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
 from .registry import TASKS, Task
 from .results import Results, finish, meta_path, read_json_or_nothing, results
-from .samples import SampleFile, read_samples
+from .samples import Sample, SampleFile, read_samples
 from .sampling import generate
 from .scoring import score, too_long
 from .summary import Bench, Subject, facts_of, identity_of, own_keys, summary_of
@@ -55,6 +56,7 @@ class Request:
         leave_out_failing: score without the tasks whose references fail.
         partial: score samples that do not cover all tasks.
         batch: samples decoded side by side.
+        beside: whether the next samples are made while programs run; None: of a model on a GPU.
         device, dtype: of the model.
     """
 
@@ -75,6 +77,7 @@ class Request:
     leave_out_failing: bool = False
     partial: bool = False
     batch: int = BATCH
+    beside: bool | None = None
     device: str = "auto"
     dtype: str = "auto"
 
@@ -358,13 +361,23 @@ def _lines(
         yield from score(left, by_id, bench.sandbox, bench.limits_s)
         return
     assert subject.generator is not None, "neither a model nor samples"
-    asker = Asker(protocol, shots, subject.generator.tokenizer, subject.generator.ends)
-    for batch in generate(
-        subject.generator, asker, asked, protocol, known=known, batch=request.batch
-    ):
-        if bench is None:
+    generator = subject.generator
+    asker = Asker(protocol, shots, generator.tokenizer, generator.ends)
+
+    def samples(stopped: Stopped) -> Iterator[list[Sample]]:
+        return generate(
+            generator, asker, asked, protocol, known=known, batch=request.batch, stopped=stopped
+        )
+
+    if bench is None:
+        for batch in samples(lambda: False):
             yield from (sample.as_json() for sample in batch)
-            continue
-        fitting = [sample for sample in batch if sample.finish_reason != "prompt_too_long"]
-        yield from (too_long(sample) for sample in batch if sample not in fitting)
-        yield from score(fitting, by_id, bench.sandbox, bench.limits_s)
+        return
+    on_gpu = generator.runner.layout.startswith("torch cuda")
+    beside = on_gpu if request.beside is None else request.beside
+    made = one_ahead(samples) if beside else contextlib.nullcontext(samples(lambda: False))
+    with made as batches:
+        for batch in batches:
+            fitting = [sample for sample in batch if sample.finish_reason != "prompt_too_long"]
+            yield from (too_long(sample) for sample in batch if sample not in fitting)
+            yield from score(fitting, by_id, bench.sandbox, bench.limits_s)

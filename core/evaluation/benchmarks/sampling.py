@@ -7,7 +7,7 @@ with the same samples. (Texts repeat on one build and thread count, as everywher
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from codecria.core.inference.decoding import Completion, Limits
@@ -30,6 +30,7 @@ def generate(
     *,
     known: Collection[tuple[str, int]] = (),
     batch: int = BATCH,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Sample]]:
     """The samples of every problem in order, in batches.
 
@@ -41,19 +42,26 @@ def generate(
         known: (task id, sample) that exist already.
         batch: samples of one or several problems that are decoded side by side. A batch with one
             missing is made whole, for its samples to be the same.
+        stopped: looked at after every step; once it is true, nothing more comes.
     """
     wanted = ((problem, n) for problem in problems for n in range(protocol.samples))
     while part := list(itertools.islice(wanted, batch)):
         missing = [(problem.task_id, n) not in known for problem, n in part]
         if any(missing):
-            made = _batch(generator, asker, part, protocol)
+            made = _batch(generator, asker, part, protocol, stopped)
+            if stopped():
+                return
             yield list(itertools.compress(made, missing))
 
 
 def _batch(
-    generator: Generator, asker: Asker, part: Sequence[tuple[Problem, int]], protocol: Protocol
+    generator: Generator,
+    asker: Asker,
+    part: Sequence[tuple[Problem, int]],
+    protocol: Protocol,
+    stopped: Callable[[], bool],
 ) -> list[Sample]:
-    """The samples of these problems and numbers, in order."""
+    """The samples of these problems and numbers, in order; none where it was stopped."""
     context = protocol.context or generator.config.max_context
     limits = Limits(max_tokens=protocol.max_tokens, context=context)
     prompts: dict[str, Asked] = {}
@@ -84,11 +92,14 @@ def _batch(
             asked.ids, sampling=sampling, limits=stopping, ends=asked.ends, sample=number
         )
         places[added] = place
-    for added, event in engine.run():
-        if not isinstance(event, str):
-            problem, number = part[places[added]]
-            asked = prompts[problem.task_id]
-            samples[places[added]] = _sample(asker, problem, asked, number, event)
+    while engine.busy:
+        if stopped():
+            return []
+        for added, event in engine.step():
+            if not isinstance(event, str):
+                problem, number = part[places[added]]
+                asked = prompts[problem.task_id]
+                samples[places[added]] = _sample(asker, problem, asked, number, event)
     return [samples[place] for place in range(len(part))]
 
 
