@@ -31,6 +31,7 @@ from . import (
     recipes,
     render,
     self_instruct,
+    serve,
     train,
 )
 from .commands import ENV_PREFIX, QuickCommand, RootGroup, near_name, variables
@@ -42,6 +43,7 @@ MODULES = (
     self_instruct,
     convert,
     generate,
+    serve,
     evaluate,
     recipes,
     inspect,

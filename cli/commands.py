@@ -74,6 +74,7 @@ class RootGroup(QuickGroup):
         "instruct",
         "self-instruct",
         "generate",
+        "serve",
         "evaluate",
         "convert",
         "recipes",
@@ -229,6 +230,7 @@ FIRST_PANELS = (
     options.SCORING,
     options.SANDBOX,
     options.ENDPOINT,
+    options.SERVER,
 )
 LAST_PANELS = (options.OUTPUT, options.SCHEDULE, options.MACHINE, GENERAL)
 

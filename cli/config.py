@@ -2,7 +2,8 @@
 
 Found files are `codecria.toml` in the working folder, and `config.toml` in the user's config folder
 (`$XDG_CONFIG_HOME/codecria`, by default `~/.config/codecria`); the first wins where both set an
-option. A found file may not weaken the sandbox: it can come with a folder that someone else wrote.
+option. A found file may not weaken the sandbox, serve other machines or name a server that reads
+prompts: it can come with a folder that someone else wrote.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from .commands import near_name
 
 PROG = "codecria"
 WORKING_NAME = "codecria.toml"
-# Options that decide where untrusted programs run: only the command line, the environment and a
-# named file may set them.
-GUARDED = ("sandbox", "sandbox-command", "confirm", "packages")
+# Options that decide where untrusted programs run, who is served, and who reads prompts: only the
+# command line, the environment and a named file may set them.
+GUARDED = ("sandbox", "sandbox-command", "confirm", "packages", "host", "server")
 
 
 def found_files() -> list[Path]:
@@ -37,7 +38,7 @@ def read_found(context: Any) -> dict[str, Any]:
 
     Raises:
         UserError: a file cannot be read.
-        UsageError: a file is not valid, or sets an option that weakens the sandbox.
+        UsageError: a file is not valid, or sets an option that is guarded.
     """
     merged: dict[str, Any] = {}
     for path in found_files():

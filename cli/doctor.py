@@ -47,11 +47,20 @@ def doctor(
         ("bfloat16 products", f"{found['bfloat16_gflops']} GFLOP/s"),
         ("training type", found["training_dtype"]),
         ("memory bandwidth", f"{found['memory_bandwidth_gb_s']} GB/s"),
+        ("prefix cache", _prefix_cache(found["prefix_cache"])),
         ("config files", ", ".join(found["config_files"]) or "none found"),
     ]
     render.table("machine", ["", ""], rows, to_stdout=True)
     for line in found["advice"]:
         render.note(line)
+
+
+def _prefix_cache(survey: dict[str, Any]) -> str:
+    """What `serve` and `generate --cache` keep on disk."""
+    return (
+        f"{survey['bytes'] / 1e6:.1f} MB in {survey['folder']}, at most"
+        f" {survey['limit'] / 1e9:.1f} GB unless --cache-disk says otherwise"
+    )
 
 
 def _sandbox_rows(survey: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ SAMPLING = "Sampling"
 SCORING = "Scoring"
 SANDBOX = "Sandbox"
 ENDPOINT = "Endpoint"
+SERVER = "Server"
 MACHINE = "Device and speed"
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -51,6 +52,16 @@ Adapter = Annotated[
     typer.Option(
         metavar="DIR",
         help="Adapter to apply to the model: its folder, or the run that trained it.",
+        rich_help_panel=INPUT,
+    ),
+]
+OptionalModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="CODECRIA_MODEL",
+        help="Checkpoint or run folder; not needed with --server.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -212,6 +223,26 @@ DeviceMemory = Annotated[
     ),
 ]
 
+
+parsed_bytes = _parsed(parse_bytes)
+Drafting = Annotated[
+    Literal["auto", "off"],
+    typer.Option(
+        "--draft",
+        help="Draft tokens from text that was seen and verify several in one pass, where that is"
+        " faster; the text is the same.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheDisk = Annotated[
+    int,
+    typer.Option(
+        parser=parsed_bytes,
+        metavar="BYTES",
+        help="Disk space for prompts that were read, of all models; 0 writes none.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 Decontaminate = Annotated[
     list[Path] | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from codecria.core.inference import prefix_cache
 from codecria.core.machine import (
     bf16_pays,
     compiler_available,
@@ -43,6 +44,7 @@ def survey(folder: Path) -> dict[str, Any]:
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "attention": {"backend": backend, "why": why},
         "sandbox": sandboxes.survey(),
+        "prefix_cache": prefix_cache.survey(),
         "compiler": compiler_available(),
         "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
         "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from codecria.cli import render
 from codecria.data.errors import UserError
 
+from .output import shown as as_shown
 from .output import stripped
 from .prompt import warn_of_tags
 
@@ -44,6 +45,7 @@ class Session:
         truncate: whether the oldest turns go when the context is full.
         system: the system prompt.
         refuse_tags: whether messages with chat-template tags are refused.
+        draft: whether tokens are drafted.
         read: gets a line, given what is shown before it.
         said: the turns so far.
         left_out: what the last prompt has left out.
@@ -56,6 +58,7 @@ class Session:
     truncate: Truncate
     system: str | None = None
     refuse_tags: bool = False
+    draft: bool = False
     read: Callable[[str], str] = input
     said: list[Message] = field(default_factory=list)
     left_out: str | None = None
@@ -134,6 +137,7 @@ class Session:
 
     def _answer(self, asked: list[Message]) -> str:
         """Print the answer as it comes; the text that was printed."""
+        from codecria.core.inference.drafting import Sources
         from codecria.data.formats.chat import stop_id
 
         shown = ""
@@ -142,9 +146,13 @@ class Session:
             ids = self._prompt(asked)
             with _interruptible():
                 events = self.generator.complete(
-                    ids, self.sampling, self.limits, ends=(stop_id(self.generator.tokenizer),)
+                    ids,
+                    self.sampling,
+                    self.limits,
+                    ends=(stop_id(self.generator.tokenizer),),
+                    sources=Sources(history=tuple(ids)) if self.draft else None,
                 )
-                for _, event in stripped(events):
+                for _, event in stripped(as_shown(events)):
                     if isinstance(event, str):
                         shown += event
                         sys.stdout.write(event)

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codecria.cli import options, render
+from codecria.data.errors import UsageError
 
 from . import output
-from .prompt import (
-    Asked,
-    Prompt,
-    Source,
-    chat_prompt,
-    infill_prompt,
-    read,
-    report_left_out,
-    show_tokens,
-    text_prompt,
-)
+from .prompt import Asked, Source, dialog_of, read, show_tokens
+from .request import Request
 
 if TYPE_CHECKING:
-    from codecria.data.formats.window import Truncate
+    from codecria.data.formats.cursor import Gap
 
 HELP = """Complete a prompt, fill a gap in a file, or answer a question.
 
@@ -47,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    model: options.Model,
+    model: options.OptionalModel = None,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads stdin, as does no prompt in a pipe.")
     ] = None,
@@ -213,12 +205,46 @@ def generate(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    echo: Annotated[
+        bool,
+        typer.Option(
+            "--echo",
+            help="Print the prompt's text, too, with the completion in its place, as a filter.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Let `codecria serve` at this address generate; no model is loaded.",
+            rich_help_panel=options.SERVER,
+        ),
+    ] = None,
+    key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            envvar="CODECRIA_SERVE_KEY",
+            help="Key of the server; better set in CODECRIA_SERVE_KEY.",
+            rich_help_panel=options.SERVER,
+        ),
+    ] = "",
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache",
+            help="Keep what was read of the prompt on disk for later calls that begin alike.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
+    cache_disk: options.CacheDisk = 2_000_000_000,
+    draft: options.Drafting = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Read the prompt, fit it to the context, complete it."""
-    model = options.adapted(model, adapter)
     asked = read(
         Source(
             prompt=prompt,
@@ -234,95 +260,105 @@ def generate(
     _check_combination(asked, chat=chat, file=file, in_place=in_place, diff=diff, heal=heal)
     many = samples > 1 or as_json
     _check_output(file=file, out=out, in_place=in_place, diff=diff, many=many)
+    _check_echo(echo=echo, chat=chat, many=many, other=in_place or diff)
     if heal and asked.gap is not None and form == "psm":
         render.warn("--heal has no effect with --form psm")
 
-    from codecria.core.checkpoints.checkpoint import Checkpoint
-    from codecria.core.inference.decoding import Limits
-    from codecria.core.inference.generator import Generator, tokenizer_of
-    from codecria.core.inference.sampling import Sampling
-    from codecria.data.formats.window import Room
-
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    limits = Limits(
-        max_tokens=max_tokens,
-        stops=tuple(_unescape(text) for text in stop or ()),
-        samples=samples,
+    request = Request(
+        asked=asked,
+        chat=chat,
+        system=system,
+        refuse_tags=refuse_tags,
+        form=form,
+        prefix_share=prefix_share,
         context=context,
+        truncate=truncate,
+        heal=heal and (asked.gap is None or form == "spm"),
+        parse_specials=parse_specials,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        samples=samples,
+        stops=tuple(_unescape(text) for text in stop or ()),
+        draft=draft == "auto",
     )
+
+    def write(events: output.Events) -> None:
+        if echo:
+            output.echoed(events, asked, out)
+        elif asked.gap is not None and (in_place or diff):
+            _fill(events, asked.gap, asked.content, file if in_place else None, file, diff, out)
+        else:
+            _print(events, request, as_json=as_json, out=out)
+
+    if server is not None:
+        from . import remote
+
+        if show_prompt or dry_run:
+            raise UsageError("--show-tokens and --dry-run need --model", hint="leave out --server")
+        if adapter is not None:
+            raise UsageError("--adapter is the server's", hint="give it to codecria serve")
+        if chat:
+            dialog_of(asked.text, system, refuse_tags=refuse_tags)
+        with remote.completing(request, server, key) as events:
+            write(events)
+        return
+    if model is None:
+        raise UsageError("there is no model", hint="name one with --model, or a --server")
+    model = options.adapted(model, adapter)
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    tokenizer = tokenizer_of(model)
-    checkpoint = Checkpoint.open(model)
-    if chat:
-        from codecria.core.checkpoints.formats.chat_template import template_note
+    from . import local
 
-        known = template_note(checkpoint.chat_template(), tokenizer)
-        if known is not None:
-            render.note(known)
-    longest = context or checkpoint.config.max_context
-    room = Room(context=longest, max_tokens=max_tokens)
-    cut: Truncate = truncate or ("off" if asked.gap is None and not chat else "window")
+    loading = local.Loading(
+        model=model, device=device, dtype=dtype, cache_bytes=cache_disk if cache else 0
+    )
+    local.sampling_of(request)  # before the model is opened
     if asked.session:
-        from .chat import Session
-
-        generator = Generator.load(model, device=device, dtype=dtype)
-        Session(
-            generator,
-            sampling,
-            limits,
-            room=room,
-            truncate=cut,
-            system=system,
-            refuse_tags=refuse_tags,
-        ).run()
+        local.session(request, loading)
         return
-    if asked.gap is not None:
-        built = infill_prompt(tokenizer, asked.gap, form, room, cut, prefix_share=prefix_share)
-    elif chat:
-        built = chat_prompt(tokenizer, asked.text, system, room, cut, refuse_tags=refuse_tags)
-    else:
-        specials: Literal["parse", "text"] = "parse" if parse_specials else "text"
-        built = text_prompt(tokenizer, asked.text, room, cut, specials=specials)
-    report_left_out(built.left_out, len(built.ids), room)
-    if heal and (asked.gap is None or form == "spm"):
-        from codecria.core.inference.healing import heal as healed
-
-        ids, opening = healed(built.ids, tokenizer.typed_bytes())
-        built = Prompt(ids=ids, left_out=built.left_out, ends=built.ends, opening=opening)
+    tokenizer, prompt_built = local.built_prompt(request, loading)
     if show_prompt or dry_run:
-        show_tokens(tokenizer, built, as_json=as_json and dry_run)
+        show_tokens(tokenizer, prompt_built, as_json=as_json and dry_run)
     if dry_run:
         return
-    generator = Generator.load(model, device=device, dtype=dtype)
-    events = generator.complete(
-        built.ids,
-        sampling,
-        limits,
-        ends=built.ends,
-        opening=built.opening,
-        specials=parse_specials,
-    )
-    if asked.gap is not None and (in_place or diff):
-        completion = output.middle_of(events)
-        if diff:
-            with output.payload(out) as write:
-                write(asked.gap.diff(completion.text, output.patch_name(file)))
-        if in_place:
-            assert file is not None, "--in-place without a file"
-            assert asked.content is not None, "a file without content"
-            output.write_in_place(file, asked.content, asked.gap, completion, printed=diff)
-        return
-    if chat:
+    with local.completing(request, prompt_built, loading) as events:
+        write(events)
+
+
+def _fill(
+    events: output.Events,
+    gap: Gap,
+    content: bytes | None,
+    written: Path | None,
+    named: Path | None,
+    diff: bool,
+    out: Path | None,
+) -> None:
+    """Print a filled gap as a patch, or write it into its file, or both."""
+    completion = output.middle_of(events)
+    if diff:
+        with output.payload(out) as write:
+            write(gap.diff(completion.text, output.patch_name(named)))
+    if written is not None:
+        assert content is not None, "a file without content"
+        output.write_in_place(written, content, gap, completion, printed=diff)
+
+
+def _print(events: output.Events, request: Request, *, as_json: bool, out: Path | None) -> None:
+    """Print completions."""
+    if request.chat:
         events = output.stripped(events)
-    if asked.gap is not None:
-        events = output.with_line_ends(events, asked.gap)
+    if request.asked.gap is not None:
+        events = output.with_line_ends(events, request.asked.gap)
     with output.payload(out) as write:
         if as_json:
             output.json_lines(events, write)
-        elif samples == 1:
+        elif request.samples == 1:
             output.stream(events, write, to_terminal=out is None and sys.stdout.isatty())
         else:
             output.in_order(events, write)
@@ -336,8 +372,6 @@ def _check_combination(
     Raises:
         UsageError: naming two that do not.
     """
-    from codecria.data.errors import UsageError
-
     if in_place and file is None:
         raise UsageError("--in-place needs a file to write", hint="name it with --file")
     if in_place and file is not None and not file.is_file():
@@ -356,8 +390,6 @@ def _check_output(
     Raises:
         UsageError: it has not.
     """
-    from codecria.data.errors import UsageError
-
     if (in_place or diff) and many:
         raise UsageError(
             "--in-place and --diff take one completion", hint="leave out --samples and --json"
@@ -369,6 +401,19 @@ def _check_output(
     if file is not None and out.resolve() == file.resolve():
         raise UsageError(
             f"--out would replace {file} by its middle", hint="--in-place fills the gap in it"
+        )
+
+
+def _check_echo(*, echo: bool, chat: bool, many: bool, other: bool) -> None:
+    """Check that --echo has one text to print.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if echo and (chat or many or other):
+        raise UsageError(
+            "--echo prints one text with its completion",
+            hint="leave out --chat, --samples, --json, --in-place and --diff",
         )
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,58 @@ if TYPE_CHECKING:
     from codecria.core.inference.decoding import Completion
     from codecria.data.formats.cursor import Gap
 
-    Events = Iterator[tuple[int, str | Completion]]
+    from .prompt import Asked
 
 Write = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One finished completion, wherever it was generated.
+
+    Attributes:
+        text: what follows the prompt.
+        finish_reason: "stop", or "length" at the limit.
+        prompt_tokens, completion_tokens: counts.
+        prefill_s, decode_s: seconds for the prompt and for the completion.
+        cached_tokens: of the prompt, that were not read again.
+        drafted, accepted: tokens that were drafted, and those that were right.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+Events = Iterator[tuple[int, str | Shown]]
+
+
+def shown(events: Iterator[tuple[int, str | Completion]]) -> Events:
+    """The events of an engine as they are shown."""
+    for number, event in events:
+        if isinstance(event, str):
+            yield number, event
+            continue
+        yield (
+            number,
+            Shown(
+                text=event.text,
+                finish_reason=event.finish_reason,
+                prompt_tokens=event.prompt_tokens,
+                completion_tokens=len(event.ids),
+                prefill_s=event.prefill_s,
+                decode_s=event.decode_s,
+                cached_tokens=event.cached_tokens,
+                drafted=event.drafted,
+                accepted=event.accepted,
+            ),
+        )
 
 
 @contextlib.contextmanager
@@ -95,31 +144,30 @@ def json_lines(events: Events, write: Write) -> None:
             "sample": number,
             "text": event.text,
             "prompt_tokens": event.prompt_tokens,
-            "completion_tokens": len(event.ids),
+            "completion_tokens": event.completion_tokens,
             "finish_reason": event.finish_reason,
             "prefill_s": round(event.prefill_s, 6),
             "decode_s": round(event.decode_s, 6),
-            "tokens_per_s": round(len(event.ids) / seconds, 2) if seconds else 0.0,
+            "tokens_per_s": round(event.completion_tokens / seconds, 2) if seconds else 0.0,
+            "cached_tokens": event.cached_tokens,
+            "drafted_tokens": event.drafted,
+            "accepted_tokens": event.accepted,
         }
         write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def stripped(events: Events) -> Events:
     """Completions without white space at either end, streamed as soon as that is certain."""
-    held: dict[int, str] = {}
+    from codecria.core.inference.shaping import Stripper
+
+    strippers: dict[int, Stripper] = {}
     for number, event in events:
         if not isinstance(event, str):
             yield number, replace(event, text=event.text.strip())
             continue
-        text = held.get(number, "") + event
-        if number not in held:
-            text = text.lstrip()
-            if not text:
-                continue
-        shown = text.rstrip()
-        held[number] = text[len(shown) :]
-        if shown:
-            yield number, shown
+        text = strippers.setdefault(number, Stripper()).push(event)
+        if text:
+            yield number, text
 
 
 def with_line_ends(events: Events, gap: Gap) -> Events:
@@ -131,7 +179,19 @@ def with_line_ends(events: Events, gap: Gap) -> Events:
             yield number, replace(event, text=gap.shown(event.text))
 
 
-def middle_of(events: Events) -> Completion:
+def echoed(events: Events, asked: Asked, out: Path | None) -> None:
+    """Write the whole text: the prompt and its completion, or the text with its gap filled."""
+    with payload(out) as write:
+        if asked.gap is not None:
+            write(asked.gap.filled(middle_of(events).text))
+            return
+        write(asked.text)
+        for _, event in events:
+            if isinstance(event, str):
+                write(event)
+
+
+def middle_of(events: Events) -> Shown:
     """The one completion of a gap."""
     [completion] = [event for _, event in events if not isinstance(event, str)]
     return completion
@@ -150,7 +210,7 @@ def patch_name(file: Path | None) -> str:
 
 
 def write_in_place(
-    file: Path, read: bytes, gap: Gap, completion: Completion, *, printed: bool = False
+    file: Path, read: bytes, gap: Gap, completion: Shown, *, printed: bool = False
 ) -> None:
     """Write the file with its gap filled; its mode, its owner and a link to it stay.
 
@@ -169,7 +229,8 @@ def write_in_place(
 
     if completion.finish_reason == "length":
         raise UserError(
-            f"the middle did not end within {len(completion.ids)} tokens; {file} is unchanged",
+            f"the middle did not end within {completion.completion_tokens} tokens; {file} is"
+            " unchanged",
             hint="allow more with --max-tokens, or end it with --stop",
         )
     path = file.resolve()

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from codecria.cli import render
 from codecria.data.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from codecria.core.inference.healing import Opening
+    from codecria.core.inference.prompts import Prompt
     from codecria.data.formats.chat import Message
     from codecria.data.formats.cursor import Gap
-    from codecria.data.formats.window import Room, Truncate
-    from codecria.data.tokenizer.tokenizer import Specials, Tokenizer
+    from codecria.data.tokenizer.tokenizer import Tokenizer
 
 STDIN = "-"
 
@@ -59,23 +58,6 @@ class Asked:
     gap: Gap | None = None
     session: bool = False
     content: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A prompt that fits the context.
-
-    Attributes:
-        ids: BOS first.
-        left_out: what a prompt that was too long has lost, or None.
-        ends: ids that end the completion, besides the checkpoint's own.
-        opening: text that the completion begins with because of --heal.
-    """
-
-    ids: list[int]
-    left_out: str | None = None
-    ends: tuple[int, ...] = ()
-    opening: Opening | None = None
 
 
 def read(source: Source) -> Asked:
@@ -134,63 +116,27 @@ def _read_text(source: Source) -> Asked:
     return Asked(text=text)
 
 
-def text_prompt(
-    tokenizer: Tokenizer, text: str, room: Room, truncate: Truncate, *, specials: Specials
-) -> Prompt:
-    """The prompt of a completion."""
-    from codecria.data.formats.window import fit_completion
+def dialog_of(text: str, system: str | None, *, refuse_tags: bool) -> list[Message]:
+    """One question as a dialog; warns of chat-template tags in it.
 
-    fitted = fit_completion(tokenizer, text, room, truncate, specials=specials)
-    return Prompt(ids=fitted.ids, left_out=fitted.left_out)
+    Raises:
+        UsageError: there is one, and `refuse_tags` is set.
+    """
+    from codecria.data.formats.chat import Message
 
-
-def infill_prompt(
-    tokenizer: Tokenizer,
-    gap: Gap,
-    form: Literal["psm", "spm"],
-    room: Room,
-    truncate: Truncate,
-    *,
-    prefix_share: float,
-) -> Prompt:
-    """The prompt that fills a gap."""
-    from codecria.data.formats.infill import Infiller, Order
-    from codecria.data.formats.window import fit_infill
-
-    infiller = Infiller(tokenizer)
-    order = Order.PSM if form == "psm" else Order.SPM
-    fitted = fit_infill(
-        infiller, gap.prefix, gap.suffix, order, room, truncate, prefix_share=prefix_share
-    )
-    return Prompt(ids=fitted.ids, left_out=fitted.left_out, ends=(infiller.special.end,))
-
-
-def chat_prompt(
-    tokenizer: Tokenizer,
-    text: str,
-    system: str | None,
-    room: Room,
-    truncate: Truncate,
-    *,
-    refuse_tags: bool,
-) -> Prompt:
-    """The prompt of one question."""
-    from codecria.data.formats import chat
-    from codecria.data.formats.window import fit_chat
-
-    dialog = [chat.Message(role="user", content=text)]
+    dialog = [Message(role="user", content=text)]
     if system is not None:
-        dialog.insert(0, chat.Message(role="system", content=system))
+        dialog.insert(0, Message(role="system", content=system))
     warn_of_tags(dialog, refuse_tags=refuse_tags)
-    fitted = fit_chat(tokenizer, dialog, room, truncate)
-    return Prompt(ids=fitted.ids, left_out=fitted.left_out, ends=(chat.stop_id(tokenizer),))
+    return dialog
 
 
-def report_left_out(left_out: str | None, tokens: int, room: Room) -> None:
+def report_left_out(prompt: Prompt, context: int) -> None:
     """Say on stderr, in one line, what a cut prompt has lost."""
-    if left_out is not None:
+    if prompt.left_out is not None:
         render.note(
-            f"the prompt is cut to {tokens:,} of {room.context:,} tokens: {left_out} are left out"
+            f"the prompt is cut to {len(prompt.ids):,} of {context:,} tokens: {prompt.left_out}"
+            " are left out"
         )
 
 
@@ -214,7 +160,7 @@ def show_tokens(tokenizer: Tokenizer, prompt: Prompt, *, as_json: bool) -> None:
     """The prompt as the model reads it: on stderr as a list, on stdout as JSON."""
     pieces = tokenizer.pieces(prompt.ids)
     if as_json:
-        render.emit_json({"ids": prompt.ids, "pieces": pieces})
+        render.emit_json({"ids": list(prompt.ids), "pieces": pieces})
         return
     for token, piece in zip(prompt.ids, pieces, strict=True):
         render.note(f"{token:>6}  {piece!r}")

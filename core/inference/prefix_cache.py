@@ -1,6 +1,6 @@
 """Keys and values of prompts that were read, for the next prompt that begins alike.
 
-The second completion in a file reads only what changed. Blocks of 32 tokens are kept in memory and,
+The second completion in a file reads only what changed. Blocks of 16 tokens are kept in memory and,
 if a folder is given, on disk; the least recently used go first.
 
     tokens   [ block 0 ][ block 1 ][ block 2 ][ rest ]
@@ -35,9 +35,9 @@ from codecria.data.files import TEMPORARY_PREFIX, atomic_path, digest_file, temp
 
 from .runner import Runner, Snapshot
 
-BLOCK = 32  # tokens
-MEMORY_BYTES = 1 << 30
-DISK_BYTES = 2 << 30
+BLOCK = 16  # tokens
+MEMORY_BYTES = 1_000_000_000
+DISK_BYTES = 2_000_000_000
 CLOSING_BYTES = 64 << 20  # of the latest blocks that are written when a server ends
 QUEUED_WRITES = 64  # more are dropped: a slow disk must not hold the engine up
 KEY_BYTES = 20

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from codecria.cli import app as cli
 from codecria.cli.generate.chat import Session
-from codecria.cli.generate.output import stripped, write_in_place
+from codecria.cli.generate.output import Shown, stripped, write_in_place
 from codecria.core.checkpoints.checkpoint import publish
-from codecria.core.inference.decoding import Completion, Limits
+from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling
 from codecria.core.model.config import ModelConfig
@@ -147,9 +147,7 @@ def test_what_an_editor_saved_meanwhile_is_not_overwritten(
     link.symlink_to(path)
     read = path.read_bytes()
     gap = cursor.at_place(read.decode(), 1, 5)
-    filled = Completion(
-        text="1", ids=(5,), prompt_tokens=1, finish_reason="stop", prefill_s=0, decode_s=0
-    )
+    filled = Shown(text="1", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
     for saved in (b"x = \ny = 2\n", b""):
         path.write_bytes(saved)
         with pytest.raises(UserError, match="was changed while"):
@@ -174,9 +172,7 @@ def test_a_refused_write_prints_the_middle_once(
     path = tmp_path / "a.py"
     path.write_text("changed\n")
     gap = cursor.at_place("x = \n", 1, 5)
-    filled = Completion(
-        text="1", ids=(5,), prompt_tokens=1, finish_reason="stop", prefill_s=0, decode_s=0
-    )
+    filled = Shown(text="1", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
     with pytest.raises(UserError, match="was changed while") as refused:
         write_in_place(path, b"x = \n", gap, filled, printed=True)
     assert capsys.readouterr().out == ""
@@ -334,11 +330,9 @@ def test_a_conversation_in_a_terminal(filler: Path) -> None:
 @given(st.lists(st.text(alphabet="a \n", max_size=4), max_size=6))
 def test_stripping_a_stream_is_stripping_the_whole(parts: list[str]) -> None:
     whole = "".join(parts)
-    last = Completion(
-        text=whole, ids=(), prompt_tokens=1, finish_reason="stop", prefill_s=0, decode_s=0
-    )
+    last = Shown(text=whole, finish_reason="stop", prompt_tokens=1, completion_tokens=0)
     events = list(stripped(iter([*((0, part) for part in parts), (0, last)])))
     streamed = "".join(event for _, event in events if isinstance(event, str))
     assert streamed == whole.strip()
-    assert isinstance(events[-1][1], Completion)
+    assert isinstance(events[-1][1], Shown)
     assert events[-1][1].text == whole.strip()

@@ -1,0 +1,1 @@
+"""`codecria serve`: one engine behind the protocols that editors and clients speak."""
