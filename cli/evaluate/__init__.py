@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ..commands import QuickGroup
-from . import benchmarks, compare, long_context, perplexity, report, stages, text
+from . import benchmarks, compare, long_context, perplexity, repo, report, stages, text
 
 HELP = "Measure what a model can do."
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     benchmarks.register_tasks(group)
     text.register_tasks(group)
     group.command("perplexity", help=perplexity.HELP)(perplexity.perplexity)
+    group.command("repo", help=repo.HELP)(repo.repo)
     group.command("compare", help=compare.HELP)(compare.compare)
     group.command("report", help=report.HELP)(report.report)
     group.command("correlation", help=report.CORRELATION_HELP)(report.correlation)

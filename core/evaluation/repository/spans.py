@@ -1,0 +1,271 @@
+"""Spans to infill: lines, blocks and function bodies that later commits added, or of plain files.
+
+    line       one added line, without its indentation
+    block      added lines that follow each other, 2 to 10 of them, up to an empty line
+    function   the body of an added Python function, after its docstring
+
+The file around a span is as the commit left it. What was in the repository before the split is left
+out where it is long enough to be told from chance: nothing of an answer was there to learn from.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from codecria.data.corpus.documents import decode
+from codecria.data.corpus.generated import is_generated
+from codecria.data.corpus.history import History, Split
+from codecria.data.corpus.languages import by_path, language_class
+from codecria.data.formats.syntax import PYTHON, parses
+
+KINDS = ("line", "block", "function")
+BLOCK_LINES = 10  # most lines of a block
+FUNCTION_LINES = 40  # most of a function's body
+KNOWN_LENGTH = 20  # characters from which a span that stood there before is left out
+LEAST_LETTERS = 4  # letters and digits of a line that is worth asking for
+FILE_CHARACTERS = 200_000  # longest file that is looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A part of a file, to be infilled.
+
+    Attributes:
+        id: of the span: kind, path and place.
+        kind: one of `KINDS`.
+        commit: that added it; "" of plain files.
+        path, language: of the file.
+        prefix, middle, suffix: the file, in three.
+    """
+
+    id: str
+    kind: str
+    commit: str
+    path: str
+    language: str
+    prefix: str
+    middle: str
+    suffix: str
+
+
+class Place(NamedTuple):
+    """Where a span lies in its file.
+
+    Attributes:
+        kind: one of `KINDS`.
+        first, last: [first, last) in characters.
+        line: of its first character, from 1.
+    """
+
+    kind: str
+    first: int
+    last: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The spans of a benchmark.
+
+    Attributes:
+        spans: in the order of their ids' hashes, at most so many of each kind.
+        candidates: of each kind, how many there were.
+        known: of each kind, those passed over because their text was there before.
+    """
+
+    spans: tuple[Span, ...]
+    candidates: dict[str, int] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)
+
+
+def of_history(
+    history: History, split: Split, *, kinds: Sequence[str], limit: int, seed: int
+) -> Found:
+    """Spans that the later commits of a history added.
+
+    Args:
+        history: opened.
+        split: which commits are later.
+        kinds: of `KINDS`.
+        limit: most spans of each kind.
+        seed: which are taken where there are more.
+
+    Raises:
+        UserError: the history cannot be read.
+    """
+    texts = (_text(history, blob) for _, blob in code_files(history, split.base.id))
+    before = "\n".join(text for text in texts if text is not None)
+    found: dict[tuple[str, str, str], Span] = {}
+    for commit in split.later:
+        for added in history.added(commit):
+            language = code_language(added.path)
+            text = None if language is None else _text(history, added.blob)
+            if text is None or language is None:
+                continue
+            for place in candidates_in(text, language, added.lines):
+                key = (place.kind, added.path, text[place.first : place.last])
+                if place.kind in kinds and key not in found:  # else moved, or added again
+                    found[key] = _span(place, commit.id, added.path, language, text)
+    return choose(
+        found.values(),
+        limit=limit,
+        seed=seed,
+        known=lambda text: len(text) >= KNOWN_LENGTH and text in before,
+    )
+
+
+def of_files(
+    files: Iterable[tuple[str, str]], *, kinds: Sequence[str], limit: int, seed: int
+) -> Found:
+    """Spans of files without a history: any of their lines counts as added.
+
+    Args:
+        files: path and text of each.
+        kinds, limit, seed: as for `of_history`.
+    """
+    found: dict[tuple[str, str, str], Span] = {}
+    for path, text in files:
+        language = code_language(path)
+        if language is None or not usable(text):
+            continue
+        every = ((1, text.count("\n") + 1),)
+        for place in candidates_in(text, language, every):
+            key = (place.kind, path, text[place.first : place.last])
+            if place.kind in kinds and key not in found:
+                found[key] = _span(place, "", path, language, text)
+    return choose(found.values(), limit=limit, seed=seed)
+
+
+def choose(
+    spans: Collection[Span],
+    *,
+    limit: int,
+    seed: int,
+    known: Callable[[str], bool] = lambda _: False,
+) -> Found:
+    """At most so many spans of each kind, by a hash of their ids.
+
+    Args:
+        spans: to choose from.
+        limit: most of each kind.
+        seed: of the hash.
+        known: whether a text was there before; such spans are passed over.
+    """
+
+    def key(span: Span) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{span.id}".encode(), digest_size=8).digest()
+
+    taken: list[Span] = []
+    counts, passed = Counter[str](), Counter[str]()
+    for span in sorted(spans, key=key):
+        if counts[span.kind] == limit:
+            continue
+        if known(span.middle):
+            passed[span.kind] += 1
+            continue
+        counts[span.kind] += 1
+        taken.append(span)
+    taken.sort(key=lambda span: (KINDS.index(span.kind), key(span)))
+    candidates = Counter(span.kind for span in spans)
+    return Found(spans=tuple(taken), candidates=dict(candidates), known=dict(passed))
+
+
+def code_language(path: str) -> str | None:
+    """The programming language of a path, or None for anything else."""
+    language = by_path(path)
+    return language if language and language_class(language) == "programming" else None
+
+
+def code_files(history: History, commit: str) -> Iterator[tuple[str, str]]:
+    """Path and hash of the program files of a commit."""
+    for path, blob in sorted(history.files(commit).items()):
+        if code_language(path) is not None:
+            yield path, blob
+
+
+def usable(text: str) -> bool:
+    """Whether a file was written by people and is of a usual size."""
+    if len(text) > FILE_CHARACTERS or not text.strip():
+        return False
+    return not is_generated(text, lines=40)
+
+
+def _text(history: History, blob: str) -> str | None:
+    """The text of a file, or None of one that is no use."""
+    content = history.content(blob)
+    text = decode(content) if len(content) <= 4 * FILE_CHARACTERS else None
+    return text if isinstance(text, str) and usable(text) else None
+
+
+def candidates_in(text: str, language: str, added: Sequence[tuple[int, int]]) -> Iterator[Place]:
+    """The spans that lie within added lines.
+
+    Args:
+        text: the file.
+        language: of it.
+        added: [first, last] lines, from 1.
+    """
+    lines = text.split("\n")
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line) + 1)
+
+    def begin(number: int) -> int:
+        line = lines[number - 1]
+        return starts[number - 1] + len(line) - len(line.lstrip())
+
+    def end(number: int) -> int:
+        return starts[number - 1] + len(lines[number - 1].rstrip())
+
+    for first, last in added:
+        run: list[int] = []
+        for number in range(first, min(last, len(lines)) + 1):
+            line = lines[number - 1]
+            comment = line.lstrip().startswith(("#", "//", "*", "/*", "--"))
+            if sum(map(str.isalnum, line)) >= LEAST_LETTERS and not comment:
+                yield Place("line", begin(number), end(number), number)
+            if line.strip() and len(run) < BLOCK_LINES:
+                run.append(number)
+                continue
+            if len(run) > 1:
+                yield Place("block", begin(run[0]), end(run[-1]), run[0])
+            run = [number] if line.strip() else []
+        if len(run) > 1:
+            yield Place("block", begin(run[0]), end(run[-1]), run[0])
+    if language == PYTHON:
+        for first, last in _bodies(text):
+            if any(a <= first and last <= b for a, b in added):
+                yield Place("function", begin(first), end(last), first)
+
+
+def _bodies(text: str) -> Iterator[tuple[int, int]]:
+    """First and last line of the body of every Python function, after its docstring."""
+    if not parses(text, PYTHON):
+        return
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        if not body or body[0].lineno == node.lineno:
+            continue
+        last = body[-1].end_lineno or body[-1].lineno
+        if last - body[0].lineno < FUNCTION_LINES:
+            yield body[0].lineno, last
+
+
+def _span(place: Place, commit: str, path: str, language: str, text: str) -> Span:
+    return Span(
+        id=f"{place.kind} {path}:{place.line} {commit[:12]}".strip(),
+        kind=place.kind,
+        commit=commit,
+        path=path,
+        language=language,
+        prefix=text[: place.first],
+        middle=text[place.first : place.last],
+        suffix=text[place.last :],
+    )
