@@ -4,12 +4,17 @@ In float64 the gap is that of float64's rounding, so what is left of it in float
 the order of sums differs, and nothing else.
 """
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from codecria.core.model.config import ModelConfig
 from codecria.core.training.mesh import Mesh, check_mesh, parse_mesh
 from codecria.core.training.recipes import recipe_for
 from codecria.data.errors import UsageError
+from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.core.training.launch import Launch
 
 # Key-value heads are fewer than heads, no count of processes divides the vocabulary, documents
@@ -112,6 +117,83 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one() -> None:
 @pytest.mark.slow
 def test_losses_and_gradients_of_four_processes_are_those_of_one() -> None:
     compare(4, "dp=2,tp=2", "tp=2,cp=2", "dp=2,cp=2", "cp=4")
+
+
+# Three stages by one process, and by two on each mesh; their metrics must agree.
+TRAINED = """
+import os, sys
+from pathlib import Path
+import torch
+from codecria.core.training.meter import read_metrics
+from codecria.core.training.request import StageRequest
+from codecria.core.training.resolve import resolve
+from codecria.core.training.stage import agreed, run_stage
+from codecria.core.training.world import ALONE, joined
+
+shards, dialogs, folder, *meshes = sys.argv[1:]
+torch.set_num_threads(1)
+common = dict(steps=3, any_init=True, micro_batch_size=4, device="cpu", dtype="float32",
+              compile="off", recompute="on", save_every=100, eval_every=3, eval_rows=5,
+              log_every=1, changes={"context": 64, "batch_tokens": 512, "peak_lr": 5e-3,
+                                    "warmup_steps": 1})
+base = Path(folder) / "pretrain-one" / "model"
+stages = {
+    "pretrain": dict(size="1m", data=[shards]),
+    "fim": dict(init=base, data=[shards]),
+    "instruct": dict(init=base, dialogs=[dialogs], replay=[f"{shards}=0.5"]),
+}
+TIMED = ("tokens_per_s", "mfu", "data_wait_s", "step_s", "memory_gb")
+
+def train(recipe, mesh, world):
+    request = StageRequest(recipe=recipe, mesh=mesh or "auto", **common, **stages[recipe])
+    out = Path(folder) / f"{recipe}-{mesh or 'one'}"
+    stage, world = agreed(world.main_first(lambda: resolve(request, out=out)), world)
+    run_stage(stage, out, report=lambda _: None, warn=sys.stderr.write, started=lambda _: None,
+              world=world)
+    return read_metrics(out / "metrics.jsonl")
+
+def compare(name, found, wanted):
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), name
+        for key in wanted:
+            if key not in TIMED:
+                compare(f"{name} {key}", found[key], wanted[key])
+    elif isinstance(wanted, float):
+        assert abs(found - wanted) <= 2e-5 * abs(wanted), f"{name}: {found} for {wanted}"
+    else:
+        assert found == wanted, f"{name}: {found} for {wanted}"
+
+with joined(torch.device("cpu"), timeout_s=60) as world:
+    for recipe in stages:
+        if world.is_main:
+            wanted = train(recipe, "", ALONE)
+        world.barrier()
+        for mesh in meshes:
+            found = train(recipe, mesh, world)
+            if world.is_main:
+                assert any("validation_loss" in record for record in wanted)
+                for mine, theirs in zip(found, wanted, strict=True):
+                    compare(f"{recipe} {mesh} step {theirs['step']}", mine, theirs)
+    print("equal", flush=True)
+os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
+"""
+
+
+@pytest.mark.slow
+def test_metrics_of_every_layout_are_those_of_one_process(
+    tokenizer: Tokenizer, corpus: list[str], shard_writer: Any, tmp_path: Path
+) -> None:
+    # Kills: documents counted once by each process that shares a row, losses of a kind by another
+    # process's places, validation rows of other ranks, weights that change with the mesh.
+    shards, chats = tmp_path / "code", tmp_path / "chats.jsonl"
+    documents = [tokenizer.encode(text[:1500], bos=True, eos=True) for text in corpus]
+    shard_writer(shards, documents, tokenizer)
+    dialogs = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(40)]
+    chats.write_text("".join(json.dumps(dialog) + "\n" for dialog in dialogs))
+    words = [str(path) for path in (shards, chats, tmp_path)]
+    found = Launch([["-c", TRAINED, *words, "dp=2", "tp=2", "cp=2"]] * 2).end()
+    for status, output, errors in found:
+        assert (status, output) == (0, "equal\n"), errors
 
 
 def test_a_mesh_is_written_as_its_axes_and_dp_is_what_the_others_leave() -> None:
