@@ -193,6 +193,27 @@ Devices = Annotated[
 ]
 
 
+DeviceFlops = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        metavar="FLOPS",
+        help="With --devices: peak of each, such as 989e12 FLOP/s.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Mfu = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        max=1,
+        metavar="SHARE",
+        help="With --devices: share of that peak to plan the time with.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
 def _parsed(parse: Callable[[str], int]) -> Callable[[Any], int]:
     """A parser whose refusals Typer reports with the option's name."""
 

@@ -25,10 +25,12 @@ from .options import (
     Changes,
     Decontaminate,
     Device,
+    DeviceFlops,
     DeviceMemory,
     Devices,
     DryRun,
     Dtype,
+    Mfu,
     Threads,
     complete_recipes,
     complete_sizes,
@@ -207,6 +209,8 @@ def verb(name: str, *others: str) -> Callable[..., None]:
         dry_run: bool,
         devices: int | None,
         device_memory: int | None,
+        device_flops: float,
+        mfu: float,
         as_json: bool,
         **given: Any,
     ) -> None:
@@ -219,7 +223,14 @@ def verb(name: str, *others: str) -> Callable[..., None]:
         if show is not None:
             show_examples(request, show, as_json=as_json)
         elif dry_run:
-            show_plan(request, out, as_json=as_json, devices=devices, device_memory=device_memory)
+            machines = None
+            if devices is not None or device_memory is not None:
+                from codecria.core.training.spread import Machines
+
+                machines = Machines(
+                    devices=devices or 1, memory=device_memory, peak_flops=device_flops, mfu=mfu
+                )
+            show_plan(request, out, as_json=as_json, machines=machines)
         elif out is None:
             raise UsageError(
                 "there is no --out", hint="name a folder for the run, such as --out run"
@@ -261,6 +272,8 @@ _COMMON = [
         ("dry_run", DryRun, False),
         ("devices", Devices, None),
         ("device_memory", DeviceMemory, None),
+        ("device_flops", DeviceFlops, 989e12),
+        ("mfu", Mfu, 0.4),
         (
             "as_json",
             Annotated[

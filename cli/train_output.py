@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codecria.core.training.plan import Plan
     from codecria.core.training.request import StageRequest
     from codecria.core.training.run import Standing
-    from codecria.core.training.spread import SpreadPlan
+    from codecria.core.training.spread import Machines, SpreadPlan
     from codecria.core.training.stage import Stage
 
 
@@ -20,8 +20,7 @@ def show_plan(
     out: Path | None,
     *,
     as_json: bool,
-    devices: int | None = None,
-    device_memory: int | None = None,
+    machines: Machines | None = None,
 ) -> None:
     """Print what a run will take, and what it would do to the run folder.
 
@@ -29,7 +28,7 @@ def show_plan(
         request: of the run.
         out: its folder, if any.
         as_json: print one JSON document.
-        devices, device_memory: the devices to plan for, beside this machine.
+        machines: the devices to plan for, beside this machine.
     """
     from codecria.core.training.planner import plan_paper, plan_stage
     from codecria.core.training.resolve import resolve
@@ -37,22 +36,20 @@ def show_plan(
 
     if not (request.data or request.dialogs):
         plan, now = plan_paper(request), None
-        micro_batch_size = request.micro_batch_size or 1
     else:
         stage = resolve(request, out=out, plan=True)
         now = stage.standing(out) if out is not None else None
         plan = plan_stage(stage, out)
-        micro_batch_size = stage.run.micro_batch_size
     spread = None
-    if devices is not None or device_memory is not None:
+    if machines is not None:
         spread = plan_spread(
             plan.recipe,
             plan.model,
-            devices=devices or 1,
-            device_memory=device_memory,
-            micro_batch_size=micro_batch_size,
+            machines,
+            mesh=request.mesh,
+            micro_batch_size=request.micro_batch_size,
             dtype="float32" if request.dtype == "float32" else "bfloat16",
-            recompute=plan.recompute,
+            recompute=None if request.recompute == "auto" else request.recompute == "on",
         )
     if as_json:
         found = plan.as_json() | {"action": now.action if now is not None else None}
@@ -60,7 +57,7 @@ def show_plan(
         return
     _render_plan(plan)
     if spread is not None:
-        _render_spread(spread)
+        _render_spread(spread, plan.recipe.steps)
     if out is not None and now is not None:
         _note_standing(now, out)
 
@@ -132,29 +129,26 @@ def _render_plan(plan: Plan) -> None:
     )
 
 
-def _render_spread(spread: SpreadPlan) -> None:
-    """Memory and traffic of each of several devices, and what fits them."""
-    plain = spread.as_json()
-    how = f"{spread.dtype}, {spread.micro_batch_size} rows a pass"
-    how += ", activations recomputed" if spread.recompute else ""
+def _render_spread(spread: SpreadPlan, steps: int) -> None:
+    """Memory, traffic and time of each of several devices, and what fits them."""
+    plain, way, machines = spread.as_json(), spread.way, spread.machines
+    how = f"--mesh {way.mesh}, {way.dtype}, {way.micro_batch_size} rows a pass"
+    how += ", activations recomputed" if way.recompute else ""
     rows = [(part, f"{size / 1e9:.2f}") for part, size in plain["memory_bytes"].items()]
-    rows += [
-        ("needed in eager execution", f"{plain['needed_bytes'] / 1e9:.2f}"),
-        ("weights received a step", f"{spread.gathered / 1e9:.2f}"),
-        ("gradients sent a step", f"{spread.reduced / 1e9:.2f}"),
-    ]
-    render.table(f"each of {spread.devices} devices ({how})", ["part", "GB"], rows, to_stdout=True)
-    if spread.device_memory is None:
-        return
-    size = f"{spread.device_memory / 1e9:g} GB"
-    render.output(f"fits {size}: {'yes' if spread.fits else 'no'}")
-    if (fitting := spread.fitting) is None:
-        render.output(f"nothing fits {size}: use more devices, or devices with more memory")
-        return
-    again = "on" if fitting.recompute else "off"
-    render.output(
-        f"largest that fits: --micro-batch-size {fitting.micro_batch_size} --recompute {again}"
+    rows.append(("needed in eager execution", f"{plain['needed_bytes'] / 1e9:.2f}"))
+    rows += [(f"{what}, sent a step", f"{size / 1e9:.2f}") for what, size in spread.links.items()]
+    render.table(
+        f"each of {machines.devices} devices ({how})", ["part", "GB"], rows, to_stdout=True
     )
+    render.output(
+        f"{spread.seconds:.3g} s a step, {render.duration(spread.seconds * steps)} in all, at"
+        f" {machines.mfu:.0%} of {machines.peak_flops / 1e12:g} TFLOP/s on each device"
+    )
+    if machines.memory is None:
+        return
+    size = f"{machines.memory / 1e9:g} GB"
+    advice = "" if spread.fits else ": use more devices, or devices with more memory"
+    render.output(f"fits {size}: {'yes' if spread.fits else 'no'}{advice}")
 
 
 def _time_here(plan: Plan) -> str:

@@ -48,6 +48,16 @@ def choose_device(requested: str) -> torch.device:
     return device
 
 
+def launched_processes() -> int:
+    """How many processes torchrun, or a launcher that sets the same variables, started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_processes() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+
+
 def _rate(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
     """Calls of `work` per second: the best of several short spells."""
 

@@ -15,7 +15,7 @@ Shapes: B rows, T tokens, C = dim, V vocabulary, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,12 @@ class TensorSplit:
         return parts.full_tensor()
 
 
+def _as_multiplied(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+    """What a norm gives, in the type of matrix products: half as much is gathered in bfloat16."""
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
+
+
 def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True) -> None:
     """Split a model's weights over a tensor-parallel group, and its forward with them.
 
@@ -132,6 +138,8 @@ def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True)
     }
     for layer in model.layers:
         parallelize_module(layer, mesh, plan, src_data_rank=None)
+        for name in ("attention_norm", "ffn_norm"):
+            getattr(layer, name).register_forward_hook(_as_multiplied)
     parallelize_module(model, mesh, {"norm": norm}, src_data_rank=None)
     matrices: list[tuple[nn.Module, str]] = [(model, "tok_embeddings")]
     if not model.config.tied:

@@ -103,7 +103,9 @@ class Attention(nn.Module):
         q = apply_rope(self.wq(x).view(B, T, -1, self.head_dim), rope)  # (B,T,H,D)
         k = apply_rope(self.wk(x).view(B, T, -1, self.head_dim), rope)  # (B,T,K,D)
         v = self.wv(x).view(B, T, -1, self.head_dim)
-        out: Tensor = self.wo(attend(self.layer, q, k, v).reshape(B, T, -1))
+        # Training's attention knows no layers, and a number would compile each layer anew.
+        layer = 0 if torch.compiler.is_compiling() else self.layer
+        out: Tensor = self.wo(attend(layer, q, k, v).reshape(B, T, -1))
         return out
 
 

@@ -68,6 +68,17 @@ def shard(model: Transformer, world: World, *, dtype: torch.dtype = torch.float3
             module.set_gradient_divide_factor(1.0)
 
 
+def sum_gradients(model: Transformer, *, now: bool) -> None:
+    """Whether the next backward sums the gradients over the processes, or keeps its own.
+
+    What is kept is added to the next ones in float32, and takes memory for all of the layers.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+
+
 def context_split(world: World) -> ContextSplit | None:
     """This process's share of its rows' tokens; None where it has whole rows."""
     if world.mesh.cp == 1:

@@ -13,9 +13,11 @@ from codecria.core.model.config import ModelConfig
 from codecria.core.model.dtypes import DTYPES
 from codecria.data.errors import UsageError, UserError
 
-from .plan import memory_bytes, training_seconds
+from .mesh import Mesh, parse_mesh
+from .plan import training_seconds
 from .recipes import Recipe
 from .request import StageRequest, Switch
+from .spread import Way, needed, spread_memory
 
 # Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
 CPU_MICRO_TOKENS = 8_192
@@ -42,6 +44,7 @@ class Settings:
         attention: the attention backend.
         why_attention: why that one.
         recompute: whether activations are recomputed in backward.
+        accumulate: whether several processes sum gradients once a step, not once a pass.
     """
 
     device: torch.device
@@ -52,6 +55,7 @@ class Settings:
     attention: str
     why_attention: str
     recompute: bool
+    accumulate: bool = False
 
 
 def settle(
@@ -89,7 +93,7 @@ def settle(
         raise UserError(f"--compile on: {problem}", hint="install one, or leave --compile away")
     recompute = _switch("--recompute", request.recompute, before.get("recompute"))
     if recompute is None:
-        recompute = _needs_recompute(model, recipe, micro_batch_size, dtype, device)
+        recompute = _needs_recompute(request, model, recipe, micro_batch_size, dtype, device)
     return Settings(
         device=device,
         dtype=dtype,
@@ -119,13 +123,26 @@ def _switch(option: str, requested: Switch, before: bool | None) -> bool | None:
 
 
 def _needs_recompute(
-    model: ModelConfig, recipe: Recipe, micro_batch_size: int, dtype: str, device: torch.device
+    request: StageRequest,
+    model: ModelConfig,
+    recipe: Recipe,
+    micro_batch_size: int,
+    dtype: str,
+    device: torch.device,
 ) -> bool:
-    parts = memory_bytes(model, recipe.context, micro_batch_size, dtype, recipe=recipe)
-    # Eager execution keeps about as much again (`memory_bytes`).
-    activations = 2 * parts["activations"]
-    rest = sum(parts.values()) - parts["activations"]
-    return rest + activations > MEMORY_SHARE * machine.memory_size(device)
+    """Whether a device's part of the step would take too much of its memory otherwise."""
+    processes = machine.launched_processes()
+    asked = None if processes == 1 else parse_mesh(request.mesh, processes)  # else for a plan
+    mesh = asked or Mesh(dp=processes)
+    way = Way(mesh=mesh, micro_batch_size=micro_batch_size, recompute=False, dtype=dtype)
+    need = needed(spread_memory(model, recipe.context, way, recipe))
+    return need > MEMORY_SHARE * memory_share(device)
+
+
+def memory_share(device: torch.device) -> float:
+    """Bytes of memory that this process may use: its GPU's, or its share of the machine's."""
+    size = machine.memory_size(device)
+    return size if device.type == "cuda" else size / machine.local_processes()
 
 
 def _micro_batch_size(

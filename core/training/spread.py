@@ -1,35 +1,66 @@
-"""What a step takes on each of several devices, between which a run's weights are split.
+"""What a step takes on each of several devices, and which mesh suits a run.
 
 As `parallel.shard` does it: a device keeps its part of each weight, gradient and moment in float32.
 A layer's weights are gathered before its forward and again before its backward, those outside of
-the layers once a pass; gradients are summed after each pass. Every figure is a function of shapes:
-no device is needed.
+the layers once a pass. Every figure is a function of shapes: no device is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.loss import CHUNK_BYTES
 from codecria.data.errors import UsageError
 
+from .mesh import Mesh, check_mesh, parse_mesh
 from .plan import memory_bytes
 from .recipes import Recipe
 
+# To compare meshes: what a device sends a second, about half of what links are sold with.
+LINK_INSIDE = 200e9  # NVLink of an H100: 450 GB/s each way
+LINK_BETWEEN = 25e9  # a network card of 400 Gbit/s for each device
+PER_MACHINE = 8  # devices of a machine, where nothing says otherwise
+PEAK_FLOPS = 989e12  # an H100's in bfloat16, dense (NVIDIA's data sheet)
+MFU = 0.4  # the share of the peak that a plan's time assumes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitting:
-    """A way to compute that fits a device.
+class Way:
+    """How the devices of a run compute a step.
 
     Attributes:
+        mesh: how they share the work.
         micro_batch_size: rows of one forward pass.
         recompute: whether activations are recomputed in backward.
+        dtype: of matrix products.
     """
 
+    mesh: Mesh
     micro_batch_size: int
     recompute: bool
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """The devices that a plan is made for.
+
+    Attributes:
+        devices: how many share the run.
+        memory: bytes of each; None if unknown.
+        per_machine: devices of one machine.
+        peak_flops: of each device, FLOP/s.
+        mfu: the share of it that a run reaches.
+    """
+
+    devices: int
+    memory: int | None = None
+    per_machine: int = PER_MACHINE
+    peak_flops: float = PEAK_FLOPS
+    mfu: float = MFU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,46 +68,41 @@ class SpreadPlan:
     """What a step takes on each device.
 
     Attributes:
-        devices: how many share the run.
-        micro_batch_size, recompute, dtype: how each computes.
+        way: how they compute.
+        machines: the devices.
         memory: bytes on a device, by part.
-        gathered, reduced: bytes that a device receives of weights, and sends of gradients, a step.
-        device_memory: bytes that a device has; None if unknown.
-        fitting: the largest micro-batch that fits it; None if none does, or it is unknown.
+        links: bytes that a device sends or receives a step, by what they are.
+        seconds: of a step, at the given share of the devices' peak; links are not counted.
     """
 
-    devices: int
-    micro_batch_size: int
-    recompute: bool
-    dtype: str
+    way: Way
+    machines: Machines
     memory: Mapping[str, int]
-    gathered: int
-    reduced: int
-    device_memory: int | None
-    fitting: Fitting | None
+    links: Mapping[str, int]
+    seconds: float
 
     @property
     def fits(self) -> bool | None:
         """Whether a device holds it; None if its memory is unknown."""
-        return None if self.device_memory is None else needed(self.memory) <= self.device_memory
+        memory = self.machines.memory
+        return None if memory is None else needed(self.memory) <= memory
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
-        fitting = self.fitting
         return {
-            "devices": self.devices,
-            "micro_batch_size": self.micro_batch_size,
-            "recompute": self.recompute,
-            "dtype": self.dtype,
+            "devices": self.machines.devices,
+            "mesh": asdict(self.way.mesh),
+            "micro_batch_size": self.way.micro_batch_size,
+            "recompute": self.way.recompute,
+            "dtype": self.way.dtype,
             "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
             "needed_bytes": needed(self.memory),
-            "gathered_bytes": self.gathered,
-            "reduced_bytes": self.reduced,
-            "device_memory": self.device_memory,
+            "link_bytes": dict(self.links),
+            "step_seconds": self.seconds,
+            "peak_flops": self.machines.peak_flops,
+            "mfu": self.machines.mfu,
+            "device_memory": self.machines.memory,
             "fits": self.fits,
-            "fitting": None
-            if fitting is None
-            else {"micro_batch_size": fitting.micro_batch_size, "recompute": fitting.recompute},
         }
 
 
@@ -92,109 +118,226 @@ def layer_parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def spread_memory(
-    config: ModelConfig,
-    context: int,
-    micro_batch_size: int,
-    dtype: str,
-    *,
-    devices: int,
-    recompute: bool,
+    config: ModelConfig, context: int, way: Way, recipe: Recipe | None = None
 ) -> dict[str, int]:
-    """Bytes of a step on each of `devices`, by part.
+    """Bytes of a step on each device, by part.
 
     Gathered are the weights outside of the layers, from forward to the end of backward, and two
-    layers (one in use, the next on its way), with the gradients of one layer before and in their
-    sum, and the embedding's. In bfloat16, backward needs each matrix's whole copy from forward on,
-    2 bytes a weight, which no number of devices makes smaller; where activations are recomputed, a
-    layer's copies and the output's live only as long as they are used.
+    layers (one in use, the next on its way), with the gradients of two layers and those outside,
+    before and in their sum. With tp, all of these are a device's part.
 
-    Args:
-        config, context, micro_batch_size, dtype, recompute: as in `memory_bytes`.
-        devices: how many share the run.
-    """
-    alone = memory_bytes(config, context, micro_batch_size, dtype, recompute=recompute)
-    layer, outside = layer_parameters(config)
-    split = {
-        part: -(-alone[part] // devices) for part in ("weights", "gradients", "optimizer moments")
-    }
-    if devices > 1:
-        split["gathered weights"] = 4 * (outside + 2 * layer)
-        split["gathered gradients"] = 4 * (2 * layer + config.vocab_size * config.dim)
-    if dtype == "bfloat16":
-        layers = 1 if recompute else config.n_layers
-        split["bfloat16 copies"] = 2 * (layers * layer + config.vocab_size * config.dim)
-    return split | {"activations": alone["activations"], "loss chunks": alone["loss chunks"]}
-
-
-def link_bytes(config: ModelConfig, *, devices: int, passes: int) -> tuple[int, int]:
-    """Bytes of a step that a device receives of weights (all-gather), and sends of gradients
-    (reduce-scatter), in float32.
+    Of the activations that `memory_bytes` counts, cp leaves a share, and tp a share of all but the
+    inputs of the matrix products, which need every token; backward keeps the gathered keys and
+    values of whole rows. In bfloat16, the loss multiplies by a copy of the output matrix.
 
     Args:
         config: the shape.
-        devices: how many share the run.
-        passes: forward and backward passes of a step on each.
+        context: tokens of a row.
+        way: how the devices compute.
+        recipe: as for `memory_bytes`.
     """
+    mesh, micro = way.mesh, way.micro_batch_size
+    alone = memory_bytes(config, context, micro, way.dtype, recompute=way.recompute, recipe=recipe)
+    if mesh.size == 1:
+        if way.dtype == "bfloat16":  # autocast's, needed in backward; of one layer where recomputed
+            layer, _ = layer_parameters(config)
+            copied = layer * (1 if way.recompute else config.n_layers)
+            alone["bfloat16 copies"] = 2 * (copied + config.vocab_size * config.dim)
+        return alone
+    size = 4 if way.dtype == "float32" else 2
+    layer, outside = (-(-count // mesh.tp) for count in layer_parameters(config))
+    matrix = -(-config.vocab_size * config.dim // mesh.tp)
+    split = ("weights", "gradients", "optimizer moments")
+    return {part: -(-alone[part] // mesh.size) for part in split} | {
+        "gathered weights": 2 * size * layer + 4 * outside,
+        "gathered gradients": 2 * (size + 4) * layer + 8 * outside,
+        "activations": _activations(config, context // mesh.cp * micro, way, size),
+        "logits": 2 * CHUNK_BYTES + 4 * matrix + (2 * matrix if size == 2 else 0),
+    }
+
+
+def _activations(config: ModelConfig, tokens: int, way: Way, size: int) -> int:
+    """Bytes of activations of a device's tokens; numbers of the compute type take `size` each."""
+    C, tp, cp = config.dim, way.mesh.tp, way.mesh.cp
+    keys = 2 * config.n_kv_heads * config.head_dim
+    shared = size * (4 * C + keys * (cp if cp > 1 else 1) + 3 * config.hidden_dim) + 8 * C
+    layer = size * 2 * C + shared // tp
+    kept = config.n_layers * layer
+    if way.recompute:
+        kept = layer + config.n_layers * 4 * C // tp
+    return tokens * (kept + 2 * size * C)
+
+
+def link_bytes(
+    config: ModelConfig, recipe: Recipe, way: Way, memory: int | None = None
+) -> dict[str, int]:
+    """Bytes of a step that a device receives of weights, keys and values, and hidden states, and
+    sends of gradients.
+
+    Args:
+        config: the shape.
+        recipe: gives rows and context.
+        way: how the devices compute.
+        memory: bytes of a device, for gradients: they are sent once a step where it holds them all
+            (`accumulates`), else once a pass.
+    """
+    mesh, micro = way.mesh, way.micro_batch_size
+    size = 4 if way.dtype == "float32" else 2
+    passes = -(-recipe.rows // mesh.dp // micro)
+    sums = 1 if memory is not None and accumulates(config, recipe, way, memory) else passes
+    tokens = recipe.rows // mesh.dp * recipe.context // mesh.cp  # of a step, of this device
     layer, outside = layer_parameters(config)
     layers = config.n_layers * layer
-    gathered = 4 * (2 * layers + outside) * (devices - 1) // devices
-    reduced = 4 * (layers + outside) * (devices - 1) // devices
-    return passes * gathered, passes * reduced
+    parts = mesh.token_parts  # all but one come from elsewhere
+    found = {
+        "weights": passes * (2 * size * layers + 4 * outside) // mesh.tp * (parts - 1) // parts,
+        "gradients": sums * 4 * (layers + outside) // mesh.tp * (parts - 1) // parts,
+    }
+    if mesh.tp > 1:
+        # In a layer twice gathered and twice summed, and again in backward; at both ends once.
+        a_layer = size * (12 if way.recompute else 8)
+        each = config.dim * (config.n_layers * a_layer + 4 * 4)
+        found["hidden states (tp)"] = tokens * each * (mesh.tp - 1) // mesh.tp
+    if mesh.cp > 1:
+        each = 2 * config.n_kv_heads * config.head_dim // mesh.tp * size * config.n_layers
+        times = 3 if way.recompute else 2
+        found["keys and values (cp)"] = tokens * each * times * (mesh.cp - 1)
+    return found
+
+
+def step_seconds(config: ModelConfig, recipe: Recipe, machines: Machines) -> float:
+    """Seconds of a step's FLOPs at the given share of all devices' peak."""
+    frozen = recipe.lora_rank > 0
+    flops = config.training_flops(recipe.context, frozen=frozen) * recipe.batch_tokens
+    return flops / (machines.devices * machines.peak_flops * machines.mfu)
+
+
+def _estimate(config: ModelConfig, recipe: Recipe, way: Way, machines: Machines) -> float:
+    """Seconds of a step with its links, to compare meshes: weights are sent while it computes."""
+    mesh = way.mesh
+    compute = step_seconds(config, recipe, machines) * (4 / 3 if way.recompute else 1)
+
+    def link(neighbours: int) -> float:
+        return LINK_INSIDE if neighbours <= machines.per_machine else LINK_BETWEEN
+
+    links = link_bytes(config, recipe, way, machines.memory)
+    weights = (links["weights"] + links["gradients"]) / link(mesh.size)
+    hidden = links.get("hidden states (tp)", 0) / link(mesh.tp)
+    keys = links.get("keys and values (cp)", 0) / link(mesh.tp * mesh.cp)
+    return max(compute, weights) + hidden + keys
+
+
+def meshes(config: ModelConfig, recipe: Recipe, machines: Machines) -> Iterator[Mesh]:
+    """Every mesh that can be, those with the most dp first; tp stays within a machine."""
+    count = machines.devices
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    for dp in reversed(divisors):
+        for tp in divisors:
+            if count % (dp * tp) == 0 and machines.per_machine % tp == 0:
+                mesh = Mesh(dp=dp, tp=tp, cp=count // (dp * tp))
+                try:
+                    check_mesh(mesh, recipe, config)
+                except UsageError:
+                    continue
+                yield mesh
+
+
+def choose_way(
+    config: ModelConfig,
+    recipe: Recipe,
+    machines: Machines,
+    *,
+    mesh: Mesh | None,
+    micro_batch_size: int | None,
+    dtype: str,
+    recompute: bool | None,
+) -> Way:
+    """The way with the fastest step of those that fit: what --mesh auto means.
+
+    Where nothing fits, it is the way that needs the least; where the memory is unknown, all fit.
+
+    Args:
+        config, recipe: what is trained.
+        machines: the devices.
+        mesh, micro_batch_size, recompute: as asked for; None leaves them open.
+        dtype: of matrix products.
+    """
+    found = [mesh] if mesh is not None else list(meshes(config, recipe, machines))
+    found = found or [Mesh(dp=machines.devices)]  # whose refusal says what is wrong
+    ways = [
+        Way(mesh=each, micro_batch_size=rows, recompute=again, dtype=dtype)
+        for each in found
+        for rows in _micro_batches(recipe.rows // each.dp, micro_batch_size)
+        for again in ((False, True) if recompute is None else (recompute,))
+    ]
+
+    def need(way: Way) -> int:
+        return needed(spread_memory(config, recipe.context, way, recipe))
+
+    fitting = [way for way in ways if machines.memory is None or need(way) <= machines.memory]
+    if not fitting:
+        return min(ways, key=need)
+    return min(fitting, key=lambda way: _estimate(config, recipe, way, machines))
+
+
+def _micro_batches(share: int, asked: int | None) -> list[int]:
+    """Rows of a pass to choose from, where a device has a share of the rows."""
+    if asked is not None:
+        return [min(asked, max(1, share))]
+    return [rows for rows in range(1, share + 1) if share % rows == 0] or [1]
+
+
+def accumulates(config: ModelConfig, recipe: Recipe, way: Way, memory: int) -> bool:
+    """Whether a device can keep all gradients of its part of the layers until a step's last pass.
+
+    They are then summed over the processes once a step, not once a pass.
+    """
+    alone = memory_bytes(config, recipe.context, 1, way.dtype, recipe=recipe)
+    kept = alone["gradients"] // way.mesh.tp
+    return needed(spread_memory(config, recipe.context, way, recipe)) + kept <= memory
 
 
 def plan_spread(
     recipe: Recipe,
     config: ModelConfig,
+    machines: Machines,
     *,
-    devices: int,
-    device_memory: int | None,
-    micro_batch_size: int,
+    mesh: str,
+    micro_batch_size: int | None,
     dtype: str,
-    recompute: bool,
+    recompute: bool | None,
 ) -> SpreadPlan:
     """Plan a step on several devices.
 
+    Args:
+        recipe, config: what is trained.
+        machines: the devices.
+        mesh: as --mesh has it.
+        micro_batch_size, recompute: as asked for; None leaves them open.
+        dtype: of matrix products.
+
     Raises:
-        UsageError: the batch cannot be shared equally.
+        UsageError: the work cannot be shared so.
     """
-    if recipe.rows % devices:
-        raise UsageError(
-            f"a batch of {recipe.rows} rows cannot be shared equally by {devices} devices",
-            hint=f"use a divisor of {recipe.rows}, or --set batch_tokens",
-        )
-    share = recipe.rows // devices
-
-    def memory(way: Fitting) -> dict[str, int]:
-        return spread_memory(
-            config,
-            recipe.context,
-            way.micro_batch_size,
-            dtype,
-            devices=devices,
-            recompute=way.recompute,
-        )
-
-    asked = Fitting(micro_batch_size=min(micro_batch_size, share), recompute=recompute)
-    ways = [
-        Fitting(micro_batch_size=rows, recompute=again)
-        for again in (False, True)
-        for rows in range(share, 0, -1)
-        if share % rows == 0
-    ]
-    fitting = None
-    if device_memory is not None:
-        fitting = next((way for way in ways if needed(memory(way)) <= device_memory), None)
-    gathered, reduced = link_bytes(
-        config, devices=devices, passes=-(-share // asked.micro_batch_size)
-    )
-    return SpreadPlan(
-        devices=devices,
-        micro_batch_size=asked.micro_batch_size,
-        recompute=recompute,
+    if machines.memory is None:  # everything would fit
+        micro_batch_size, recompute = micro_batch_size or 1, bool(recompute)
+    asked = parse_mesh(mesh, machines.devices)
+    if asked is not None:
+        check_mesh(asked, recipe, config)
+    way = choose_way(
+        config,
+        recipe,
+        machines,
+        mesh=asked,
+        micro_batch_size=micro_batch_size,
         dtype=dtype,
-        memory=memory(asked),
-        gathered=gathered,
-        reduced=reduced,
-        device_memory=device_memory,
-        fitting=fitting,
+        recompute=recompute,
+    )
+    check_mesh(way.mesh, recipe, config)
+    return SpreadPlan(
+        way=way,
+        machines=machines,
+        memory=spread_memory(config, recipe.context, way, recipe),
+        links=link_bytes(config, recipe, way, machines.memory),
+        seconds=step_seconds(config, recipe, machines),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from codecria.core import machine
 from codecria.core.checkpoints.adapters.folder import PUBLISHED_ADAPTER
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
@@ -31,7 +32,8 @@ from .run import (
     record,
     standing,
 )
-from .settle import Settings
+from .settle import MEMORY_SHARE, Settings, memory_share
+from .spread import PEAK_FLOPS, Machines, Way, accumulates, choose_way
 from .start import Start
 from .trainer import Outcome, Report, Trainer
 from .vocabulary import Vocabulary
@@ -105,20 +107,45 @@ def agreed(stage: Stage, world: World) -> tuple[Stage, World]:
     run = world.from_main(stage.run)
     others = world.from_all(run_facts(stage.run) | {"torch": torch.__version__})
 
-    def choose() -> Mesh:
+    def choose() -> tuple[Mesh, bool]:
         for rank, facts in enumerate(others):
             if changed := differences(others[0], facts):
                 raise UserError(
                     f"process {rank} would train another run than process 0: {'; '.join(changed)}",
                     hint="give every machine the same data, checkpoint, options and versions",
                 )
-        mesh = parse_mesh(stage.mesh, world.size) or Mesh(dp=world.size)
+        mesh = parse_mesh(stage.mesh, world.size) or _chosen_mesh(run, stage.settings, world.size)
         check_mesh(mesh, run.recipe, run.model)
-        return mesh
+        way = Way(
+            mesh=mesh,
+            micro_batch_size=run.micro_batch_size,
+            recompute=run.recompute,
+            dtype=run.dtype,
+        )
+        memory = MEMORY_SHARE * memory_share(stage.settings.device)
+        return mesh, accumulates(run.model, run.recipe, way, int(memory))
 
-    mesh = world.on_main(choose)
-    settings = replace(stage.settings, device=world.device)
+    mesh, accumulate = world.on_main(choose)
+    settings = replace(stage.settings, device=world.device, accumulate=accumulate)
     return replace(stage, run=run, settings=settings), world.arranged(mesh)
+
+
+def _chosen_mesh(run: RunConfig, settings: Settings, size: int) -> Mesh:
+    """What --mesh auto means here."""
+    return choose_way(
+        run.model,
+        run.recipe,
+        Machines(
+            devices=size,
+            memory=int(memory_share(settings.device)),
+            per_machine=machine.local_processes(),
+            peak_flops=settings.peak_flops or PEAK_FLOPS,
+        ),
+        mesh=None,
+        micro_batch_size=run.micro_batch_size,
+        dtype=run.dtype,
+        recompute=run.recompute,
+    ).mesh
 
 
 def run_facts(run: RunConfig) -> dict[str, Any]:
@@ -179,6 +206,7 @@ def run_stage(
             report=report,
             infilling=vocabulary.infilling,
             world=world,
+            accumulate=stage.settings.accumulate,
         )
         started(trainer)
         return trainer.fit()

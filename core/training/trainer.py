@@ -42,7 +42,7 @@ from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
-from .parallel import Read, clip_gradients, context_split, with_whole_tensors
+from .parallel import Read, clip_gradients, context_split, sum_gradients, with_whole_tensors
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 from .world import ALONE, World
@@ -92,6 +92,7 @@ class Trainer:
         report: called with each metrics record.
         infilling: how documents are infilled, if the recipe says so.
         world: the processes that train together; the main one writes the folder and reports.
+        accumulate: they sum gradients after a step's last pass, not after each; see `accumulates`.
     """
 
     def __init__(
@@ -107,11 +108,13 @@ class Trainer:
         report: Report,
         infilling: Infilling | None = None,
         world: World = ALONE,
+        accumulate: bool = False,
     ) -> None:
         assert (infilling is None) == (run.recipe.infill is None), f"{run.recipe.name}: {infilling}"
         make_deterministic()
         keep_freed_memory()
         self.world = world
+        self.accumulate = accumulate
         self.run = run
         self.recipe = run.recipe
         self.model = model.train()
@@ -190,7 +193,10 @@ class Trainer:
         counts = self._counts_of_all(batch.counts)
         batch = self._own_places(batch)
         count = int(self.world.total(torch.tensor(batch.n_targets, device=self.device)))
-        for part in batch.split(self.run.micro_batch_size):
+        parts = batch.split(self.run.micro_batch_size)
+        for number, part in enumerate(parts, start=1):
+            if self.accumulate:
+                sum_gradients(self.model, now=number == len(parts))
             loss, each = self._loss(part, count=count, forward=self.forward)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from codecria.core.machine import launched_processes
 from codecria.data.errors import ReportedElsewhere, UserError
 
 from .mesh import ONE, Mesh
@@ -204,11 +205,6 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def launched() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextlib.contextmanager
 def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Join the other processes of the launch; with one process, `World` of one.
@@ -220,7 +216,7 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     Raises:
         UserError: another process ended, or did not answer in time.
     """
-    if not launched():
+    if launched_processes() == 1:
         yield World(0, 1, device)
         return
     backend = "gloo"

@@ -26,7 +26,9 @@ from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.core.training.mesh import parse_mesh
-from codecria.core.training.parallel import clip_gradients, context_split, shard, whole
+from codecria.core.training.parallel import (
+    clip_gradients, context_split, shard, sum_gradients, whole,
+)
 from codecria.core.training.world import joined
 from codecria.data.rows.rows import IGNORE, Counts, Row
 from codecria.data.rows.loader import stack
@@ -48,10 +50,12 @@ def rows():
         yield Row(ids, targets, (3, 1, 12 - 2 * n, 2 * n)[: 4 if n else 3],
                   np.zeros(16, dtype=np.uint8))
 
-def gradients(made, batch, count, dtype, split=None):
+def gradients(made, batch, count, dtype, split=None, once=False):
     total = torch.zeros((), dtype=torch.float64)
+    parts = batch.split(1)  # accumulated over passes
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        for part in batch.split(1):  # accumulated over passes
+        for number, part in enumerate(parts, start=1):
+            sum_gradients(made, now=not once or number == len(parts))
             loss, _ = batch_loss(made, part, device=torch.device("cpu"), backend="sdpa",
                                  count=count, split=split)
             loss.backward()
@@ -72,7 +76,7 @@ def compare(world, tied, masked, dtype, tolerance):
     count = int(world.total(torch.tensor(own.n_targets)))
     assert count == batch.n_targets, (count, batch.n_targets)
     wanted = gradients(one, batch, count, dtype)
-    found = world.total(gradients(many, own, count, dtype, split))
+    found = world.total(gradients(many, own, count, dtype, split, once=masked))
     torch.testing.assert_close(found, wanted, atol=0, rtol=tolerance)
     for clipped in (False, True):
         for (name, mine), theirs in zip(many.named_parameters(), one.parameters(), strict=True):
