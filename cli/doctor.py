@@ -39,6 +39,7 @@ def doctor(
         ("device, instructions", f"{found['device']}, {found['instructions']}"),
         ("cores, threads", f"{found['cores']}, {found['threads']}"),
         ("memory, free disk", f"{found['memory_gb']} GB, {found['free_disk_gb']} GB"),
+        *_engine_rows(found["engine"]),
         ("attention", f"{found['attention']['backend']}: {found['attention']['why']}"),
         ("sandbox", found["sandbox"]["tier"] or f"none: {found['sandbox']['why']}"),
         *_sandbox_rows(found["sandbox"]),
@@ -61,6 +62,17 @@ def _prefix_cache(survey: dict[str, Any]) -> str:
         f"{survey['bytes'] / 1e6:.1f} MB in {survey['folder']}, at most"
         f" {survey['limit'] / 1e9:.1f} GB unless --cache-disk says otherwise"
     )
+
+
+def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    """The native CPU engine, a line each."""
+    if engine["level"] is None:
+        return [("native CPU engine", f"not available: {engine['problem']}")]
+    kept = "kept in" if engine["kept"] else "compiled each time: nothing is kept in"
+    return [
+        ("native CPU engine", f"kernels for {engine['level']}, {engine['threads']} threads"),
+        ("  compiled kernels", f"{kept} {engine['cache']}"),
+    ]
 
 
 def _sandbox_rows(survey: dict[str, Any]) -> list[tuple[str, str]]:

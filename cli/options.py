@@ -32,6 +32,9 @@ MACHINE = "Device and speed"
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+WeightsName = Literal["auto", "float32", "bfloat16", "q8", "q4"]
+EngineName = Literal["auto", "native", "torch"]
+CacheName = Literal["auto", "float32", "bfloat16", "q8"]
 Switch = Literal["auto", "on", "off"]
 TierName = Literal["auto", "bwrap", "native", "command", "none"]
 
@@ -87,6 +90,43 @@ Dtype = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; use 1 on a shared machine.", rich_help_panel=MACHINE),
+]
+
+# --- what generates ---
+
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        help="native: CPU kernels without PyTorch; torch: PyTorch, on a CPU or GPU; auto: native"
+        " on a CPU where it runs, else torch.",
+        rich_help_panel=MACHINE,
+    ),
+]
+WeightsDtype = Annotated[
+    WeightsName,
+    typer.Option(
+        "--dtype",
+        help="Type of the weights; q8 and q4 (native engine) take 8.5 and 4.5 bits a weight; auto"
+        " keeps the stored type where it fits the memory and the device is fast at it.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheDtype = Annotated[
+    CacheName,
+    typer.Option(
+        help="Type of the key-value cache; q8 (native engine) takes half; auto follows --dtype.",
+        rich_help_panel=MACHINE,
+    ),
+]
+EngineThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads [default: all cores; the native engine uses fewer while others keep"
+        " them busy].",
+        rich_help_panel=MACHINE,
+    ),
 ]
 Batch = Annotated[
     int,

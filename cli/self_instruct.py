@@ -272,8 +272,10 @@ def self_instruct(
     memory_mb: options.MemoryMb = 1_024,
     batch: options.Batch = 16,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
+    engine: options.Engine = "auto",
+    dtype: options.WeightsDtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    threads: options.EngineThreads = None,
 ) -> None:
     """Parse the options, run, print the report."""
     if context.invoked_subcommand is not None:
@@ -287,6 +289,7 @@ def self_instruct(
     if request_timeout <= 0:
         raise UsageError(f"--request-timeout {request_timeout:g} must exceed 0")
 
+    from codecria.core.inference.loading import Compute
     from codecria.core.sandbox.config import Confirm, SandboxConfig
     from codecria.core.sandbox.verdict import Limits
     from codecria.core.self_instruct import pipeline
@@ -306,10 +309,9 @@ def self_instruct(
     asked: Mapping[str, Any] = pairs_of(changes or []) | {
         name: value for name, value in given.items() if value is not None
     }
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    compute = Compute(
+        device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+    )
     chosen: Form | None = None if prompt_form == "auto" else prompt_form
     request = Request(
         out=out,
@@ -331,7 +333,7 @@ def self_instruct(
                 "retries": retries,
                 "timeout_s": request_timeout,
             },
-            load={"batch": batch, "device": device, "dtype": dtype},
+            load={"batch": batch, "compute": compute, "say": render.note},
         ),
         prompts=prompt_files.load(prompts_folder),
         questions_file=questions_file,

@@ -129,8 +129,10 @@ def serve(
     ] = 1_000_000_000,
     cache_disk: options.CacheDisk = 2_000_000_000,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
+    engine: options.Engine = "auto",
+    dtype: options.WeightsDtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    threads: options.EngineThreads = None,
 ) -> None:
     """Load the model, listen, answer until a signal ends it."""
     try:
@@ -143,17 +145,17 @@ def serve(
     name = model.resolve().name
     model = options.adapted(model, adapter)
     listening = server.listen(host, port, key=key)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
     from codecria.core.inference.generator import Generator
+    from codecria.core.inference.loading import Compute
     from codecria.core.serving.app import make_app
     from codecria.core.serving.http import Limits
     from codecria.core.serving.start import Settings, start
 
-    generator = Generator.load(model, device=device, dtype=dtype)
+    compute = Compute(
+        device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+    )
+    generator = Generator.computed(model, compute, say=render.note)
     cache = _cache(generator, cache_memory, cache_disk)
     settings = Settings(
         name=name,

@@ -22,7 +22,10 @@ from codecria.core.machine import (
     versions,
 )
 from codecria.core.model.attention import choose_backend
+from codecria.core.native import kernels
+from codecria.core.native.threads import available_threads
 from codecria.core.sandbox import survey as sandboxes
+from codecria.data.errors import UserError
 
 
 def survey(folder: Path) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def survey(folder: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gb": round(memory_size(torch.device("cpu")) / 1e9, 1),
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "engine": native_engine(),
         "attention": {"backend": backend, "why": why},
         "sandbox": sandboxes.survey(),
         "prefix_cache": prefix_cache.survey(),
@@ -52,6 +56,21 @@ def survey(folder: Path) -> dict[str, Any]:
         "memory_bandwidth_gb_s": round(memory_bandwidth(device) / 1e9, 1),
         "advice": advice(device),
     }
+
+
+def native_engine() -> dict[str, Any]:
+    """The native CPU engine: the level of its kernels and where they are kept, or why it fails.
+
+    Where they have not been compiled yet, they are compiled and checked now.
+    """
+    folder = kernels.cache_folder()
+    facts: dict[str, Any] = {"cache": str(folder), "threads": available_threads()}
+    try:
+        level = kernels.load().level
+    except (UserError, RuntimeError, OSError) as error:
+        return facts | {"level": None, "problem": str(error)}
+    kept = sorted(path.name for path in folder.glob("*.o")) if folder.is_dir() else []
+    return facts | {"level": level, "problem": "", "kept": kept}
 
 
 def advice(device: torch.device) -> list[str]:

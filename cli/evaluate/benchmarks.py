@@ -377,8 +377,10 @@ def evaluate_task(
     memory_mb: options.MemoryMb = 1_024,
     batch: options.Batch = 16,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
+    engine: options.Engine = "auto",
+    dtype: options.WeightsDtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    threads: options.EngineThreads = None,
 ) -> None:
     """Parse, evaluate, show."""
     from codecria.data.errors import UsageError
@@ -390,17 +392,14 @@ def evaluate_task(
     if timeout is not None and not 0 < timeout <= 3600:
         raise UsageError(f"--timeout {timeout:g} must be from 0 to 3600 seconds")
 
-    import torch
-
     from codecria.core.evaluation.benchmarks import evaluate as evaluation
     from codecria.core.evaluation.benchmarks.protocol import Changes
     from codecria.core.evaluation.benchmarks.references import cache_folder
     from codecria.core.evaluation.benchmarks.sweep import sweep as sweep_over
     from codecria.core.evaluation.benchmarks.tasks import Choice
+    from codecria.core.inference.loading import Compute
     from codecria.core.sandbox.config import Confirm, SandboxConfig
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     if adapter is not None:
         if model is None:
             raise UsageError("--adapter belongs to a model", hint="name it with --model")
@@ -446,8 +445,9 @@ def evaluate_task(
         leave_out_failing=leave_out_failing,
         partial=partial,
         batch=batch,
-        device=device,
-        dtype=dtype,
+        compute=Compute(
+            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        ),
     )
     if check:
         _check_references(request, as_json=as_json)

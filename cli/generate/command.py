@@ -241,8 +241,10 @@ def generate(
     cache_disk: options.CacheDisk = 2_000_000_000,
     draft: options.Drafting = "auto",
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
+    engine: options.Engine = "auto",
+    dtype: options.WeightsDtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    threads: options.EngineThreads = None,
 ) -> None:
     """Read the prompt, fit it to the context, complete it."""
     asked = read(
@@ -308,14 +310,16 @@ def generate(
     if model is None:
         raise UsageError("there is no model", hint="name one with --model, or a --server")
     model = options.adapted(model, adapter)
-    if threads is not None:
-        import torch
+    from codecria.core.inference.loading import Compute
 
-        torch.set_num_threads(threads)
     from . import local
 
     loading = local.Loading(
-        model=model, device=device, dtype=dtype, cache_bytes=cache_disk if cache else 0
+        model=model,
+        compute=Compute(
+            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        ),
+        cache_bytes=cache_disk if cache else 0,
     )
     local.sampling_of(request)  # before the model is opened
     if asked.session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ from .prompt import dialog_of, report_left_out
 from .request import Request
 
 if TYPE_CHECKING:
+    from codecria.core.checkpoints.checkpoint import Checkpoint
     from codecria.core.inference.decoding import Limits
     from codecria.core.inference.generator import Generator
+    from codecria.core.inference.loading import Compute
     from codecria.core.inference.prefix_cache import PrefixCache
     from codecria.core.inference.prompts import Prompt
     from codecria.core.inference.sampling import Sampling
@@ -29,20 +32,29 @@ class Loading:
 
     Attributes:
         model: checkpoint or run folder.
-        device, dtype: as `Generator.load` takes them.
+        compute: what it is computed with.
         cache_bytes: disk space for prompts that were read; 0 keeps none.
     """
 
     model: Path
-    device: str
-    dtype: str
+    compute: Compute
     cache_bytes: int = 0
 
     def generator(self) -> Generator:
         """The loaded model."""
         from codecria.core.inference.generator import Generator
 
-        return Generator.load(self.model, device=self.device, dtype=self.dtype)
+        return Generator.of(*_opened(self.model), self.compute, say=render.note)
+
+
+@cache
+def _opened(model: Path) -> tuple[Checkpoint, Tokenizer]:
+    """The checkpoint and its tokenizer, opened once."""
+    from codecria.core.checkpoints.checkpoint import Checkpoint
+    from codecria.core.inference.generator import tokenizer_in
+
+    checkpoint = Checkpoint.open(model)
+    return checkpoint, tokenizer_in(checkpoint)
 
 
 def built_prompt(request: Request, loading: Loading) -> tuple[Tokenizer, Prompt]:
@@ -51,16 +63,14 @@ def built_prompt(request: Request, loading: Loading) -> tuple[Tokenizer, Prompt]
     Raises:
         UserError: it does not fit, or the model cannot do what is asked.
     """
-    from codecria.core.checkpoints.checkpoint import Checkpoint
-    from codecria.core.inference.generator import tokenizer_of
     from codecria.core.inference.prompts import Prompts
 
-    tokenizer = tokenizer_of(loading.model)
+    checkpoint, tokenizer = _opened(loading.model)
     context = context_of(request, loading)
     if request.chat:
         from codecria.core.checkpoints.formats.chat_template import template_note
 
-        known = template_note(Checkpoint.open(loading.model).chat_template(), tokenizer)
+        known = template_note(checkpoint.chat_template(), tokenizer)
         if known is not None:
             render.note(known)
     prompts = Prompts(tokenizer, context, request.form)
@@ -94,7 +104,7 @@ def completing(request: Request, prompt: Prompt, loading: Loading) -> Iterator[E
     """The events of a prompt's completions; what was read of it is kept when the block ends."""
     sampling, limits = sampling_of(request)
     generator = loading.generator()
-    cache = _cache(generator, loading.cache_bytes)
+    known = _cache(generator, loading.cache_bytes)
     yield shown(
         generator.complete(
             list(prompt.ids),
@@ -104,11 +114,11 @@ def completing(request: Request, prompt: Prompt, loading: Loading) -> Iterator[E
             opening=prompt.opening,
             specials=request.parse_specials,
             sources=prompt.sources if request.draft else None,
-            cache=cache,
+            cache=known,
         )
     )
-    if cache is not None:
-        cache.write_latest(loading.cache_bytes // 4)
+    if known is not None:
+        known.write_latest(loading.cache_bytes // 4)
 
 
 def session(request: Request, loading: Loading) -> None:
@@ -156,9 +166,7 @@ def sampling_of(request: Request) -> tuple[Sampling, Limits]:
 
 def context_of(request: Request, loading: Loading) -> int:
     """Longest sequence in tokens."""
-    from codecria.core.checkpoints.checkpoint import Checkpoint
-
-    return request.context or Checkpoint.open(loading.model).config.max_context
+    return request.context or _opened(loading.model)[0].config.max_context
 
 
 def _cache(generator: Generator, disk_bytes: int) -> PrefixCache | None:
@@ -168,7 +176,7 @@ def _cache(generator: Generator, disk_bytes: int) -> PrefixCache | None:
     disk = generator.disk_blocks(disk_bytes)
     if disk is None:
         return None
-    cache = PrefixCache(disk=disk)
+    known = PrefixCache(disk=disk)
     if disk.failed:
         render.warn(f"{disk.failed}; --cache has no effect")
-    return cache
+    return known

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.model.config import ModelConfig
-from codecria.data.errors import UsageError, UserError
+from codecria.data.errors import UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .decoding import Completion, Limits
 from .drafting import Sources
 from .engine import BATCH, Engine, complete
 from .healing import Opening
+from .loading import CacheDtype, Compute, EngineName, Say, load_runner
 from .prefix_cache import DiskBlocks, PrefixCache, default_folder, model_digest
 from .runner import Runner
 from .sampling import Sampling
 
 if TYPE_CHECKING:
-    import torch
-
     from codecria.core.model.transformer import Transformer
 
 
@@ -43,35 +42,57 @@ class Generator:
     files: tuple[Path, ...] = ()
 
     @classmethod
-    def load(cls, path: Path, *, device: str, dtype: str) -> Generator:
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: EngineName = "auto",
+        threads: int | None = None,
+        cache_dtype: CacheDtype = "auto",
+        say: Say = lambda _: None,
+    ) -> Generator:
         """Load a checkpoint folder or a run folder.
 
         Args:
             path: the folder, with its tokenizer.model.
-            device: "auto", "cpu" or "cuda".
-            dtype: compute type, "auto", "float32" or "bfloat16"; see `_compute_dtype` for auto.
+            device, dtype, engine, threads, cache_dtype: see `Compute`.
+            say: takes a sentence for the user about the engine or the type that was chosen.
 
         Raises:
-            UserError: it is not a checkpoint, or its tokenizer is missing or another model's.
+            UserError: it is not a checkpoint, or its tokenizer is missing or another model's; or
+                the engine cannot run.
         """
+        compute = Compute(
+            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        )
+        return cls.computed(path, compute, say=say)
+
+    @classmethod
+    def computed(cls, path: Path, compute: Compute, *, say: Say = lambda _: None) -> Generator:
+        """As `load`, with what computes as one value."""
         checkpoint = Checkpoint.open(path)
-        tokenizer = _tokenizer_of(checkpoint)
+        return cls.of(checkpoint, tokenizer_in(checkpoint), compute, say=say)
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        compute: Compute,
+        *,
+        say: Say = lambda _: None,
+    ) -> Generator:
+        """As `load`, of an opened checkpoint and its tokenizer."""
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
             raise UserError(
                 f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model"
                 f" {checkpoint.config.vocab_size} rows",
                 hint="the tokenizer does not belong to this model",
             )
-        from codecria.core import machine
-
-        from .torch_runner import TorchRunner
-
-        chosen = machine.choose_device(device)
-        model = load_model(
-            checkpoint, device=chosen, dtype=_compute_dtype(dtype, checkpoint, chosen)
-        )
         return cls(
-            TorchRunner(model.eval()),
+            load_runner(checkpoint, compute, say),
             tokenizer,
             frozenset(checkpoint.end_ids(tokenizer)),
             files=_files_of(checkpoint),
@@ -174,10 +195,15 @@ def tokenizer_of(path: Path) -> Tokenizer:
     Raises:
         UserError: it is no checkpoint, or has no tokenizer.
     """
-    return _tokenizer_of(Checkpoint.open(path))
+    return tokenizer_in(Checkpoint.open(path))
 
 
-def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+def tokenizer_in(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of an opened checkpoint.
+
+    Raises:
+        UserError: it has none.
+    """
     if checkpoint.tokenizer_path is None:
         raise UserError(
             f"{checkpoint.folder} has no tokenizer.model",
@@ -190,29 +216,3 @@ def _files_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
     """The files that decide a model's scores."""
     beside = [checkpoint.folder / name for name in ("config.json", "params.json")]
     return (*(path for path in beside if path.is_file()), *sorted(checkpoint.weights.files))
-
-
-def _compute_dtype(requested: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """The one type that all weights are loaded into, however many types they are stored in.
-
-    auto keeps float32; 16-bit and mixed weights become bfloat16 where the device is fast at it,
-    else float32. float16 stays only on a GPU: a CPU computes it about ten times slower.
-
-    Raises:
-        UsageError: the requested type is not offered.
-    """
-    import torch
-
-    from codecria.core import machine
-    from codecria.core.model.dtypes import DTYPES
-
-    if requested in ("float32", "bfloat16"):
-        return DTYPES[requested]
-    if requested != "auto":
-        raise UsageError(f"there is no compute type {requested!r}", hint="auto, float32, bfloat16")
-    stored = {weight.dtype for weight in checkpoint.weights.stored.values()}
-    if stored <= {"float32", "float64"}:
-        return torch.float32
-    if stored == {"float16"} and device.type == "cuda":
-        return torch.float16
-    return torch.bfloat16 if machine.bf16_pays(device) else torch.float32

@@ -17,6 +17,7 @@ from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
+from codecria.core.inference.loading import Compute, Say
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats import chat
 
@@ -31,7 +32,8 @@ class LocalModel:
         path: checkpoint or run folder.
         form: how it is asked; None takes the chat form where it was tuned on instructions.
         batch: answers drawn side by side.
-        device, dtype: as `Generator.load` takes them.
+        compute: what it is computed with.
+        say: takes a sentence for the user about the engine or the type that was chosen.
 
     Raises:
         UserError: it is no checkpoint.
@@ -43,8 +45,8 @@ class LocalModel:
         *,
         form: Form | None = None,
         batch: int = BATCH,
-        device: str = "auto",
-        dtype: str = "auto",
+        compute: Compute | None = None,
+        say: Say = lambda _: None,
     ) -> None:
         checkpoint = Checkpoint.open(path)
         self.path = path
@@ -57,7 +59,9 @@ class LocalModel:
         }
         self.form: Form = form or _form_of(checkpoint)
         self._batch = batch
-        self._load = functools.cache(lambda: Generator.load(path, device=device, dtype=dtype))
+        self._load = functools.cache(
+            lambda: Generator.computed(path, compute or Compute(), say=say)
+        )
 
     def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:
         """The replies that are not known yet, see `models.Model`."""

@@ -36,8 +36,8 @@ def test_the_survey_is_json(told: dict[str, Any]) -> None:
     assert json.loads(json.dumps(told)) == told
     assert set(told) == {
         "versions", "device", "device_memory_gb", "instructions", "cores", "threads", "memory_gb",
-        "free_disk_gb", "attention", "sandbox", "compiler", "float32_gflops", "bfloat16_gflops",
-        "training_dtype", "memory_bandwidth_gb_s", "advice",
+        "free_disk_gb", "engine", "attention", "sandbox", "compiler", "float32_gflops",
+        "bfloat16_gflops", "training_dtype", "memory_bandwidth_gb_s", "advice",
     }  # fmt: skip
 
 
@@ -49,6 +49,12 @@ def test_what_was_measured_is_possible(told: dict[str, Any]) -> None:
     assert 0 <= told["free_disk_gb"] < 1e7
     assert told["threads"] >= 1
     assert told["cores"] >= 1
+
+
+def test_the_native_engine_is_reported_with_its_level_or_its_problem(told: dict[str, Any]) -> None:
+    engine = told["engine"]
+    assert (engine["level"] is None) == bool(engine["problem"])
+    assert engine["threads"] >= 1
 
 
 def test_the_training_type_follows_from_the_measurements(told: dict[str, Any]) -> None:

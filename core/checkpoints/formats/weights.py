@@ -25,6 +25,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from codecria.core.model.config import ModelConfig
+from codecria.core.native.packing import PackedKind
 from codecria.data.errors import UserError
 from codecria.data.files import refuse_lfs_pointer
 
@@ -108,6 +109,14 @@ class Weights(ABC):
 
         tensor = self.raw(ours)
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    def packed(self, ours: str) -> tuple[PackedKind, npt.NDArray[np.uint8]] | None:  # noqa: ARG002
+        """The type and the bytes of a matrix that is stored packed; None for any other weight.
+
+        Raises:
+            UserError: as `raw`.
+        """
+        return None
 
     @abstractmethod
     def name(self, ours: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
+from codecria.core.inference.loading import Compute
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.data.errors import ExitStatus, Interrupted, UsageError, UserError
 from codecria.data.files import digest_file
@@ -57,7 +58,7 @@ class Request:
         partial: score samples that do not cover all tasks.
         batch: samples decoded side by side.
         beside: whether the next samples are made while programs run; None: of a model on a GPU.
-        device, dtype: of the model.
+        compute: what the model is computed with.
     """
 
     task: str
@@ -78,8 +79,7 @@ class Request:
     partial: bool = False
     batch: int = BATCH
     beside: bool | None = None
-    device: str = "auto"
-    dtype: str = "auto"
+    compute: Compute = field(default_factory=Compute)
 
 
 def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def evaluate(request: Request, *, note: Note, show: Show) -> list[dict[str, Any]
     with _bench(request, asked, note=note, show=show) as bench:
         if bench is not None:
             asked = [problem for problem in asked if problem.task_id not in bench.left_out]
-        subject = _subject(request, file, asked)
+        subject = _subject(request, file, asked, note)
         return [
             _evaluate_form(
                 request, task, protocol, shown, found, asked, subject, bench, note=note, show=show
@@ -261,12 +261,14 @@ def _sample_file(
     return file
 
 
-def _subject(request: Request, file: SampleFile | None, asked: Sequence[Problem]) -> Subject:
+def _subject(
+    request: Request, file: SampleFile | None, asked: Sequence[Problem], note: Note
+) -> Subject:
     """Who wrote the samples, and what is known of it."""
     if request.model is not None:
         checkpoint = Checkpoint.open(request.model)
         facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
-        generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
+        generator = Generator.computed(request.model, request.compute, say=note)
         return Subject(facts=facts, generator=generator)
     assert request.samples is not None, "neither a model nor samples"
     assert file is not None, "samples that were not read"

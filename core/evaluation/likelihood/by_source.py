@@ -112,7 +112,7 @@ def measure(
     Raises:
         UserError: a file cannot be read, or the shards are of another tokenizer.
     """
-    generator = Generator.load(model, device=device, dtype=dtype)
+    generator = Generator.load(model, device=device, dtype=dtype, engine="torch")
     context = reading.context or generator.config.max_context
     sources = _sources(generator.tokenizer, reading, context)
     weights = _byte_sizes(generator.tokenizer)

@@ -103,7 +103,7 @@ def compare_stages(
 def _measure(
     request: StagesRequest, path: Path, split: ShardSet, context: int, ends: tuple[int, ...]
 ) -> dict[str, Any]:
-    generator = Generator.load(path, device=request.device, dtype=request.dtype)
+    generator = Generator.load(path, device=request.device, dtype=request.dtype, engine="torch")
     model, tokenizer = generator.model, generator.tokenizer
     seen = under(split, tokenizer)
     checkpoint = Checkpoint.open(path)

@@ -138,7 +138,7 @@ class ModelSpec:
         Raises:
             UserError: the weights or the tokenizer do not fit.
         """
-        model = Generator.load(self.path, device=device, dtype=dtype).model
+        model = Generator.load(self.path, device=device, dtype=dtype, engine="torch").model
         model.config = self.config
         return model
 

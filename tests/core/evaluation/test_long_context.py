@@ -50,7 +50,7 @@ from codecria.data.tokenizer.training import train
 @pytest.fixture(scope="module")
 def model(small_model: Path) -> Transformer:
     """Trained context 64."""
-    return Generator.load(small_model, device="cpu", dtype="float32").model
+    return Generator.load(small_model, engine="torch", device="cpu", dtype="float32").model
 
 
 def some_ids(count: int, seed: int = 0) -> Any:

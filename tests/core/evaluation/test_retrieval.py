@@ -73,7 +73,7 @@ def whole_numbers(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def generator(small_model: Path) -> Generator:
-    return Generator.load(small_model, device="cpu", dtype="float32")
+    return Generator.load(small_model, engine="torch", device="cpu", dtype="float32")
 
 
 GOLDEN = '''\

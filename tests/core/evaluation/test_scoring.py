@@ -284,7 +284,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_file(
             preset="paper-sampled",
             changes=drawn,
             batch=2,
-            device="cpu",
         )
 
     def told(path: Path) -> list[tuple[Any, ...]]:

@@ -57,7 +57,7 @@ def test_weights_of_any_types_are_loaded_into_one_and_generate(
     requested: str, dtype: Stored, small_model: Path, tmp_path: Path
 ) -> None:
     folder = stored_as(tmp_path / "mixed", small_model, dtype)
-    generator = Generator.load(folder, device="cpu", dtype=requested)
+    generator = Generator.load(folder, engine="torch", device="cpu", dtype=requested)
     [found] = {weight.dtype for weight in generator.model.parameters()}
     fast = torch.bfloat16 if machine.bf16_pays(CPU) else torch.float32
     assert found == {"auto": fast, "float32": torch.float32, "bfloat16": torch.bfloat16}[requested]
@@ -67,7 +67,7 @@ def test_weights_of_any_types_are_loaded_into_one_and_generate(
 
 
 def test_float32_weights_stay_float32(small_model: Path, tokenizer: Tokenizer) -> None:
-    generator = Generator.load(small_model, device="auto", dtype="auto")
+    generator = Generator.load(small_model, engine="torch")
     assert {weight.dtype for weight in generator.model.parameters()} == {torch.float32}
     assert generator.tokenizer.digest == tokenizer.digest
 

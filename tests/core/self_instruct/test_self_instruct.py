@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from codecria.core.inference.loading import Compute
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.verdict import Limits
 from codecria.core.self_instruct import items, pipeline, prompts, record
@@ -33,6 +34,7 @@ from codecria.data.files import read_json
 from codecria.data.formats import dialogs
 
 LIMITS = Limits(wall_s=2.0)
+FLOAT32 = Compute(device="cpu", dtype="float32")
 DERIVED = ("questions.jsonl", "tests.jsonl", "solutions.jsonl", "dropped.jsonl", "dialogs.jsonl")
 
 
@@ -288,7 +290,7 @@ def test_our_own_model_repeats_its_texts_also_after_a_kill(
     (folder / "questions-few-shot.txt").write_text("=== user\nlist {number}\n")
     (folder / "questions.txt").write_text("=== user\nlist {number}\n")
     options = {"settings": settings, "prompts": prompts.load(folder)}
-    model = LocalModel(small_model, batch=3, device="cpu", dtype="float32")
+    model = LocalModel(small_model, batch=3, compute=FLOAT32)
     assert model.form == "few-shot", "it was not tuned on instructions"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(request(whole, model, **options))
@@ -321,7 +323,7 @@ def test_samples_of_one_question_do_not_depend_on_what_is_known(
         "prompts": prompts.load(folder),
         "tests_file": tests,
     }
-    model = LocalModel(small_model, form="chat", batch=2, device="cpu", dtype="float32")
+    model = LocalModel(small_model, form="chat", batch=2, compute=FLOAT32)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(request(whole, model, **options))
     path = whole / "replies" / "solutions.jsonl"
@@ -342,7 +344,7 @@ def test_samples_of_one_question_do_not_depend_on_what_is_known(
 def test_a_prompt_that_does_not_fit_is_a_loss(tmp_path: Path, small_model: Path) -> None:
     questions = tmp_path / "q.txt"
     questions.write_text("Write a function that adds two numbers.\n")
-    model = LocalModel(small_model, device="cpu", dtype="float32")
+    model = LocalModel(small_model, compute=FLOAT32)
     report = run(request(tmp_path / "o", model, questions_file=questions))
     lost = report["losses"]["tests"]["the prompt did not fit the context"]
     assert lost["count"] == 1
