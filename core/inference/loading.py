@@ -24,6 +24,7 @@ from codecria.core.checkpoints.formats.layout import (
     rotary_heads,
     shapes_of,
 )
+from codecria.core.checkpoints.formats.weights import FLOATS
 from codecria.data.errors import UsageError
 
 from .runner import Runner
@@ -196,6 +197,8 @@ def _native(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
 def native_dtype(checkpoint: Checkpoint, requested: str, memory: float, say: Say) -> str:
     """The type of the matrices: as stored, or packed where that would not fit the memory.
 
+    A GGUF file's quantised weights are packed as q8, which loses nothing that matters.
+
     Args:
         checkpoint: an opened one.
         requested: "auto" or the type.
@@ -209,6 +212,7 @@ def native_dtype(checkpoint: Checkpoint, requested: str, memory: float, say: Say
     if kept is not None:
         return kept
     own = "float32" if stored <= {"float32", "float64"} else "bfloat16"
+    own = own if stored <= FLOATS else "q8"  # GGUF's quantised types: as exact as they are
     sizes = {kind: checkpoint.config.parameters * bits / 8 for kind, bits in BITS.items()}
     room = MEMORY_SHARE * memory
     if sizes[own] <= room:
