@@ -70,9 +70,9 @@ def built_prompt(request: Request, loading: Loading) -> tuple[Tokenizer, Prompt]
     if request.chat:
         from codecria.core.checkpoints.formats.chat_template import template_note
 
-        known = template_note(checkpoint.chat_template(), tokenizer)
-        if known is not None:
-            render.note(known)
+        note = template_note(checkpoint.chat_template(), tokenizer)
+        if note is not None:
+            render.note(note)
     prompts = Prompts(tokenizer, context, request.form)
     asked = request.asked
     if asked.gap is not None:
