@@ -34,7 +34,7 @@ Example: codecria evaluate mbpp --problems mbpp.jsonl --model run --out mbpp.out
 
 Example: codecria evaluate infilling --problems HumanEval-SingleLineInfilling.jsonl.gz --model run
 """,
-    "humaneval-x": """Score functions in C++, Java, JavaScript or Python: HumanEval-X.
+    "humaneval-x": """Score functions in C++, Go, Java, JavaScript, Python or Rust: HumanEval-X.
 
 Example: codecria evaluate humaneval-x --problems humaneval_java.jsonl.gz --model run
 """,

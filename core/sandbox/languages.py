@@ -5,94 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from . import guards
-
-GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A program that is executed in the jail.
-
-    Attributes:
-        argv: with {tool} for the path of a tool, {build}, {run} and {box} for folders, {heap_mb}
-            for half of what the program may have of memory, and {jars} for Java's class path.
-        wall_s: seconds by the clock; None takes the program's own limit.
-        address_bytes: of address space at least, as runtimes reserve more than they use.
-        processes: whether it may start others, as compilers do.
-    """
-
-    argv: tuple[str, ...]
-    wall_s: float | None = None
-    address_bytes: int = 0
-    processes: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suite:
-    """What HumanEval-X needs to know of a language.
-
-    Attributes:
-        end: what ends a function, at which a completion stops.
-        closer: what the stop took, and closes what is open.
-        prelude: ahead of a solution.
-        tests_prelude: ahead of the tests.
-    """
-
-    end: str
-    closer: str
-    prelude: str = ""
-    tests_prelude: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Language:
-    """A language that the sandbox runs where its tools are: all that is to be known of it.
-
-    No source is on a disk while a program runs. `kept` is what remains of the files that were
-    written and compiled; `fed` the program reads from standard input, behind its key.
-
-    Attributes:
-        name: as programs name it.
-        title: as people write it.
-        aliases: other names of it, in small letters.
-        tools: commands that must be there.
-        version: arguments that make the first tool print its version.
-        files: makes the files of a solution and its tests.
-        compile: the steps ahead of the program.
-        run: the program.
-        kept: files that remain, by their paths before and behind: the latter in RUN.
-        fed: makes texts of a solution and its tests that the program reads.
-        fed_folder: one whose files the program reads, each its name and what it holds.
-        refusal: what in a solution is not run at all; empty where nothing is.
-        readable: more that may be read, as patterns of paths.
-        splits: whether solution and tests can run in two processes.
-        sample: a solution and its tests, which pass; with "3" for "2", the tests do not.
-        suite: see `Suite`; None where no suite of problems has it.
-    """
-
-    name: str
-    title: str
-    aliases: tuple[str, ...] = ()
-    tools: tuple[str, ...]
-    version: tuple[str, ...]
-    files: Callable[[str, str], dict[str, str]]
-    run: Step
-    compile: tuple[Step, ...] = ()
-    kept: tuple[tuple[str, str], ...]
-    fed: Callable[[str, str], tuple[str, ...]] = field(default=lambda _source, _tests: ())
-    fed_folder: str = ""
-    refusal: Callable[[str], str] = field(default=lambda _source: "")
-    readable: tuple[str, ...] = ()
-    splits: bool = False
-    sample: tuple[str, str]
-    suite: Suite | None = None
+from .language import GIB, Language, Step, Suite
+from .toolchains import bash, csharp, go, php, rust, typescript
 
 
 def _js_files(_source: str, _tests: str) -> dict[str, str]:
@@ -218,6 +139,12 @@ LANGUAGES: Mapping[str, Language] = {
                 " { assert One.one() + One.one() == 2; } }",
             ),
         ),
+        typescript.TYPESCRIPT,
+        php.PHP,
+        bash.BASH,
+        csharp.CSHARP,
+        go.GO,
+        rust.RUST,
     )
 }
 RUN = "run"  # the folder of what remains while a program runs
@@ -251,6 +178,10 @@ LIBRARIES: Mapping[str, Library] = {
         title="javatuples (libjavatuples-java)",
         paths=("/usr/share/java/javatuples.jar", "/usr/share/maven-repo/**/javatuples*.jar"),
         jar=True,
+    ),
+    "rust-crates": Library(
+        title="crates beside the standard library (rand, regex, md5)",
+        paths=(),
     ),
     "js-md5": Library(
         title="js-md5 (npm)",
@@ -290,7 +221,8 @@ def toolchain(name: str, search: str | None = None) -> Toolchain:
         search: PATH; None for this process's.
     """
     found = {tool: shutil.which(tool, path=search) for tool in LANGUAGES[name].tools}
-    paths = {tool: os.path.realpath(path) for tool, path in found.items() if path}
+    resolve = LANGUAGES[name].resolve
+    paths = {tool: resolve(path) for tool, path in found.items() if path}
     return Toolchain(paths, tuple(tool for tool, path in found.items() if not path))
 
 
@@ -315,6 +247,8 @@ def missing(language: str, needs: tuple[str, ...] = ()) -> str:
         return f"the sandbox does not run {language}"
     if lost := toolchain(language).missing:
         return f"{known.title} needs {' and '.join(lost)}, not installed here"
+    if why := known.problem():
+        return why
     for name in needs:
         if library_path(name) is None:
             return f"the tests need {LIBRARIES[name].title}, not installed here"
@@ -386,6 +320,7 @@ def job_of(
                 "address_bytes": max(step.address_bytes, memory_bytes),
                 "memory_bytes": memory_bytes if step.wall_s is None else step.address_bytes,
                 "processes": step.processes,
+                "maps": step.maps,
             }
         )
     homes = {str(Path(path).parent.parent) for path in tools.values()} - {"/usr", "/"}
@@ -400,6 +335,7 @@ def job_of(
         "readable": [*_READ, *extra],
         # Where a program's own place in /proc cannot be seen, its loader is given its libraries.
         "libraries": ":".join(f"{home}/lib" for home in sorted(homes)),
+        "isolated": known.splits,
     }
 
 

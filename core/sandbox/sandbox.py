@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,7 @@ class Sandbox:
         self._last_line = ""  # of what a server that died wrote to stderr
         self._lock = threading.Lock()
         self._starting = threading.Lock()
+        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox")
         self._alone = _Turnstile(self.workers)
         try:
             self._boxes = boxes.Boxes()
@@ -128,6 +130,7 @@ class Sandbox:
             servers, self._servers = self._servers, []
         for server in servers:
             server.end()
+        self._starter.shutdown()
         self._boxes.close()
 
     def settle(self, tests: str, *, fit: bool) -> None:
@@ -140,7 +143,10 @@ class Sandbox:
 
     def can_confirm(self, language: str) -> bool:
         """Whether programs of a language can run with solution and tests in two processes."""
-        return languages.canonical(language) == "python" and self.tier is not Tier.COMMAND
+        name = languages.canonical(language)
+        known = languages.LANGUAGES.get(name)
+        splits = name == "python" or (known is not None and known.splits)
+        return splits and self.tier is not Tier.COMMAND
 
     def _splits(self, program: Program) -> bool:
         """Whether solution and tests of a program can run in two processes."""
@@ -391,6 +397,13 @@ class Sandbox:
         return folder, "\n".join(readable), allowed.compiled
 
     def _start(self, kind: str) -> _Server:
+        """A new server, made by a thread that lasts as long as the sandbox.
+
+        bubblewrap ends with the thread that made it, not with the process.
+        """
+        return self._starter.submit(self._make_server, kind).result()
+
+    def _make_server(self, kind: str) -> _Server:
         # Isolated and without site-packages: programs find the standard library and no more.
         python = ["-I", "-S", "-c", BOOT]
         limits = self.limits

@@ -146,6 +146,7 @@ class Runner:
             started,
             limited=self._limited,
             resident_bytes=step["memory_bytes"],
+            group=last and step["processes"],
         )
         streams = {out: bytearray(), err: bytearray()}
         _running.add(child)
@@ -159,10 +160,13 @@ class Runner:
         proved = not last or key in streams[out]
         printed = bytes(streams[out]).replace(key, b"") if last else bytes(streams[out])
         stdout, stderr = (text.decode(errors="replace") for text in (printed, bytes(streams[err])))
+        if not last:
+            stderr += stdout  # where some compilers print what is wrong
         stderr = stderr.replace(f"{self._build}/", "")  # by the same name wherever it was
         code = os.waitstatus_to_exitcode(status)
         judgement = judged(watch.reason, code, proved, stderr, first=True)
-        return as_answer(judgement, seconds, code, stdout, stderr)
+        answer = as_answer(judgement, seconds, code, stdout, stderr)
+        return answer._replace(isolated=last and job["isolated"])
 
 
 def _part(data: bytes) -> bytes:
@@ -272,7 +276,10 @@ def _execute(
     executable = [*job["executable"], *(() if own else (run,))]
     if job["confined"]:
         jail.confine(
-            readable=[*job["readable"], *(() if own else (run,))],
+            readable=[
+                *(*job["readable"], *(() if own else (run,))),
+                *(("/proc/self/maps",) if step["maps"] else ()),
+            ],
             box=folder,
             executable=executable,
             processes=step["processes"],

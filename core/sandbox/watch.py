@@ -15,6 +15,7 @@ from .wire import Answer, Bounds
 
 LOOK_S = 0.05  # between looks at what it holds and has written
 MOST_THREADS = 256  # of one program
+MOST_PROCESSES = 64  # of one that may start others
 RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
 LEFT_TOO_MUCH = "it left more files than can be removed"
 TAIL = 2_000  # characters of output that a verdict keeps
@@ -29,6 +30,7 @@ class Watch:
         child: the process.
         started: when, by the monotonic clock.
         resident_bytes: that it may hold, where address space says little; 0 looks at none.
+        group: whether all processes of its group count, as one that starts others has them.
         limited: whether the box has a file system of its own, see `boxes.is_overfull`.
 
     Attributes:
@@ -47,6 +49,7 @@ class Watch:
         *,
         limited: bool,
         resident_bytes: int = 0,
+        group: bool = False,
     ) -> None:
         self.bounds = bounds
         self.box = box
@@ -56,6 +59,7 @@ class Watch:
         self.deadline = started + bounds.wall_s
         self.reason = ""
         self._resident_bytes = resident_bytes
+        self._group = group
         self._limited = limited
 
     def until_end(
@@ -143,6 +147,10 @@ class Watch:
         if int(status.get("Threads", "0")) > MOST_THREADS:
             return "it started more threads than it may"
         held = int(status.get("VmRSS", "0 kB").split()[0]) << 10
+        if self._group:
+            processes, held = _group(self.child)
+            if processes > MOST_PROCESSES:
+                return "it started more processes than it may"
         if self._resident_bytes and held > self._resident_bytes + RUNTIME_BYTES:
             return "it took more memory than it may"
         return ""
@@ -152,6 +160,23 @@ class Watch:
             self.box, disk_bytes=self.bounds.disk_bytes, files=self.bounds.files,
             limited=self._limited, process=self.child,
         )  # fmt: skip
+
+
+def _group(leader: int) -> tuple[int, int]:
+    """How many processes a group has, and the bytes that they hold."""
+    count, pages = 0, 0
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is not loaded here
+        if not name.isdecimal():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                words = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if len(words) > 21 and int(words[2]) == leader:
+            count += 1
+            pages += int(words[21])
+    return count, pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _status(child: int) -> int:
@@ -198,7 +223,10 @@ def judged(
     lines = [text.strip() for text in stderr.splitlines() if text.strip()]
     line = lines[-1] if lines else ""
     if first:
-        line = next((text for text in lines if _TELLING.search(text)), line)
+        place = next((n for n, text in enumerate(lines) if _TELLING.search(text)), -1)
+        line = lines[place] if lines else ""
+        if line.endswith(":") and 0 <= place < len(lines) - 1:  # Rust says what on the next line
+            line = f"{line} {lines[place + 1]}"
     line = line[:300]
     if code == -signal.SIGXCPU:
         return "timeout", "it computed longer than it may"
@@ -217,12 +245,14 @@ def judged(
 
 # Of what compilers and runtimes print, the line to show, and what says that memory ran out.
 _TELLING = re.compile(
-    r"error: |^(?:Uncaught )?[\w.]*(?:Error|Exception)\b"
-    r"|^(?:assertion failed|terminate called|FATAL)"
+    r"error: |error TS\d+: |error CS\d+: |error\[E\d+\]|^\S+\.go:\d+:\d+: "
+    r"|^(?:Uncaught )?[\w.]*(?:Error|Exception)\b"
+    r"|^(?:assertion failed|terminate called|FATAL|panic: )|panicked at |: syntax error"
 )
 _NO_MEMORY = (
     "std::bad_alloc", "OutOfMemoryError", "heap out of memory", "virtual memory exhausted",
-    "out of memory allocating", "Array buffer allocation failed",
+    "out of memory allocating", "Array buffer allocation failed", "cannot allocate memory",
+    "Allowed memory size of", "Cannot allocate memory", "xrealloc: ", "xmalloc: ",
 )  # fmt: skip
 
 

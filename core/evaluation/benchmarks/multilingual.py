@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 
 from codecria.core.sandbox import languages
+from codecria.core.sandbox.language import Suite
 
 from .problems import Problem, Record, text, texts
 
 # What a new definition begins with; the other languages close a function by its brace.
 PYTHON_STOPS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```")
-UNREADY_X = ("go", "rust")  # languages of HumanEval-X that the sandbox does not run
-NAMES_E = {"py": "python", "ts": "typescript", "cs": "csharp", "sh": "bash"}
 
 
 def parse_x(record: Record) -> Problem:
@@ -24,22 +23,27 @@ def parse_x(record: Record) -> Problem:
     task_id = text(record, "task_id")
     name, slash, _ = task_id.partition("/")
     language = languages.canonical(name)
-    if not slash or language not in ("python", *languages.LANGUAGES, *UNREADY_X):
+    if not slash or language not in ("python", *languages.LANGUAGES):
         raise KeyError("task_id")
     suite = _suite(language)
     tests = text(record, "test")
     return Problem(
         task_id=task_id,
         language=language,
-        before=text(record, "prompt"),
+        # Rust's prompt is the comment alone; its declaration follows.
+        before=text(record, "prompt") + (text(record, "declaration") if language == "rust" else ""),
         tests=suite.tests_prelude + tests if suite else tests,
         reference=text(record, "canonical_solution"),
-        prelude=suite.prelude if suite else "",
+        prelude=f"{text(record, 'test_setup')}\n"
+        if language == "go"
+        else suite.prelude
+        if suite
+        else "",
         stops=PYTHON_STOPS if language == "python" else (suite.end,) if suite else (),
     )
 
 
-def _suite(language: str) -> languages.Suite | None:
+def _suite(language: str) -> Suite | None:
     known = languages.LANGUAGES.get(language)
     return None if known is None else known.suite
 
@@ -51,7 +55,7 @@ def parse_e(record: Record) -> Problem:
         raise KeyError("language")
     return Problem(
         task_id=text(record, "name"),
-        language=languages.canonical(NAMES_E.get(name, name)),
+        language=languages.canonical("python" if name == "py" else name),
         before=text(record, "prompt"),
         tests=text(record, "tests"),
         reference=None,
@@ -66,6 +70,7 @@ _LIBRARIES = {
     "openssl": ("cpp", re.compile(r"^#include\s*<openssl/", re.MULTILINE)),
     "javatuples": ("java", re.compile(r"^import org\.javatuples\.", re.MULTILINE)),
     "js-md5": ("javascript", re.compile(r"require\(.js-md5.\)")),
+    "rust-crates": ("rust", re.compile(r"\brand::(?!Rng;)|\bRegex::|\bmd5::")),
 }
 
 

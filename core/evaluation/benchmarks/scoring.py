@@ -48,6 +48,8 @@ def score(
             "result": result_of(verdict),
             "verdict": verdict.as_json(),
         }
+        if problem.language != "python" and not judged["passed"] and verdict.stderr:
+            judged["stderr"] = verdict.stderr  # what the compiler or the runtime said
         if is_unconfirmed(verdict, problem.language, sandbox):
             judged |= {"passed": False, "result": UNCONFIRMED}
         yield samples[number].as_json() | judged

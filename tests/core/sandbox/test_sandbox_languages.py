@@ -123,7 +123,7 @@ def test_the_key_is_as_long_as_the_guards_think() -> None:
 def test_what_is_not_there_is_skipped_by_name(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "does not run go" in sandbox.run(Program(language="go", source="")).detail
+    assert "does not run cobol" in sandbox.run(Program(language="cobol", source="")).detail
     monkeypatch.setenv("PATH", "")
     languages.toolchain.cache_clear()
     try:
