@@ -48,6 +48,11 @@ def _suite(language: str) -> Suite | None:
     return None if known is None else known.suite
 
 
+def language_e(name: str) -> str:
+    """A language of MultiPL-E's files as the sandbox names it."""
+    return "python" if name == "py" else languages.canonical(name)
+
+
 def parse_e(record: Record) -> Problem:
     """A problem of MultiPL-E; its tests begin with what closes the function."""
     name = record.get("language")
@@ -55,7 +60,7 @@ def parse_e(record: Record) -> Problem:
         raise KeyError("language")
     return Problem(
         task_id=text(record, "name"),
-        language=languages.canonical("python" if name == "py" else name),
+        language=language_e(name),
         before=text(record, "prompt"),
         tests=text(record, "tests"),
         reference=None,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from codecria.core.evaluation.benchmarks.multilingual import NAMES_E
+from codecria.core.evaluation.benchmarks.multilingual import language_e
 from codecria.core.evaluation.benchmarks.problems import text
 from codecria.core.seed import seed_of
 from codecria.data.errors import UserError
@@ -147,7 +147,7 @@ def _published(place: str, record: Record) -> Question:
     name = record.get("name")
     return Question(
         task_id=f"{language}/{name if isinstance(name, str) else ''}/{place}",
-        group=NAMES_E.get(language, {"js": "javascript"}.get(language, language)),
+        group=language_e(language),
         before=text(record, "prompt"),
         after=text(record, "suffix"),
         target=text(record, "canonical_solution").strip(),
