@@ -164,7 +164,7 @@ def _infill_facts(infill: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "infilling",
             f"{infill['rate']:.0%} of eligible documents, {infill['spm_share']:.0%} of them SPM;"
-            f" scope {infill['scope']}",
+            f" scope {infill['scope']}, cuts at {infill['spans']}",
         )
     ]
     if infill["effective_rate"] is not None:
@@ -261,7 +261,8 @@ def announce(stage: Stage, out: Path) -> None:
     _announce_dialogs(stage)
     if (infill := run.recipe.infill) is not None:
         render.note(
-            f"infilling {infill.rate:.0%} of eligible documents, scope {infill.scope};"
+            f"infilling {infill.rate:.0%} of eligible documents, scope {infill.scope},"
+            f" cuts at {infill.spans};"
             f" vocabulary {run.model.vocab_size:,}, of it"
             f" {run.model.vocab_size - stage.vocabulary.known_rows} new"
         )

@@ -169,7 +169,7 @@ def _recipe(recipe: Recipe) -> list[str]:
             (
                 "infilling",
                 f"{recipe.infill_rate:.0%} of eligible documents, {recipe.infill_spm_share:.0%} of"
-                f" them suffix first, scope {recipe.infill_scope}",
+                f" them suffix first, scope {recipe.infill_scope}, cuts at {recipe.infill_spans}",
             )
         )
     return _table(("recipe", ""), rows)

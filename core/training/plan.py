@@ -89,6 +89,7 @@ class InfillPlan:
             "rate": self.format.rate,
             "spm_share": self.format.spm_share,
             "scope": self.format.scope,
+            "spans": self.format.spans,
             "pieces": total.pieces if known else None,
             "eligible_pieces": total.eligible if known else None,
             "tokens": total.tokens if known else None,

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
 from codecria.data.errors import UsageError
-from codecria.data.formats.infill import InfillFormat, Scope
+from codecria.data.formats.infill import InfillFormat, Scope, Spans
 from codecria.data.quantities import parse_count
 from codecria.data.rows.dialog_rows import Learn
 
@@ -71,7 +71,7 @@ class Recipe:
         learn: the tokens of dialogs with loss: "answers" and what ends them, or "all".
         replay: share of the rows that are drawn from the replayed data, where there is some.
         infill_rate: probability that an eligible document is infilled; 0 for a stage without.
-        infill_spm_share, infill_scope, infill_eos: see `InfillFormat`.
+        infill_spm_share, infill_scope, infill_eos, infill_spans: see `InfillFormat`.
         lora_rank: rank of the adapter that is trained instead of the weights (LoRA); 0 for none.
         lora_alpha: the adapter's product is scaled by alpha / rank.
         lora_layers: the matrices that get one: "all" of the layers, those of "attention", or those
@@ -114,6 +114,7 @@ class Recipe:
     infill_rate: float = 0.0
     infill_spm_share: float = 0.5  # Code Llama, section 2.3
     infill_scope: Scope = "document"  # Code Llama, section 2.3
+    infill_spans: Spans = "chars"  # Code Llama, section 2.3
     infill_eos: bool = True  # Code Llama does not say; every document ends with EOS
     lora_rank: int = 0
     lora_alpha: float = 32.0  # LoRA Without Regret: with alpha / rank the rate suits any rank
@@ -153,6 +154,7 @@ class Recipe:
             rate=self.infill_rate,
             spm_share=self.infill_spm_share,
             scope=self.infill_scope,
+            spans=self.infill_spans,
             eos=self.infill_eos,
         )
 
@@ -461,7 +463,7 @@ def parent_of(recipe: Recipe) -> Recipe | None:
 
 
 # The fields that say how documents are infilled: what a checkpoint hands on to its children.
-OBJECTIVE = ("infill_rate", "infill_spm_share", "infill_scope", "infill_eos")
+OBJECTIVE = ("infill_rate", "infill_spm_share", "infill_scope", "infill_eos", "infill_spans")
 
 _FIXED = {"name", "size", "summary", "source", "follows", "mixture", "stand_ins"}
 CHANGEABLE = sorted({f.name for f in fields(Recipe)} - _FIXED)  # what `--set` can change

@@ -30,6 +30,7 @@ from codecria.data.tokenizer.fast_encode import Ids
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 Scope = Literal["document", "context"]
+Spans = Literal["chars", "syntax"]
 TRIES = 7  # cuts drawn for one document before it stays plain
 _WORDS = struct.Struct("<8Q")
 
@@ -53,6 +54,9 @@ class InfillFormat:
             "context": each document's part within the window is taken for a document (as the
             context-level infilling of Bavarian et al.); for windows that hold few whole ones.
         eos: whether EOS follows EOT. The paper does not say; every other document ends with it.
+        spans: where a document is cut. "chars": at two characters, drawn independently (section
+            2.3). "syntax": around the syntax node nearest to two such characters; where no parser
+            reads the text, at the characters.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -61,6 +65,7 @@ class InfillFormat:
     spm_share: float = 0.5
     scope: Scope = "document"
     eos: bool = True
+    spans: Spans = "chars"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 PYTHON = "Python"
 # Language -> the wheel's module and the function that gives its grammar.
 _GRAMMARS = {
@@ -29,6 +32,7 @@ LANGUAGES = (PYTHON, *_GRAMMARS)
 LONGEST = 200_000  # characters of a text that is parsed
 
 Span = tuple[int, int]  # [first, last) in characters
+Spans = npt.NDArray[np.int64]  # (n,2)
 
 
 def parses(text: str, language: str) -> bool | None:
@@ -46,7 +50,7 @@ def parses(text: str, language: str) -> bool | None:
     return not parser.parse(text.encode("utf-8", "replace")).root_node.has_error
 
 
-def spans(text: str, language: str | None) -> list[Span]:
+def spans(text: str, language: str | None) -> Spans:
     """The syntax nodes of a text, as stretches of characters, in the order of the text.
 
     Statements, runs of lines that are one statement, expressions and definitions; not the whole
@@ -57,10 +61,10 @@ def spans(text: str, language: str | None) -> list[Span]:
         language: linguist's name; None where it is not known, which is tried as Python.
 
     Returns:
-        none where no parser reads it.
+        (n,2) [first, last) of each; none where no parser reads it.
     """
     if len(text) > LONGEST:
-        return []
+        return np.empty((0, 2), dtype=np.int64)
     if language in (None, PYTHON):
         tree = _tree(text) or _tree(_closed(text))
         found: Iterable[Span] = () if tree is None else _of_python(tree, text)
@@ -68,7 +72,22 @@ def spans(text: str, language: str | None) -> list[Span]:
         parser = _parser(language)
         found = () if parser is None else _of_tree_sitter(parser, text)
     whole = (0, len(text))
-    return sorted({span for span in found if span != whole and span[0] < span[1] <= len(text)})
+    kept = {span for span in found if span != whole and span[0] < span[1] <= len(text)}
+    return np.array(sorted(kept), dtype=np.int64).reshape(-1, 2)
+
+
+def nearest(found: Spans, one: int, other: int) -> Span:
+    """The span whose ends are nearest to two places, the earlier of equals.
+
+    Drawn places so keep the lengths that they had, as far as the syntax has such nodes.
+
+    Args:
+        found: (n,2) from `spans`, at least one.
+        one, other: places in any order.
+    """
+    low, high = sorted((one, other))
+    place = int(np.abs(found - (low, high)).sum(1).argmin())
+    return int(found[place, 0]), int(found[place, 1])
 
 
 def _tree(text: str) -> ast.Module | None:

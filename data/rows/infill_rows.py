@@ -26,6 +26,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from codecria.data.formats import syntax
 from codecria.data.formats.infill import Draw, Infiller, InfillFormat, KnownLines, Order, Parts
 
 from .rows import IGNORE, PADDING, Counts, Ids, Row, Windows, rows_key, segments_of
@@ -283,7 +284,9 @@ class InfillRows:
                 tokenizer, text, piece.ids[first:last], starts=opens, ends=piece.ends
             )
         redrawn = 0
-        for redrawn, (one, other) in enumerate(draw.cuts(len(text))):
+        nodes = self._nodes(piece, text)
+        for redrawn, drawn in enumerate(draw.cuts(len(text))):
+            one, other = drawn if nodes is None else syntax.nearest(nodes, *drawn)
             made = self.infiller.example(
                 Parts.cut(text, one, other), draw.order, eos=self.format.eos, lines=lines
             )
@@ -297,10 +300,18 @@ class InfillRows:
                         infilled_tokens=piece.length,
                         psm=int(draw.order == Order.PSM),
                         spm=int(draw.order == Order.SPM),
+                        syntax=int(nodes is not None),
                         redrawn=redrawn,
                     ),
                 )
         return None, Order.PLAIN, replace(able, unfit=1, redrawn=redrawn)
+
+    def _nodes(self, piece: Piece, text: str) -> syntax.Spans | None:
+        """The syntax nodes of a piece's text, where the cuts are to be at those and it has some."""
+        if self.format.spans == "chars":
+            return None
+        nodes = syntax.spans(text, self.shards.language(piece.document))
+        return nodes if len(nodes) else None
 
 
 _NONE = np.empty(0, dtype=np.int32)

@@ -44,6 +44,7 @@ class Counts:
         eligible, eligible_tokens: those that may be infilled, as stored.
         infilled, infilled_tokens: those that were, as stored; the rest is plain.
         psm, spm: infilled in either order.
+        syntax: infilled with a middle that is a syntax node.
         lossy: not eligible, for the document does not survive decoding.
         split: not eligible, for the row's border is within a character.
         unfit: eligible and drawn, but no cut left it short enough, so plain.
@@ -59,6 +60,7 @@ class Counts:
     infilled_tokens: int = 0
     psm: int = 0
     spm: int = 0
+    syntax: int = 0
     lossy: int = 0
     split: int = 0
     unfit: int = 0

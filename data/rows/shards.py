@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,7 @@ class ShardSet:
         ]
         self._first_document = np.cumsum([0, *(s.documents for s in entry.shards)])
         self._first_token = np.cumsum([0, *(s.tokens for s in entry.shards)])
+        self._languages = lru_cache(maxsize=4)(self._read_languages)
 
     @classmethod
     def open(cls, folder: Path, split: str = "train") -> ShardSet:
@@ -441,6 +443,25 @@ class ShardSet:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged or missing: {error}", hint=AGAIN) from error
         return row
+
+    def language(self, d: int) -> str | None:
+        """The language of document d; None where the set does not record it."""
+        known = [name for name, count in self.manifest.languages.items() if count]
+        if len(known) == 1:
+            return known[0]
+        shard = self._shard_of_document(d)
+        languages = self._languages(shard) if known else None
+        return None if languages is None else languages[d - int(self._first_document[shard])]
+
+    def _read_languages(self, shard: int) -> list[str | None] | None:
+        path = self.folder / f"{self._shards[shard].name}.parquet"
+        try:
+            if "language" not in pq.read_schema(path).names:
+                return None
+            found: list[str | None] = pq.read_table(path, columns=["language"])[0].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} is damaged or missing: {error}", hint=AGAIN) from error
+        return found
 
     def verify(self) -> list[str]:
         """Read every file of the split and list what differs from the manifest."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codecria.data.formats import syntax
 from codecria.data.formats.infill import TRIES, Infiller, InfillFormat, Order, Scope
 from codecria.data.rows import infill_rows
 from codecria.data.rows.infill_rows import RESERVE, InfillRows, Layout
@@ -241,3 +242,26 @@ def test_the_layout_reserves_places_after_documents_and_in_rows(split: ShardSet)
     for layout in (plain, paper, small):
         assert layout.drawn(split, 3 * layout.rows(split)) == 3 * split.n_tokens
         assert 0 < layout.drawn(split, 1) <= layout.width
+
+
+def test_syntax_cuts_leave_whole_nodes_for_the_middle_and_count_them(
+    infiller: Infiller, shard_writer: Writer, corpus: list[str], tmp_path: Path
+) -> None:
+    # Kills: nodes of another text, places in bytes, a fall-back that is counted as syntax.
+    texts = [*(text[:1500] for text in corpus[:6]), "no code, only words and more words " * 9]
+    split, texts = open_texts(texts, tmp_path, infiller, shard_writer)
+    rows = rows_of(split, infiller, 4096, "document", rate=1.0, spans="syntax", spm_share=0.0)
+    special, decode = infiller.special, infiller.tokenizer.decode_continuation
+    counts, middles = Counts(), []
+    for k in range(rows.rows):
+        row = rows.row(k)
+        assert row.counts is not None
+        counts += row.counts
+        for ids, _, order in segments(row):
+            if order == Order.PSM:
+                middles.append(decode(ids[ids.index(special.middle) + 1 : ids.index(special.end)]))
+    readable = [text for text in texts if len(syntax.spans(text, None))]
+    assert 0 < counts.syntax <= len(readable)
+    assert counts.infilled > counts.syntax, "words are infilled too, at their characters"
+    nodes = {text[a:b] for text in readable for a, b in syntax.spans(text, None).tolist()}
+    assert sum(middle in nodes for middle in middles) >= counts.syntax
