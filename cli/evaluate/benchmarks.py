@@ -83,12 +83,20 @@ Example: codecria evaluate exercises --problems made/dialogs.jsonl --prompt-form
 # Options that only some tasks have.
 ASKED_IN_CHAT = (
     *("mbpp", "humaneval", "exercises", "apps", "humaneval-plus", "mbpp-plus"),
-    *("cruxeval-o", "cruxeval-i", "livecodebench"),
+    *("cruxeval-o", "cruxeval-i", "livecodebench", "humaneval-x", "multipl-e"),
 )
 ONLY = {
     "prompt_form": ASKED_IN_CHAT,
     "also_chat": ASKED_IN_CHAT,
-    "extract": tuple(name for name in ASKED_IN_CHAT if not name.startswith("cruxeval")),
+    "extract": (
+        "mbpp",
+        "humaneval",
+        "exercises",
+        "apps",
+        "humaneval-plus",
+        "mbpp-plus",
+        "livecodebench",
+    ),
     "level": ("apps", "livecodebench"),
     "since": ("livecodebench",),
     "until": ("livecodebench",),
@@ -103,6 +111,8 @@ FORMS: dict[str, Any] = {
     "humaneval": Literal["completion", "chat"],
     "exercises": Literal["completion", "chat"],
     "humaneval-plus": Literal["completion", "chat"],
+    "humaneval-x": Literal["completion", "chat"],
+    "multipl-e": Literal["completion", "chat"],
     "mbpp-plus": Literal["completion", "chat"],
     "apps": Literal["few-shot", "chat"],
     "cruxeval-o": Literal["few-shot", "chat"],

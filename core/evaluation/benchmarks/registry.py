@@ -114,17 +114,31 @@ TASKS: dict[str, Task] = {
             name="humaneval-x",
             title="HumanEval-X",
             parse=multilingual.parse_x,
-            forms=("completion",),
-            sources={"completion": "zero-shot, Zheng et al. 2023; stop strings are ours"},
-            labels={"completion": ("not in the paper, which uses MultiPL-E",)},
+            forms=("completion", "chat"),
+            sources={
+                "completion": "zero-shot, Zheng et al. 2023; stop strings are ours",
+                "chat": "zero-shot, Zheng et al. 2023, in the chat form",
+            },
+            labels={
+                "completion": ("not in the paper, which uses MultiPL-E",),
+                "chat": ("not in the paper, which uses MultiPL-E", OUR_PROMPT),
+            },
+            answers="chat",
         ),
         Task(
             name="multipl-e",
             title="MultiPL-E",
             parse=multilingual.parse_e,
-            forms=("completion",),
-            sources={"completion": "zero-shot, Code Llama table 4; stop strings of the file"},
-            labels={"completion": ("the suite has no reference solutions",)},
+            forms=("completion", "chat"),
+            sources={
+                "completion": "zero-shot, Code Llama table 4; stop strings of the file",
+                "chat": _CHAT,
+            },
+            labels={
+                "completion": ("the suite has no reference solutions",),
+                "chat": ("the suite has no reference solutions", OUR_PROMPT),
+            },
+            answers="chat",
         ),
         Task(
             name="apps",

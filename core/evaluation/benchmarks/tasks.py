@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from codecria.core.sandbox import languages
 from codecria.data.errors import UsageError, UserError
 from codecria.data.formats import answers, chat
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from . import mbpp, multilingual
+from . import braces, mbpp, multilingual
 from .problems import Problem, ProblemSet, read
 from .protocol import Form, Protocol
 from .registry import TASKS, Task
@@ -234,6 +235,9 @@ class Asker:
         if reads is not None:
             answer = chat.answer_of(said) if self.protocol.form == "chat" else said
             return Written(reads(problem, answer))
+        if self.protocol.form == "chat" and problem.language != "python":
+            text, chosen = braces.answer_to(problem, chat.answer_of(said))
+            return Written(text, is_whole=True, extracted=chosen)
         if self.protocol.form == "chat":
             return answer_to(problem, chat.answer_of(said), self.protocol.extraction)
         said = said.removeprefix(asked.left_out)
@@ -263,9 +267,11 @@ def question_of(problem: Problem) -> str:
         return mbpp.tagged_prompt(problem)
     if problem.question:
         return problem.question
+    known = languages.LANGUAGES.get(problem.language)
     return (
-        "Complete this Python function. Answer with the whole function in one code block.\n\n"
-        f"```python\n{problem.before.rstrip()}\n```"
+        f"Complete this {known.title if known else 'Python'} function."
+        " Answer with the whole function in one code block.\n\n"
+        f"```{problem.language}\n{problem.before.rstrip()}\n```"
     )
 
 

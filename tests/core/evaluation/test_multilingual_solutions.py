@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("codecria.core.sandbox.sandbox")
 
+from codecria.core.evaluation.benchmarks import braces
 from codecria.core.evaluation.benchmarks.execution import Job, program_of, run_all
 from codecria.core.evaluation.benchmarks.multilingual import parse_e, parse_x
 from codecria.core.evaluation.benchmarks.problems import Problem
@@ -268,3 +269,93 @@ def test_right_solutions_pass_and_wrong_ones_fail_at_a_test(
         assert right.confirmed is (language == "bash")
         assert wrong.outcome is Outcome.FAILED, (name, wrong)
         assert any(word in wrong.detail for word in ("ssert", "Test failed")), (name, wrong)
+
+
+# --- chat answers ---------------------------------------------------------------------------------
+
+# How answers present the function `digits`; {head} is the prompt's signature, {body} its body, and
+# {whole} the prompt with the function.
+SHAPES = {
+    "the function": "Sure:\n```{fence}\n{head}{body}\n}}\n```\nIt adds the digits.",
+    "the body": "```{fence}\n{body}\n```",
+    "the whole file": "```{fence}\n{whole}\n```",
+    "an example ahead": "Call it so:\n```\n{call}\n```\n```{fence}\n{head}{body}\n}}\n```",
+    "never closed": "```{fence}\n{head}{body}\n}}\n",
+    "no fence": "{head}{body}\n}}\n",
+}
+HELPERS = {
+    "php": "function helper($x) {\n    return $x; // it's }\n}\n",
+    "typescript": "function helper(x: number): number {\n    return x; // it's }\n}\n",
+    "csharp": "    static long Helper(long x) {\n        return x; // it's }\n    }\n",
+    "bash": "helper() {\n    echo $1 # it's }\n}\n",
+    "go": "func helper(x int) int {\n    return x // it's }\n}\n",
+    "rust": "fn helper(x: i64) -> i64 {\n    x // it's }\n}\n",
+    "java": "    static long helper(long x) {\n        return x; // it's }\n    }\n",
+    "cpp": "long helper(long x) {\n    return x; // it's }\n}\n",
+}
+MAINS = {
+    "csharp": "    public static void Main() {\n        Console.WriteLine(Digits(3));\n    }\n",
+    "go": "func main() {\n    println(digits(3))\n}\n",
+    "rust": 'fn main() {\n    println!("{}", digits(3));\n}\n',
+    "php": "echo digits(3);\n",
+    "typescript": "console.log(digits(3));\n",
+    "bash": "digits 3\n",
+    "java": "    public static void main(String[] a) {\n        digits(3);\n    }\n",
+    "cpp": "int main() {\n    digits(3);\n}\n",
+}
+
+
+def chat_case(language: str) -> tuple[Problem, str]:
+    """The problem `digits` and a right body; Java and C++ as MultiPL-E has them."""
+    if language == "java":
+        head = "import java.util.*;\nclass Problem {\n    // Do it.\n"
+        head += "    public static long digits(long a) {\n"
+        tests = "    }\n    public static void main(String[] args) {\n"
+        tests += "    assert(digits((1234L)) == (10L));\n    }\n\n}\n"
+        body = "long n = 0; for (; a > 0; a /= 10) { n += a % 10; } return n;"
+    elif language == "cpp":
+        head = "#include<assert.h>\n#include<bits/stdc++.h>\n// Do it.\nlong digits(long a) {\n"
+        tests = "}\nint main() {\n    auto candidate = digits;\n"
+        tests += "    assert(candidate((1234)) == (10));\n}\n"
+        body = "long n = 0; for (; a > 0; a /= 10) { n += a % 10; } return n;"
+    else:
+        return problem(language, "digits"), BODIES[language]["digits"][0]
+    record = {"name": "Own_digits", "language": language, "prompt": head, "tests": tests}
+    return parse_e({**record, "stop_tokens": []}), body
+
+
+def answers_of(language: str) -> dict[str, str]:
+    """Answers in each shape, all of them right."""
+    asked, body = chat_case(language)
+    signature = asked.before.rstrip().rpartition("\n")[2] + "\n"
+    before = asked.before.rstrip()
+    opened = braces._depth(before, hashes=language in ("bash", "php"))
+    head, name = signature, "Digits" if language == "csharp" else "digits"
+    call = f"{name} 3" if language == "bash" else f"{name}(3)"
+    filled = {"fence": language, "head": head, "body": body, "call": call}
+    filled["whole"] = f"{before}\n{body}\n" + "}\n" * opened
+    found = {shape: text.format(**filled) for shape, text in SHAPES.items()}
+    ahead = before[: before.rfind("\n") + 1]
+    helper, main = HELPERS[language], MAINS[language]
+    inner = f"{ahead}{helper}{head}{body}\n}}\n{main}" + "}\n" * (opened - 1)
+    found["others beside it"] = f"```\n{inner}\n```"
+    return found
+
+
+@pytest.mark.parametrize("language", [*BODIES, "java", "cpp"])
+def test_chat_answers_in_any_shape_are_right_and_no_head_stands_twice(
+    sandbox: Sandbox, language: str
+) -> None:
+    if why := languages.missing(language):
+        pytest.skip(why)
+    asked, _ = chat_case(language)
+    found = {shape: braces.answer_to(asked, text) for shape, text in answers_of(language).items()}
+    signature = asked.before.rstrip().rpartition("\n")[2]
+    for shape, (text, _) in found.items():
+        assert text.count(signature.strip()) == 1, (shape, text)
+    if language == "typescript":  # a compiler's start takes seconds
+        found = {shape: found[shape] for shape in ("the whole file", "others beside it")}
+    jobs = [Job(program_of(asked, asked.whole(text)), 20.0) for text, _ in found.values()]
+    for place, verdict in run_all(sandbox, jobs):
+        shape, (text, _) = list(found.items())[place]
+        assert verdict.outcome is Outcome.PASSED, (shape, verdict, text)
