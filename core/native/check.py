@@ -21,7 +21,7 @@ from .kernels import from_object
 from .key_values import CacheDtype
 from .packing import Floats, as_float32, pack, unpack
 from .runner import NativeRunner
-from .weights import EMBEDDING, HEAD, MATRICES, NORM, NORMS, Dtype, to_bfloat16
+from .weights import EMBEDDING, HEAD, MATRICES, NORM, NORMS, Dtype, shapes, to_bfloat16
 
 # Sizes that 32 and 16 do not divide, a head of 24 numbers, grouped queries.
 CONFIG = ModelConfig(
@@ -38,28 +38,19 @@ TYPES: dict[Dtype, tuple[CacheDtype, float]] = {  # and the largest error, of sc
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Floats]:
     """Weights by Hugging Face name, scaled so that every part matters."""
     draw = np.random.default_rng(seed)
-    D, F, E = config.dim, config.hidden_dim, config.head_dim
-    Q, K = config.n_heads * E, config.n_kv_heads * E
-    shapes = {
-        "query": (Q, D), "key": (K, D), "value": (K, D), "out": (D, Q),
-        "gate": (F, D), "up": (F, D), "down": (D, F),
-    }  # fmt: skip
 
     def matrix(rows: int, columns: int) -> Floats:
         return draw.standard_normal((rows, columns), np.float32) * np.float32(columns**-0.5)
 
     def norm() -> Floats:
-        return 1 + draw.standard_normal(D, np.float32) * np.float32(0.1)
+        return 1 + draw.standard_normal(config.dim, np.float32) * np.float32(0.1)
 
-    weights = {EMBEDDING: matrix(config.vocab_size, D) * np.float32(D**0.5), NORM: norm()}
-    if not config.tied:
-        weights[HEAD] = matrix(config.vocab_size, D)
+    weights = {name: matrix(*shape) for name, shape in shapes(config).items()}
+    weights[EMBEDDING] *= np.float32(config.dim**0.5)
     for layer in range(config.n_layers):
-        prefix = f"model.layers.{layer}."
-        for name, theirs in MATRICES.items():
-            weights[f"{prefix}{theirs}.weight"] = matrix(*shapes[name])
         for theirs in NORMS.values():
-            weights[f"{prefix}{theirs}.weight"] = norm()
+            weights[f"model.layers.{layer}.{theirs}.weight"] = norm()
+    weights[NORM] = norm()
     return weights
 
 

@@ -45,6 +45,26 @@ MATRICES = {  # of a layer
 NORMS = {"attention_norm": "input_layernorm", "hidden_norm": "post_attention_layernorm"}
 
 
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(N,C) of a layer's matrices, by the names of `MATRICES`."""
+    D, F, E = config.dim, config.hidden_dim, config.head_dim
+    Q, K = config.n_heads * E, config.n_kv_heads * E
+    return {
+        "query": (Q, D), "key": (K, D), "value": (K, D), "out": (D, Q),
+        "gate": (F, D), "up": (F, D), "down": (D, F),
+    }  # fmt: skip
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(N,C) of all matrices by Hugging Face name."""
+    names = [EMBEDDING] if config.tied else [EMBEDDING, HEAD]
+    found = dict.fromkeys(names, (config.vocab_size, config.dim))
+    for layer in range(config.n_layers):
+        for name, shape in layer_shapes(config).items():
+            found[f"model.layers.{layer}.{MATRICES[name]}.weight"] = shape
+    return found
+
+
 class Packed(NamedTuple):
     """A matrix that was stored packed (packing.py)."""
 
@@ -146,18 +166,15 @@ class PreparedWeights:
         self, config: ModelConfig, weights: Weights, dtype: Dtype, kernels: Kernels
     ) -> None:
         self._weights, self._config = weights, config
-        D, F, E = config.dim, config.hidden_dim, config.head_dim
-        Q, K = config.n_heads * E, config.n_kv_heads * E
-        shapes = {
-            "query": (Q, D), "key": (K, D), "value": (K, D), "out": (D, Q),
-            "gate": (F, D), "up": (F, D), "down": (D, F),
-        }  # fmt: skip
+        its_shapes = layer_shapes(config)
         self._kept: list[npt.NDArray[Any]] = []
         self.table = np.zeros((config.n_layers, len(LAYER_FIELDS)), np.int64)
         for layer in range(config.n_layers):
             prefix = f"model.layers.{layer}."
             for name, theirs in MATRICES.items():
-                found = matrix(weights[f"{prefix}{theirs}.weight"], dtype, *shapes[name], kernels)
+                found = matrix(
+                    weights[f"{prefix}{theirs}.weight"], dtype, *its_shapes[name], kernels
+                )
                 self._kept.append(found.data)
                 self.table[layer, LAYER_FIELDS.index(name)] = found.address
                 self.table[layer, LAYER_FIELDS.index(f"{name}_kind")] = found.kind
@@ -167,7 +184,7 @@ class PreparedWeights:
         self.final_norm = self._norm(NORM)
         self._embedding = weights[EMBEDDING]
         head = EMBEDDING if config.tied else HEAD
-        self.head = matrix(weights[head], dtype, config.vocab_size, D, kernels)
+        self.head = matrix(weights[head], dtype, config.vocab_size, config.dim, kernels)
 
     @property
     def packed(self) -> bool:
