@@ -73,6 +73,12 @@ Example: codecria evaluate cruxeval-i --problems cruxeval.jsonl --model run
 
 Example: codecria evaluate livecodebench --problems test.jsonl --since 2024-08-01 --model run
 """,
+    "safim": """Score blocks, conditions and API calls filled into programs: SAFIM.
+
+Programs with unit tests run, in C++, Java, C# and Python; API calls must be the original's.
+
+Example: codecria evaluate safim --problems block_completion.jsonl.gz --model run --form both
+""",
     "exercises": """Score exercises of your own: questions with tests, as self-instruct writes them.
 
 Their heads are completed; --prompt-form chat asks the questions.
@@ -101,7 +107,7 @@ ONLY = {
     "since": ("livecodebench",),
     "until": ("livecodebench",),
     "split": ("mbpp",),
-    "form": ("infilling",),
+    "form": ("infilling", "safim"),
     "strip_prompt": (
         *("humaneval", "humaneval-x", "multipl-e", "exercises", "humaneval-plus", "mbpp-plus"),
     ),
@@ -489,7 +495,7 @@ def _forms(task: str, form: str | None, *, also_chat: bool, infilling: str) -> t
     """
     from codecria.data.errors import UsageError
 
-    if task == "infilling":
+    if task in ONLY["form"]:
         return ("psm", "spm") if infilling == "both" else (infilling,)
     if not also_chat:
         return () if form is None else (form,)

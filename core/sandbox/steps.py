@@ -165,7 +165,8 @@ class Runner:
         stderr = stderr.replace(f"{self._build}/", "")  # by the same name wherever it was
         code = os.waitstatus_to_exitcode(status)
         judgement = judged(watch.reason, code, proved, stderr, first=True)
-        answer = as_answer(judgement, seconds, code, stdout, stderr)
+        whole = last and bool(job["stdin"])  # what it prints is judged
+        answer = as_answer(judgement, seconds, code, stdout, stderr, whole=whole)
         return answer._replace(isolated=last and job["isolated"])
 
 

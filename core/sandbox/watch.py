@@ -257,7 +257,13 @@ _NO_MEMORY = (
 
 
 def as_answer(
-    judgement: tuple[str, str], seconds: float, code: int, stdout: str, stderr: str
+    judgement: tuple[str, str],
+    seconds: float,
+    code: int,
+    stdout: str,
+    stderr: str,
+    *,
+    whole: bool = False,
 ) -> Answer:
     """What a verdict is made of; of what was printed, the ends.
 
@@ -266,5 +272,7 @@ def as_answer(
         seconds: by the clock.
         code: the exit status, or the signal that ended the program, below zero.
         stdout, stderr: what it printed.
+        whole: whether all of stdout is kept.
     """
-    return Answer(*judgement, seconds, code, stdout[-TAIL:], stderr[-TAIL:])
+    kept = stdout if whole else stdout[-TAIL:]
+    return Answer(*judgement, seconds, code, kept, stderr[-TAIL:])

@@ -191,7 +191,7 @@ def _protocol(task: Task, form: Form, request: Request) -> Protocol:
         request.preset or task.preset,
         # How many samples a file has shows when it is read.
         request.changes if request.samples is None else replace(request.changes, ks=None),
-        eos_ends=task.name != "infilling",
+        eos_ends=task.forms[0] != "psm",
         shots=shots if task.name == "mbpp" and form == "few-shot" else (),
         labels=task.labels.get(form, ()),
         source=task.sources[form],

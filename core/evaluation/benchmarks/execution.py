@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.survey import sample
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
 
+from .case_runner import one_of_printed
 from .multilingual import needs
 from .problems import Problem
 
@@ -23,11 +25,13 @@ class Job:
     """A program and how long it may take.
 
     Attributes:
-        wall_s: seconds by the clock.
+        wall_s: seconds by the clock; of one run, where there are several.
+        runs: input and right outputs of each run, where a program is run several times.
     """
 
     program: Program
     wall_s: float
+    runs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def program_of(problem: Problem, source: str) -> Program:
@@ -44,6 +48,17 @@ def program_of(problem: Problem, source: str) -> Program:
         needs=needs(problem),
         entry=problem.tested,
     )
+
+
+def job_of(problem: Problem, source: str, wall_s: float) -> Job:
+    """How a program of a problem is judged.
+
+    Args:
+        problem: of the program.
+        source: the program without the tests.
+        wall_s: how long it may take; of one run, where there are several.
+    """
+    return Job(program_of(problem, source), wall_s, problem.runs)
 
 
 def unready(language: str, libraries: tuple[str, ...] = ()) -> str:
@@ -73,18 +88,45 @@ def run_all(sandbox: Sandbox, jobs: Sequence[Job]) -> Iterator[tuple[int, Verdic
         jobs: what runs.
     """
     limits = [replace(sandbox.limits, wall_s=job.wall_s) for job in jobs]
+    once = [n for n, job in enumerate(jobs) if not job.runs]
     slow = []
-    for n, verdict in sandbox.run_many([job.program for job in jobs], limits):
+    programs = [jobs[n].program for n in once]
+    for place, verdict in sandbox.run_many(programs, [limits[n] for n in once]):
+        n = once[place]
         if _is_slow_case(verdict):
             slow.append(n)
         else:
             yield n, verdict
+    often = [n for n, job in enumerate(jobs) if job.runs]
+    with ThreadPoolExecutor(max_workers=sandbox.workers) as pool:
+        yield from zip(often, pool.map(lambda n: _runs(sandbox, jobs[n]), often), strict=True)
     for n in sorted(slow):
         verdict = sandbox.run(jobs[n].program, limits[n])
         if _is_slow_case(verdict):
             detail = verdict.detail.partition(_SLOW)[2].lstrip(": ")
             verdict = replace(verdict, outcome=Outcome.TIMEOUT, detail=detail)
         yield n, verdict
+
+
+def _runs(sandbox: Sandbox, job: Job) -> Verdict:
+    """The verdict of a program that is run for each case; what it prints is judged here.
+
+    Right outputs never reach the sandbox, so nothing has to prove that it reached its end, and a
+    pass counts as confirmed.
+    """
+    limits = replace(sandbox.limits, wall_s=job.wall_s)
+    verdict: Verdict | None = None
+    for number, (given, outputs) in enumerate(job.runs, start=1):
+        # White space at its end changes no input; without any, it would have none at all.
+        verdict = sandbox.run(replace(job.program, stdin=given or "\n"), limits)
+        ended = verdict.exit_status == 0 and verdict.outcome in (Outcome.PASSED, Outcome.FAILED)
+        if not ended:
+            return verdict
+        if not one_of_printed(verdict.stdout, list(outputs)):
+            detail = f"case {number} of {len(job.runs)}: another output"
+            return replace(verdict, outcome=Outcome.FAILED, detail=detail, isolated=True)
+    assert verdict is not None, "a job without runs"
+    return replace(verdict, outcome=Outcome.PASSED, detail="", isolated=True)
 
 
 _SLOW = "TimeLimitExceeded"  # raised by `case_runner`

@@ -43,6 +43,9 @@ class Problem:
         is_program: whether a solution is a whole program, run for every case (`cases.wrapped`).
         others: references that stand in where the first does not pass.
         cases, case_s: how many cases the tests hold, and seconds for each; 0 where there are none.
+        is_text: whether a completion is compared as text, and not run.
+        runs: input and right outputs of each run of a program in another language than Python.
+        fill: what the model is shown around the completion, where it is not `before` and `after`.
         level: of difficulty, as the file names it.
         date: when it was published, as year-month-day.
     """
@@ -60,6 +63,9 @@ class Problem:
     shown: tuple[str, ...] = ()
     is_program: bool = False
     others: tuple[str, ...] = ()
+    is_text: bool = False
+    runs: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    fill: tuple[str, str] | None = None
     cases: int = 0
     case_s: float = 0.0
     level: str = ""
@@ -87,6 +93,8 @@ class Problem:
         """The program that a whole solution is, without the tests."""
         if self.is_program:
             return cases.wrapped(solution, self.prelude)
+        if self.is_text:
+            return f"codecria_written = {solution!r}\n"
         return self.prelude + solution
 
     def with_case_limit(self, case_s: float | None) -> Problem:

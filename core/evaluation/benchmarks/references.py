@@ -22,11 +22,10 @@ from codecria.data.files import atomic_write_json, digest_json, read_json
 from .execution import (
     Job,
     Limits,
-    Program,
     Sandbox,
     Verdict,
+    job_of,
     passed,
-    program_of,
     result_of,
     run_all,
     trial,
@@ -85,6 +84,8 @@ def limit_s(problem: Problem, reference: Reference | None, timeout_s: float | No
         reference: how its solution did, where there is one.
         timeout_s: a user's limit, which stands in place of the least one.
     """
+    if problem.runs:
+        return problem.case_s
     if problem.cases:  # each has a limit of its own
         return problem.cases * problem.case_s + START_S
     least = least_s(problem.language) if timeout_s is None else timeout_s
@@ -123,7 +124,12 @@ def check(
         done(len(found), len(given))
     _try_languages([p for p in problems if p.reference is None], sandbox, found)
     jobs = [
-        Job(program(p, p.reference or ""), max(REFERENCE_S, limit_s(p, None, None))) for p in left
+        job_of(
+            p,
+            p.source(p.reference or ""),
+            limit_s(p, None, None) if p.runs else max(REFERENCE_S, limit_s(p, None, None)),
+        )
+        for p in left
     ]
     for number, verdict in _with_others(left, jobs, sandbox):
         if verdict.isolated and passed(verdict) is False:
@@ -164,7 +170,7 @@ def _with_others(
             yield n, verdict
     for n, verdict in sorted(failed.items()):
         for other in problems[n].others:
-            job = Job(program(problems[n], other), jobs[n].wall_s)
+            job = job_of(problems[n], problems[n].source(other), jobs[n].wall_s)
             [(_, found)] = run_all(sandbox, [job])
             if passed(found):
                 verdict = found
@@ -197,11 +203,6 @@ def _try_languages(
                 f"the sandbox does not judge {language} right here: {why}",
                 hint="run `codecria doctor` to list the languages that are ready",
             )
-
-
-def program(problem: Problem, completion: str) -> Program:
-    """What runs to judge a completion."""
-    return program_of(problem, problem.source(completion))
 
 
 def require(

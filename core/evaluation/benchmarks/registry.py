@@ -16,6 +16,7 @@ from . import (
     livecodebench,
     mbpp,
     multilingual,
+    safim,
 )
 from .problems import Problem, Record
 from .protocol import Form
@@ -232,6 +233,16 @@ TASKS: dict[str, Task] = {
             chat=livecodebench.chat_question,
             levels=livecodebench.LEVELS,
             dated=True,
+        ),
+        Task(
+            name="safim",
+            title="SAFIM",
+            parse=safim.parse,
+            forms=("psm", "spm"),
+            sources={
+                "psm": "Gong et al. 2024, prefix first; the middle ends at EOT alone",
+                "spm": "Gong et al. 2024, suffix first; the middle ends at EOT alone",
+            },
         ),
         Task(
             name="exercises",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .estimate import estimate
-from .execution import Job, Sandbox, is_unconfirmed, passed, program_of, result_of, run_all
+from .execution import Sandbox, is_unconfirmed, job_of, passed, result_of, run_all
 from .problems import Problem
 from .results import Key, Line
 from .samples import Sample
@@ -39,8 +39,7 @@ def score(
     jobs = []
     for sample in samples:
         problem = problems[sample.task_id]
-        program = program_of(problem, sample.source(problem))
-        jobs.append(Job(program, limits_s[sample.task_id]))
+        jobs.append(job_of(problem, sample.source(problem), limits_s[sample.task_id]))
     for number, verdict in run_all(sandbox, jobs):
         problem = problems[samples[number].task_id]
         judged = {

@@ -196,7 +196,8 @@ class Asker:
         form = self.protocol.form
         if self._infiller is not None:
             order = Order.PSM if form == "psm" else Order.SPM
-            ids = self._infiller.prompt(problem.before, problem.after, order)
+            before, after = problem.fill or (problem.before, problem.after)
+            ids = self._infiller.prompt(before, after, order)
             ends = self._ends | {self._infiller.special.end}
             return Asked(ids=tuple(ids.tolist()), ends=ends, stops=())
         if form == "chat":
