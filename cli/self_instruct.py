@@ -424,7 +424,8 @@ def _open(
 
         return BatchModel(spec.rpartition("#")[2], form=form or "chat")
     if remote or (endpoint is not None and not Path(spec).is_dir()):
-        from codecria.core.self_instruct.endpoint import Access, Endpoint, key_from
+        from codecria.core.endpoint import Access, key_from
+        from codecria.core.self_instruct.endpoint import Endpoint
         from codecria.data.errors import UsageError
 
         url, _, name = spec.partition("#") if remote else (endpoint or "", "", spec)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from codecria.core.self_instruct import endpoint as endpoints
-from codecria.core.self_instruct.endpoint import Access, Endpoint, key_from
+from codecria.core import endpoint as endpoints
+from codecria.core.endpoint import Access, key_from
+from codecria.core.self_instruct.endpoint import Endpoint
 from codecria.core.self_instruct.models import Ask, Reply
 from codecria.core.self_instruct.settings import Settings
 from codecria.data.errors import UsageError, UserError

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from codecria.core.endpoint import Access
 from codecria.core.inference.loading import Compute
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.core.sandbox.verdict import Limits
 from codecria.core.self_instruct import items, pipeline, prompts, record
 from codecria.core.self_instruct.batch import BatchModel
-from codecria.core.self_instruct.endpoint import Access, Endpoint
+from codecria.core.self_instruct.endpoint import Endpoint
 from codecria.core.self_instruct.execute import choose, execute, probe, probes, verdict_id
 from codecria.core.self_instruct.journal import journal
 from codecria.core.self_instruct.local import LocalModel

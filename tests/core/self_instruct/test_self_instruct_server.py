@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from codecria.core.endpoint import Access
 from codecria.core.self_instruct import pipeline, prompts
-from codecria.core.self_instruct.endpoint import Access, Endpoint
+from codecria.core.self_instruct.endpoint import Endpoint
 from codecria.core.self_instruct.prompts import Form
 from codecria.core.self_instruct.request import Request
 from codecria.core.self_instruct.settings import Settings
