@@ -133,6 +133,30 @@ Batch = Annotated[
     typer.Option(min=1, help="Sequences decoded in one batch.", rich_help_panel=MACHINE),
 ]
 
+# --- a model elsewhere ---
+
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.",
+        rich_help_panel=ENDPOINT,
+    ),
+]
+EndpointModel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Model name at --endpoint.", rich_help_panel=ENDPOINT),
+]
+KeyEnv = Annotated[
+    str,
+    typer.Option(
+        metavar="VARIABLE",
+        help="Environment variable that holds the endpoint's key.",
+        rich_help_panel=ENDPOINT,
+    ),
+]
+
 # --- sampling ---
 
 Temperature = Annotated[

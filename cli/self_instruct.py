@@ -200,28 +200,9 @@ def self_instruct(
             rich_help_panel=options.SCORING,
         ),
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.",
-            rich_help_panel=options.ENDPOINT,
-        ),
-    ] = None,
-    endpoint_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Model name at --endpoint.", rich_help_panel=options.ENDPOINT
-        ),
-    ] = None,
-    key_env: Annotated[
-        str,
-        typer.Option(
-            metavar="VARIABLE",
-            help="Environment variable that holds the endpoint's key.",
-            rich_help_panel=options.ENDPOINT,
-        ),
-    ] = "OPENAI_API_KEY",
+    endpoint: options.EndpointUrl = None,
+    endpoint_model: options.EndpointModel = None,
+    key_env: options.KeyEnv = "OPENAI_API_KEY",
     concurrency: Annotated[
         int, typer.Option(min=1, help="Requests at once.", rich_help_panel=options.ENDPOINT)
     ] = 8,

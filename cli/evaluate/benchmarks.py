@@ -15,6 +15,7 @@ from ..signals import ending_in_order
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.benchmarks.evaluate import Request
+    from codecria.core.evaluation.benchmarks.remote import Remote
 
 HELPS = {
     "humaneval": """Score functions completed from their heads: HumanEval, or problems like it.
@@ -185,6 +186,9 @@ def evaluate_task(
         ),
     ] = None,
     adapter: options.Adapter = None,
+    endpoint: options.EndpointUrl = None,
+    endpoint_model: options.EndpointModel = None,
+    key_env: options.KeyEnv = "OPENAI_API_KEY",
     samples_file: Annotated[
         Path | None,
         typer.Option(
@@ -424,6 +428,7 @@ def evaluate_task(
         task=task,
         problems=problems,
         model=model,
+        remote=_remote(endpoint, endpoint_model, key_env, batch),
         samples=samples_file,
         forms=_forms(task, prompt_form, also_chat=also_chat, infilling=form),
         preset=preset,
@@ -544,6 +549,28 @@ def _date(option: str, given: str | None) -> str:
         return date.fromisoformat(given).isoformat()
     except ValueError as error:
         raise UsageError(f"{option} {given} is no date", hint="write it as 2024-08-01") from error
+
+
+def _remote(
+    endpoint: str | None, name: str | None, key_env: str, concurrency: int
+) -> Remote | None:
+    """The model at an endpoint, if one is named."""
+    from codecria.core.endpoint import Access, key_from
+    from codecria.core.evaluation.benchmarks.remote import Remote
+    from codecria.data.errors import UsageError
+
+    if endpoint is None:
+        if name is not None:
+            raise UsageError(
+                "there is no --endpoint", hint="use a URL such as http://127.0.0.1:8012/v1"
+            )
+        return None
+    if name is None:
+        raise UsageError("there is no --endpoint-model", hint="name the model at the endpoint")
+    access = Access(url=endpoint, key=key_from(key_env), concurrency=concurrency)
+    if access.in_the_clear:
+        render.warn(f"the key in {key_env} goes to {endpoint} unencrypted")
+    return Remote(access=access, name=name)
 
 
 def _temperatures(

@@ -18,7 +18,7 @@ from codecria.data.files import digest_file
 from codecria.data.formats.infill import Infiller
 from codecria.data.progress import Progress
 
-from . import mbpp, tasks
+from . import mbpp, remote, tasks
 from . import references as known_solutions
 from .ahead import Stopped, one_ahead
 from .execution import Sandbox
@@ -26,6 +26,7 @@ from .problems import Problem, ProblemSet
 from .protocol import Changes, Form, Protocol, freeze
 from .references import Reference
 from .registry import TASKS, Task
+from .remote import Remote
 from .results import Results, finish, meta_path, read_json_or_nothing, results
 from .samples import Sample, SampleFile, read_samples
 from .sampling import generate
@@ -45,7 +46,8 @@ class Request:
     Attributes:
         task: a name in `tasks.TASKS`.
         problems: its file.
-        model, samples: a checkpoint to ask, or a file of samples; neither checks references alone.
+        model, remote, samples: a checkpoint or a model at an endpoint to ask, or a file of samples;
+            none of them checks references alone.
         forms: how the model is asked, one after the other; empty for the task's own.
         preset, changes: how samples are drawn; None takes the task's own preset.
         choice: which tasks.
@@ -64,6 +66,7 @@ class Request:
     task: str
     problems: Path
     model: Path | None = None
+    remote: Remote | None = None
     samples: Path | None = None
     forms: tuple[str, ...] = ()
     preset: str | None = None
@@ -157,12 +160,14 @@ def check_references(request: Request, *, note: Note, show: Show) -> dict[str, A
 
 
 def _check(request: Request, forms: Sequence[Form]) -> None:
-    if (request.model is None) == (request.samples is None):
+    scored = [x for x in (request.model, request.remote, request.samples) if x is not None]
+    if len(scored) != 1:
         raise UsageError(
             "one thing is scored: a model or a file of samples",
-            hint="give --model CKPT or --samples-file FILE, or --check for the references alone",
+            hint="give --model CKPT, --endpoint URL or --samples-file FILE, or --check for the"
+            " references alone",
         )
-    if request.generate_only and (request.model is None or request.out is None):
+    if request.generate_only and (request.samples is not None or request.out is None):
         raise UsageError("--generate-only writes a model's samples", hint="give --model and --out")
     if request.samples is not None and len(forms) > 1:
         raise UsageError("samples in a file are of one form", hint="leave out --also-chat")
@@ -270,6 +275,8 @@ def _subject(
         facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
         generator = Generator.computed(request.model, request.compute, say=note)
         return Subject(facts=facts, generator=generator)
+    if request.remote is not None:
+        return Subject(facts=request.remote.facts, remote=request.remote)
     assert request.samples is not None, "neither a model nor samples"
     assert file is not None, "samples that were not read"
     kept = {problem.task_id for problem in asked}
@@ -307,12 +314,12 @@ def _evaluate_form(
         if kept.resumed:
             note(f"{out} holds {kept.resumed} samples: going on")
         try:
-            for line in _lines(request, asked, protocol, shots, subject, bench, kept):
+            for line in _lines(request, asked, protocol, shots, subject, bench, kept, note=note):
                 kept.add(line)
                 done = len(own_keys(kept, asked))
                 show(
                     Progress(
-                        stage=protocol.form if subject.generator else "samples",
+                        stage="samples" if subject.file is not None else protocol.form,
                         done=min(done, total),
                         total=total,
                         resumed=kept.resumed,
@@ -353,6 +360,8 @@ def _lines(
     subject: Subject,
     bench: Bench | None,
     kept: Results,
+    *,
+    note: Note,
 ) -> Iterator[dict[str, Any]]:
     """The lines that are not known yet, as they come."""
     by_id = {problem.task_id: problem for problem in asked}
@@ -362,11 +371,16 @@ def _lines(
         assert bench is not None, "samples of a file are scored"
         yield from score(left, by_id, bench.sandbox, bench.limits_s)
         return
-    assert subject.generator is not None, "neither a model nor samples"
-    generator = subject.generator
-    asker = Asker(protocol, shots, generator.tokenizer, generator.ends)
+    made_by, generator = subject.remote, subject.generator
+    if generator is not None:
+        asker = Asker(protocol, shots, generator.tokenizer, generator.ends)
 
     def samples(stopped: Stopped) -> Iterator[list[Sample]]:
+        if made_by is not None:
+            return remote.generate(
+                made_by, asked, protocol, shots, known=known, batch=request.batch, note=note
+            )
+        assert generator is not None, "neither a model nor samples"
         return generate(
             generator, asker, asked, protocol, known=known, batch=request.batch, stopped=stopped
         )
@@ -375,7 +389,7 @@ def _lines(
         for batch in samples(lambda: False):
             yield from (sample.as_json() for sample in batch)
         return
-    on_gpu = generator.runner.layout.startswith("torch cuda")
+    on_gpu = generator is not None and generator.runner.layout.startswith("torch cuda")
     beside = on_gpu if request.beside is None else request.beside
     made = one_ahead(samples) if beside else contextlib.nullcontext(samples(lambda: False))
     with made as batches:

@@ -18,6 +18,7 @@ from .problems import Problem, ProblemSet
 from .protocol import Protocol
 from .references import Reference
 from .registry import TASKS, Task
+from .remote import Remote
 from .results import Results
 from .samples import SampleFile
 from .scoring import summarise
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Who wrote the samples: of a model, `generator`; of a file, `file`."""
+    """Who wrote the samples: a model here (`generator`) or elsewhere (`remote`), or a file."""
 
     facts: dict[str, Any]
     generator: Generator | None = None
+    remote: Remote | None = None
     file: SampleFile | None = None
 
 
@@ -55,7 +57,7 @@ def facts_of(
 ) -> dict[str, Any]:
     """What a result is of: all that a reader needs to judge the score or to repeat it."""
     facts: dict[str, Any] = {"task": task.name, "title": task.title}
-    if subject.generator is not None:
+    if subject.file is None:
         facts["protocol"] = protocol.as_json()
     facts |= subject.facts
     facts["problems"] = {

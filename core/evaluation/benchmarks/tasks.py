@@ -19,7 +19,7 @@ from codecria.data.formats import answers, chat
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
-from . import braces, mbpp, multilingual
+from . import mbpp, multilingual
 from .problems import Problem, ProblemSet, read
 from .protocol import Form, Protocol
 from .registry import TASKS, Task
@@ -200,28 +200,19 @@ class Asker:
             ids = self._infiller.prompt(before, after, order)
             ends = self._ends | {self._infiller.special.end}
             return Asked(ids=tuple(ids.tolist()), ends=ends, stops=())
+        worded = worded_of(problem, self.protocol, self.shots)
         if form == "chat":
-            asks = TASKS[self.protocol.task].chat or question_of
-            question = chat.Message(role="user", content=asks(problem))
+            question = chat.Message(role="user", content=worded.prompt)
             return Asked(
                 ids=tuple(chat.prompt_ids(self.tokenizer, [question])),
                 ends=self._ends | {chat.stop_id(self.tokenizer)},
                 stops=(),
             )
-        prompt, stops = problem.before, problem.stops
-        written = TASKS[self.protocol.task].prompt
-        if written is not None:
-            prompt = written(problem, form)
-        elif form == "few-shot":
-            prompt = mbpp.few_shot_prompt(problem, self.shots)
-        elif form == "tagged":
-            prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{answers.TAG}\n", (answers.END_TAG,)
-        kept = prompt.rstrip() if self.protocol.strip_prompt else prompt
         return Asked(
-            ids=tuple(self.tokenizer.encode(kept, bos=True)),
+            ids=tuple(self.tokenizer.encode(worded.prompt, bos=True)),
             ends=self._ends,
-            stops=stops,
-            left_out=prompt[len(kept) :],
+            stops=worded.stops,
+            left_out=worded.left_out,
         )
 
     def written(self, problem: Problem, asked: Asked, said: str, *, cut: bool) -> Written:
@@ -232,19 +223,62 @@ class Asker:
             said: its text, without the stop string.
             cut: whether a stop string ended it.
         """
-        reads = TASKS[self.protocol.task].reads
-        if reads is not None:
-            answer = chat.answer_of(said) if self.protocol.form == "chat" else said
-            return Written(reads(problem, answer))
-        if self.protocol.form == "chat" and problem.language != "python":
-            text, chosen = braces.answer_to(problem, chat.answer_of(said))
-            return Written(text, is_whole=True, extracted=chosen)
-        if self.protocol.form == "chat":
-            return answer_to(problem, chat.answer_of(said), self.protocol.extraction)
-        said = said.removeprefix(asked.left_out)
-        if cut and self.protocol.task == "humaneval-x":
-            return Written(multilingual.closed(problem, said))
-        return Written(said)
+        return written_of(problem, self.protocol, said, left_out=asked.left_out, cut=cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """A prompt as text: a question in the chat form, else what is to be continued.
+
+    Attributes:
+        prompt: the text.
+        stops: strings that end a completion and are no part of it.
+        left_out: white space of the published prompt that the model is not shown.
+    """
+
+    prompt: str
+    stops: tuple[str, ...] = ()
+    left_out: str = ""
+
+
+def worded_of(problem: Problem, protocol: Protocol, shots: Sequence[Problem]) -> Worded:
+    """The prompt of a problem in a form that is text (all but psm and spm)."""
+    form = protocol.form
+    if form == "chat":
+        return Worded((TASKS[protocol.task].chat or question_of)(problem))
+    prompt, stops = problem.before, problem.stops
+    written = TASKS[protocol.task].prompt
+    if written is not None:
+        prompt = written(problem, form)
+    elif form == "few-shot":
+        prompt = mbpp.few_shot_prompt(problem, shots)
+    elif form == "tagged":
+        prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{answers.TAG}\n", (answers.END_TAG,)
+    kept = prompt.rstrip() if protocol.strip_prompt else prompt
+    return Worded(kept, stops, prompt[len(kept) :])
+
+
+def written_of(
+    problem: Problem, protocol: Protocol, said: str, *, left_out: str, cut: bool
+) -> Written:
+    """The program in what a model said.
+
+    Args:
+        problem, protocol: what it answers, and how it was asked.
+        said: its text, without the stop string.
+        left_out: see `Worded`.
+        cut: whether a stop string ended it.
+    """
+    reads = TASKS[protocol.task].reads
+    if reads is not None:
+        answer = chat.answer_of(said) if protocol.form == "chat" else said
+        return Written(reads(problem, answer))
+    if protocol.form == "chat":
+        return answer_to(problem, chat.answer_of(said), protocol.extraction)
+    said = said.removeprefix(left_out)
+    if cut and protocol.task == "humaneval-x":
+        return Written(multilingual.closed(problem, said))
+    return Written(said)
 
 
 @dataclass(frozen=True, slots=True)
