@@ -138,8 +138,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def record(folder: Path, run: RunConfig) -> None:
-    """Write `run.json` into a fresh run folder."""
+def record(folder: Path, run: RunConfig, *, mesh: str) -> None:
+    """Write `run.json` into a fresh run folder.
+
+    Args:
+        folder: of the run.
+        run: what it trains.
+        mesh: how its processes share the work.
+    """
     spelled = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _NESTED}
     spelled["recipe"] = asdict(run.recipe)
     spelled["model"] = asdict(run.model)
@@ -150,7 +156,7 @@ def record(folder: Path, run: RunConfig) -> None:
             "format": FORMAT,
             "run": spelled,
             "identity": run.identity(),
-            "environment": environment(),
+            "environment": environment() | {"mesh": mesh},
         },
     )
 
@@ -310,11 +316,19 @@ def _warnings(page: Mapping[str, Any], run: RunConfig) -> tuple[str, ...]:
     """What may change the last bits of a resumed run."""
     known = page["run"]
     parts = {"micro_batch_size": known.get("micro_batch_size", known.get("micro_rows"))}
-    found = differences(
-        {"processes": 1} | page["environment"] | parts,
-        environment() | {"micro_batch_size": run.micro_batch_size},
-    )
+    before = {"processes": 1} | page["environment"] | parts
+    before.pop("mesh", None)  # settled after the run is compared: `mesh_warning`
+    found = differences(before, environment() | {"micro_batch_size": run.micro_batch_size})
     return tuple(f"resuming with {line}: the last bits may differ" for line in found)
+
+
+def mesh_warning(folder: Path, mesh: str) -> tuple[str, ...]:
+    """What `standing` could not say yet: that as many processes share the work in another way."""
+    page = recorded(folder)
+    before = {} if page is None else page["environment"]
+    if before.get("mesh", mesh) == mesh or before["processes"] != environment()["processes"]:
+        return ()
+    return (f"resuming with mesh: {before['mesh']} -> {mesh}: the last bits may differ",)
 
 
 def _steps_of(identity: Mapping[str, Any]) -> int:

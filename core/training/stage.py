@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from .run import (
     RUN_NAME,
     RunConfig,
     Standing,
+    mesh_warning,
     record,
     standing,
 )
@@ -182,9 +184,11 @@ def run_stage(
         world.on_main(lambda: held.enter_context(locked(out)))
         now = world.on_main(lambda: stage.standing(out))
         if world.is_main:
-            for warning in now.warnings:
+            goes_on = now.action in ("resume", "extend")
+            for warning in now.warnings + (mesh_warning(out, str(world.mesh)) if goes_on else ()):
                 warn(warning)
-        stage = replace(stage, run=world.on_main(lambda: _begin(stage.run, now, out)))
+        begin = functools.partial(_begin, stage.run, now, out, mesh=str(world.mesh))
+        stage = replace(stage, run=world.on_main(begin))
         vocabulary = stage.vocabulary
         if vocabulary.content is not None:
             content = vocabulary.content
@@ -212,7 +216,7 @@ def run_stage(
         return trainer.fit()
 
 
-def _begin(run: RunConfig, now: Standing, out: Path) -> RunConfig:
+def _begin(run: RunConfig, now: Standing, out: Path, *, mesh: str) -> RunConfig:
     """Bring the run folder to where training begins; the run, with its extensions."""
     _require_space(run, out)
     if now.action == "replace":
@@ -227,7 +231,7 @@ def _begin(run: RunConfig, now: Standing, out: Path) -> RunConfig:
         resume.drop_after(out, now.rewind)
         run = replace(run, extended=(*run.extended, resume.newest_step(out)))
     if now.action != "resume":
-        record(out, run)
+        record(out, run, mesh=mesh)
     return run
 
 

@@ -146,13 +146,14 @@ stages = {
     "fim": dict(init=base, data=[shards]),
     "instruct": dict(init=base, dialogs=[dialogs], replay=[f"{shards}=0.5"]),
 }
+warned = []
 TIMED = ("tokens_per_s", "mfu", "data_wait_s", "step_s", "memory_gb")
 
-def train(recipe, mesh, world):
+def train(recipe, mesh, world, name=""):
     request = StageRequest(recipe=recipe, mesh=mesh or "auto", **common, **stages[recipe])
-    out = Path(folder) / f"{recipe}-{mesh or 'one'}"
+    out = Path(folder) / f"{recipe}-{name or mesh or 'one'}"
     stage, world = agreed(world.main_first(lambda: resolve(request, out=out)), world)
-    run_stage(stage, out, report=lambda _: None, warn=sys.stderr.write, started=lambda _: None,
+    run_stage(stage, out, report=lambda _: None, warn=warned.append, started=lambda _: None,
               world=world)
     return read_metrics(out / "metrics.jsonl")
 
@@ -178,6 +179,11 @@ with joined(torch.device("cpu"), timeout_s=60) as world:
                 assert any("validation_loss" in record for record in wanted)
                 for mine, theirs in zip(found, wanted, strict=True):
                     compare(f"{recipe} {mesh} step {theirs['step']}", mine, theirs)
+    assert warned == []
+    train("pretrain", "cp=2", world, name="tp=2")  # which is finished
+    if world.is_main:
+        (warning,) = warned
+        assert "resuming with mesh: dp=1,cp=1,tp=2 -> dp=1,cp=2,tp=1" in warning, warning
     print("equal", flush=True)
 os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
