@@ -390,7 +390,7 @@ def evaluate_task(
         float | None,
         typer.Option(
             help="Time limit per program, seconds; 4 times the reference's own time if that is"
-            " more [default: 4; 15 where a compiler runs]. Per case where a suite limits each.",
+            " more [default: 4; 15 in other languages]. Per case where a suite limits each.",
             rich_help_panel=options.SANDBOX,
         ),
     ] = None,

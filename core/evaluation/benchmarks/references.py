@@ -36,7 +36,7 @@ from .problems import Problem
 
 FACTOR = 4.0  # the limit is this many times the reference's own time (EvalPlus)
 LEAST_S = 4.0  # and at least this (EvalPlus)
-LEAST_COMPILED_S = 15.0  # MultiPL-E's own limit; compilers take their time
+LEAST_OTHER_S = 15.0  # MultiPL-E's own limit, of every language
 REFERENCE_S = 60.0  # what a reference itself may take: MBPP/123 needs up to 10 on a busy machine
 START_S = 4.0  # of a program with cases, beside them
 FORMAT = 6
@@ -72,8 +72,7 @@ def cache_folder() -> Path:
 
 def least_s(language: str) -> float:
     """The shortest limit of a language's programs, in seconds."""
-    known = languages.LANGUAGES.get(language)
-    return LEAST_COMPILED_S if known is not None and known.compile else LEAST_S
+    return LEAST_S if languages.canonical(language) == "python" else LEAST_OTHER_S
 
 
 def limit_s(problem: Problem, reference: Reference | None, timeout_s: float | None) -> float:
