@@ -20,15 +20,17 @@ from tests.core.training.launch import Launch
 # Key-value heads are fewer than heads, no count of processes divides the vocabulary, documents
 # cross the chunks of a row, and no two rows have as many targets.
 GRADIENTS = """
-import os, sys
+import gc, os, sys
 import numpy as np, torch
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.core.training.mesh import parse_mesh
+from codecria.core.training.optim import build_optimizer, trained_weights
 from codecria.core.training.parallel import (
     clip_gradients, context_split, shard, sum_gradients, whole,
 )
+from codecria.core.training.recipes import recipe_for
 from codecria.core.training.world import joined
 from codecria.data.rows.rows import IGNORE, Counts, Row
 from codecria.data.rows.loader import stack
@@ -87,9 +89,25 @@ def compare(world, tied, masked, dtype, tolerance):
         norms = [clip_gradients(each.parameters(), 0.01) for each in (one, many)]
         torch.testing.assert_close(norms[1], norms[0], atol=0, rtol=tolerance)
 
+def objects_after(steps, weights, optimizer):
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        clip_gradients(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    gc.collect()
+    return len(gc.get_objects())
+
 with joined(torch.device("cpu"), timeout_s=60) as base:
     for text in sys.argv[1:]:
         world = base.arranged(parse_mesh(text, base.size))
+        many = model(True, torch.float32)
+        shard(many, world)
+        weights = trained_weights(many)
+        optimizer = build_optimizer(weights, recipe_for("pretrain", "1m"))
+        counts = [objects_after(n, list(weights.values()), optimizer) for n in (5, 1, 20)]
+        assert counts[2] - counts[1] < 20, f"{text}: a step leaves objects behind: {counts}"
         for tied, masked, dtype, tolerance in (
             (True, True, torch.float64, 1e-13),
             (False, True, torch.float64, 1e-13),
