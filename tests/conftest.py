@@ -164,7 +164,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     """Publishes a checkpoint with random weights, large enough to say different things."""
     import torch
 
-    from codecria.core.checkpoints.checkpoint import publish
+    from codecria.core.checkpoints.saving import publish
     from codecria.core.model.config import ModelConfig
     from codecria.core.model.transformer import Transformer
 

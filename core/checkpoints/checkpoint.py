@@ -65,13 +65,11 @@ from codecria.core.model.config import ModelConfig
 from codecria.core.native.packing import PackedKind, packed_shape
 from codecria.data.errors import UserError
 from codecria.data.files import (
-    atomic_folder,
     atomic_write_json,
     digest_bytes,
     digest_file,
     digest_json,
     read_json,
-    require_free_space,
 )
 from codecria.data.gguf import is_gguf
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -455,7 +453,7 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     packed: Mapping[str, PackedKind] | None = None,
 ) -> None:
-    """Fill `folder` with a checkpoint; make it appear whole with `publish` or `atomic_folder`.
+    """Fill `folder` with a checkpoint; make it appear whole with `atomic_folder`.
 
     Args:
         folder: existing and empty.
@@ -496,19 +494,59 @@ def write_checkpoint(
         value,
         max_shard_bytes=max_shard_bytes,
     )
-    stored = str(dtypes[EMBEDDING]).removeprefix("torch.")
+    write_beside(
+        folder,
+        config,
+        digests,
+        dtype=dtypes[EMBEDDING],
+        tokenizer=tokenizer,
+        lineage=lineage,
+        chat_template=chat_template,
+        ends=ends,
+        named=named,
+        packed=kinds,
+    )
+
+
+def write_beside(
+    folder: Path,
+    config: ModelConfig,
+    digests: Mapping[str, str],
+    *,
+    dtype: torch.dtype,
+    tokenizer: Path | None,
+    lineage: Mapping[str, Any],
+    chat_template: str | None = None,
+    ends: Sequence[int] = (),
+    named: Mapping[str, str] | None = None,
+    packed: Mapping[str, PackedKind] | None = None,
+) -> None:
+    """Write all files of a checkpoint but its weights.
+
+    Args:
+        folder: that holds the weights.
+        config: the model's shape.
+        digests: of the weights files, by name.
+        dtype: of the weights, most of them.
+        tokenizer, lineage, chat_template, ends, named, packed: as for `write_checkpoint`.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    stored = str(dtype).removeprefix("torch.")
     page = config.to_hugging_face(dtype=stored)
-    if kinds:
-        page[CONFIG_KEY] = quantisation_of(kinds)
+    if packed:
+        page[CONFIG_KEY] = quantisation_of(packed)
     atomic_write_json(folder / CONFIG_NAME, page)
     known = None if tokenizer is None else Tokenizer.load(tokenizer)
     write_generation(folder, config, [*ends, *end_ids(folder, config, known)])
+    all_digests = dict(digests)
     if known is not None:
         if chat_template is None:
             chat_template = template_for(known, lineage)
         write_tokenizer(folder, known, config, chat_template, named)
-        digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
-    write_lineage(folder, lineage, config, digests)
+        all_digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
+    write_lineage(folder, lineage, config, all_digests)
 
 
 def write_lineage(
@@ -523,42 +561,3 @@ def write_lineage(
     if ends:
         page[ENDS_KEY] = list(ends)
     atomic_write_json(folder / LINEAGE_NAME, page)
-
-
-def publish(
-    path: Path,
-    model: Transformer,
-    *,
-    dtype: torch.dtype,
-    tokenizer: Path | None,
-    lineage: Mapping[str, Any],
-    card: str = "",
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    read: Callable[[str], Tensor] | None = None,
-) -> None:
-    """Write a model as a checkpoint folder that appears whole or not at all.
-
-    Args:
-        path: the folder; an older one is replaced.
-        model, dtype, tokenizer, lineage, max_shard_bytes: as for `write_checkpoint`.
-        card: the model card, or none.
-        read: gives a weight by our name, where the model holds parts of them; by default its own.
-
-    Raises:
-        UserError: it cannot be written, for lack of space for example; `path` is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = model.config.parameters * dtype.itemsize
-    require_free_space(path.parent, int(size * 1.05) + (8 << 20))
-    with atomic_folder(path) as folder:
-        write_checkpoint(
-            folder,
-            model.config,
-            read or dict(model.named_parameters()).__getitem__,
-            dtype=dtype,
-            tokenizer=tokenizer,
-            lineage=lineage,
-            max_shard_bytes=max_shard_bytes,
-        )
-        if card:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")

@@ -10,7 +10,7 @@ Only what is trained is saved, as an adapter folder (core/checkpoints/adapters/f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from codecria.core.checkpoints.adapters.folder import (
     peft_config,
     peft_names,
     peft_rows_name,
-    read_arrays,
 )
 from codecria.core.checkpoints.adapters.weights import base_sample
 from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME, Checkpoint, write_lineage
 from codecria.core.checkpoints.formats.chat_template import template_for
-from codecria.core.checkpoints.formats.hugging_face import write_tensors, write_tokenizer
+from codecria.core.checkpoints.formats.hugging_face import write_tokenizer
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, shapes_of
+from codecria.core.checkpoints.saving import Contents, planned_of
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.four_bits import BITS
 from codecria.core.model.linear import Linear, fresh_adapter
@@ -182,67 +182,48 @@ def peft_tensors(trained: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def write_adapter(
-    folder: Path,
+def adapter_contents(
     model: Transformer,
     recipe: Recipe,
     trained: Mapping[str, Tensor],
-    read: Callable[[str], Tensor],
     *,
     tokenizer: Path | None,
     lineage: Mapping[str, Any],
     base: Mapping[str, Any],
-) -> None:
-    """Fill a folder with the adapter of a model, as PEFT lays it out.
+) -> Contents:
+    """The folder of a model's adapter, as PEFT lays it out.
 
     Args:
-        folder: existing and empty.
         model: gives the shape.
         recipe: gives rank, alpha and matrices.
-        trained: the trained weights, which may be parts here.
-        read: gives a whole one by its name.
+        trained: the trained weights, of which this process may hold parts.
         tokenizer: the tokenizer.model of the adapted model.
         lineage: what the adapter was made from.
         base: from `base_record`.
-
-    Raises:
-        UserError: a file cannot be written.
     """
-    names = peft_tensors(trained)
-    planned = {theirs: (tuple(trained[n].shape), torch.float32) for theirs, n in names.items()}
-    digest = write_tensors(folder / WEIGHTS_NAME, planned, lambda theirs: read(names[theirs]))
+    tensors = {theirs: trained[ours] for theirs, ours in peft_tensors(trained).items()}
     rows = {
         ours: range(model.config.vocab_size - len(trained[name]), model.config.vocab_size)
         for name, ours in NEW_ROWS.items()
         if name in trained
     }
-    atomic_write_json(
-        folder / CONFIG_NAME,
-        peft_config(
-            rank=recipe.lora_rank,
-            alpha=recipe.lora_alpha,
-            matrices=list(adapted_matrices(model.config, recipe)),
-            base=str(base.get("path", "")),
-            rows=rows,
-        ),
-    )
-    digests = {WEIGHTS_NAME: digest}
-    if tokenizer is not None:
-        known = Tokenizer.load(tokenizer)
-        write_tokenizer(folder, known, model.config, template_for(known, lineage))
-        digests[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
-    write_lineage(folder, {**lineage, ADAPTER_KEY: dict(base)}, model.config, digests)
 
+    def beside(folder: Path, digests: dict[str, str]) -> None:
+        atomic_write_json(
+            folder / CONFIG_NAME,
+            peft_config(
+                rank=recipe.lora_rank,
+                alpha=recipe.lora_alpha,
+                matrices=list(adapted_matrices(model.config, recipe)),
+                base=str(base.get("path", "")),
+                rows=rows,
+            ),
+        )
+        own = {WEIGHTS_NAME: digests[WEIGHTS_NAME]}
+        if tokenizer is not None:
+            known = Tokenizer.load(tokenizer)
+            write_tokenizer(folder, known, model.config, template_for(known, lineage))
+            own[TOKENIZER_NAME] = digest_file(folder / TOKENIZER_NAME)
+        write_lineage(folder, {**lineage, ADAPTER_KEY: dict(base)}, model.config, own)
 
-def read_adapter(folder: Path, trained: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The trained weights of an adapter folder, by our name.
-
-    Raises:
-        UserError: the file is damaged.
-        ValueError: it holds the adapter of other matrices.
-    """
-    names = peft_tensors(trained)
-    arrays = read_arrays(folder / WEIGHTS_NAME)
-    if different := sorted(arrays.keys() ^ names.keys()):
-        raise ValueError(f"it was saved with other trained weights: {', '.join(different[:3])}")
-    return {names[theirs]: torch.from_numpy(array) for theirs, array in arrays.items()}
+    return Contents(tensors, {WEIGHTS_NAME: planned_of(tensors, torch.float32)}, beside)

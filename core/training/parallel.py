@@ -13,9 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -24,9 +23,6 @@ from codecria.core.model.context_parallel import ContextSplit
 from codecria.core.model.transformer import Block, Transformer
 
 from .world import World
-
-T = TypeVar("T")
-Read = Callable[[str], Tensor]
 
 
 def shard(model: Transformer, world: World, *, dtype: torch.dtype = torch.float32) -> None:
@@ -113,28 +109,6 @@ def whole(tensor: Tensor) -> Tensor:
 
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def with_whole_tensors(world: World, tensors: Mapping[str, Tensor], work: Callable[[Read], T]) -> T:
-    """Do something with whole tensors in the main process; no more than one is gathered at a time.
-
-    Args:
-        world: the processes, each of which calls this.
-        tensors: by name, the same names in every process.
-        work: called in the main process with a function that gives a whole tensor by its name.
-
-    Returns:
-        what it returned, in every process.
-
-    Raises:
-        UserError: the main process raised it; every process does then.
-    """
-
-    def read(name: str) -> Tensor:
-        world.ask(name)
-        return whole(tensors[name])
-
-    return world.on_main(lambda: work(read), answer=lambda name: whole(tensors[name]))
 
 
 def clip_gradients(weights: Iterable[nn.Parameter], limit: float) -> Tensor:

@@ -5,41 +5,54 @@ text; two more files make it possible to resume from it bit for bit. Weights are
 by name: frozen ones have no moments, and those that the model's shape does not know (adapters) lie
 in a file of their own. A folder appears whole or not at all, and the oldest are removed as new ones
 come.
+
+Every process writes and reads the parts that it holds, and the files hold whole tensors: a run
+resumes on any number of processes, split in any way. Steps are written in the background while
+training goes on; one at a time.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from codecria.core.checkpoints.formats.hugging_face import write_tensors
-from codecria.core.checkpoints.formats.layout import hugging_face_name, shapes_of
-from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UserError
-from codecria.data.files import (
-    atomic_folder,
-    atomic_write_json,
-    read_json,
-    remove_leftovers,
-    require_free_space,
+from codecria.core.checkpoints.adapters.folder import WEIGHTS_NAME as ADAPTER_NAME
+from codecria.core.checkpoints.checkpoint import MAX_SHARD_BYTES, Checkpoint
+from codecria.core.checkpoints.formats.hugging_face import (
+    MODEL_STEM,
+    placed_tensors,
+    plan_files,
+    write_index,
 )
+from codecria.core.checkpoints.formats.layout import hugging_face_name, shapes_of
+from codecria.core.checkpoints.formats.weights import Box, SafetensorsWeights
+from codecria.core.checkpoints.parts import read_parts
+from codecria.core.checkpoints.saving import (
+    Contents,
+    Saving,
+    model_contents,
+    model_tensors,
+    planned_of,
+    save_contents,
+)
+from codecria.core.model.transformer import Transformer
+from codecria.data.errors import ReportedElsewhere, UserError
+from codecria.data.files import atomic_write_json, read_json, remove_leftovers
 
-from .adapters import read_adapter, trained_parameters, write_adapter
+from .adapters import adapter_contents, peft_tensors, trained_parameters
 from .optim import trained_weights
-from .parallel import Read, placed, with_whole_tensors
 from .run import RunConfig
 from .world import ALONE, World
 
 STATE_NAME = "state.json"
-MOMENTS_NAME = "optimizer.safetensors"
-EXTRA_NAME = "extra.safetensors"  # weights beside those of the model's shape, such as adapters
+MOMENTS_STEM = "optimizer"  # optimizer.safetensors, or several with an index
+ADAPTER_STEM = ADAPTER_NAME.removesuffix(".safetensors")
+EXTRA_STEM = "extra"  # weights beside those of the model's shape, such as adapters
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
 
 
@@ -70,77 +83,110 @@ def size_bytes(run: RunConfig) -> int:
     return int(12.2 * saved) + (8 << 20)
 
 
-def save(
-    run: Path,
-    config: RunConfig,
-    model: Transformer,
-    optimizer: torch.optim.AdamW,
-    *,
-    state: Mapping[str, Any],
-    tokenizer: Path | None,
-    keep: int,
-    spare: int | None = None,
-    world: World = ALONE,
-) -> Path:
-    """Save a step, then remove all but the newest `keep`.
+class Saver:
+    """Saves the steps of a run in the background; every process has one.
 
     Args:
         run: the run folder, whose lock is held.
         config: what is done in it.
         model, optimizer: with float32 weights and moments.
-        state: JSON values, "step" among them: how many steps are done.
         tokenizer: the tokenizer.model to put beside the weights.
-        keep: at least 1.
         spare: a step that is kept beside them.
-        world: the processes that hold the model; each calls this, the main one writes.
-
-    Raises:
-        UserError: it cannot be written; the older steps are untouched.
+        world: the processes that hold the model.
     """
-    adapter = config.recipe.lora_rank > 0
-    extra = [] if adapter else _extra(model)
-    weights = trained_weights(model) if adapter else dict(model.named_parameters())
-    moments = _moments_of(model, optimizer)
 
-    def write(read: Read) -> Path:
-        folder = run / "checkpoints" / f"step-{state['step']:08d}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        require_free_space(folder.parent, size_bytes(config))
-        with atomic_folder(folder) as temporary:
-            if adapter:
-                write_adapter(
-                    temporary,
-                    model,
-                    config.recipe,
-                    weights,
-                    read,
-                    tokenizer=tokenizer,
-                    lineage=state,
-                    base=config.base,
-                )
-            else:
-                write_checkpoint(
-                    temporary,
-                    model.config,
-                    read,
-                    dtype=torch.float32,
-                    tokenizer=tokenizer,
-                    lineage=state,
-                )
-            for name, tensors in (
-                (EXTRA_NAME, {name: weights[name] for name in extra}),
-                (MOMENTS_NAME, moments),
-            ):
-                if tensors:
-                    planned = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
-                    write_tensors(temporary / name, planned, read)
-            atomic_write_json(temporary / STATE_NAME, dict(state))
-        for old in step_folders(run)[:-keep]:
-            if old.name != f"step-{spare or 0:08d}":
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        model: Transformer,
+        optimizer: torch.optim.AdamW,
+        *,
+        tokenizer: Path | None,
+        spare: int | None = None,
+        world: World = ALONE,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.tokenizer = tokenizer
+        self.spare = spare
+        self.world = world
+        self._saving: Saving | None = None
+
+    def start(self, state: Mapping[str, Any]) -> None:
+        """Save what the model and the optimiser hold now; steps older than those kept go then.
+
+        The save before is waited for. When this returns, weights and moments may change.
+
+        Args:
+            state: JSON values, "step" among them: how many steps are done.
+
+        Raises:
+            UserError: the save before failed.
+        """
+        self.wait()
+        state = dict(state)  # as it is now
+        weights = self._weights(state)
+        extra = _extra(self.model, self.config)
+        moments = _moments_of(self.model, self.optimizer)
+        of_moments = plan_files(
+            planned_of(moments), max_shard_bytes=MAX_SHARD_BYTES, stem=MOMENTS_STEM
+        )
+        files = {**weights.files, **of_moments, f"{EXTRA_STEM}.safetensors": planned_of(extra)}
+
+        def beside(folder: Path, digests: dict[str, str]) -> None:
+            weights.beside(folder, digests)
+            write_index(folder, of_moments, MOMENTS_STEM)
+            atomic_write_json(folder / STATE_NAME, state)
+
+        self._saving = save_contents(
+            self.run / "checkpoints" / f"step-{state['step']:08d}",
+            Contents(
+                {**weights.tensors, **moments, **extra},
+                {name: tensors for name, tensors in files.items() if tensors},
+                beside,
+            ),
+            done=self._drop_oldest,
+            group=self.world.files,
+            background=True,
+        )
+
+    def _weights(self, state: Mapping[str, Any]) -> Contents:
+        """The weights to save: the model's, or the adapter's alone."""
+        if self.config.recipe.lora_rank:
+            return adapter_contents(
+                self.model,
+                self.config.recipe,
+                trained_weights(self.model),
+                tokenizer=self.tokenizer,
+                lineage=state,
+                base=self.config.base,
+            )
+        return model_contents(
+            self.model, dtype=torch.float32, tokenizer=self.tokenizer, lineage=state
+        )
+
+    def _drop_oldest(self) -> None:
+        """Remove all but the newest steps; called in the main process when one has appeared."""
+        for old in step_folders(self.run)[: -self.config.keep]:
+            if old.name != f"step-{self.spare or 0:08d}":
                 shutil.rmtree(old)
-        return folder
 
-    return with_whole_tensors(world, weights | moments, write)
+    def failed(self) -> bool:
+        """Whether the save under way has failed; `wait` raises why."""
+        return self._saving is not None and self._saving.failed()
+
+    def wait(self) -> None:
+        """Wait until the step is saved.
+
+        Raises:
+            UserError: it could not be written; every process raises, older steps are untouched.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.wait()
 
 
 def restore(
@@ -167,46 +213,73 @@ def restore(
     newest = world.on_main(lambda: _newest(run))
     if newest is None:
         return None
-    state = read_json(newest / STATE_NAME)
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise _unusable(newest, "its state.json names no step")
-    weights = dict(model.named_parameters())
+    state: dict[str, Any] = world.on_main(lambda: _checked(newest, config, model))
+    tensors: dict[str, Tensor] = _tensors(model, config)
+    for name, (weight, moment) in _moment_places(model).items():
+        entry = optimizer.state.setdefault(weight, {})
+        entry["step"] = torch.tensor(float(state["updates"]), device=weight.device)
+        entry[moment] = tensors[name] = torch.zeros_like(weight.detach())
+    stored = SafetensorsWeights(_files(newest))
+    # Names that a model's shape knows go by ours there.
+    ours = {hugging_face_name(name): name for name in shapes_of(model.config)}
+
+    def fill(name: str, box: Box, target: Tensor) -> None:
+        with stored.borrow_box(ours.get(name, name), box) as part:
+            target.copy_(part)
+
     try:
-        with torch.no_grad():
-            for name, tensor in _saved(newest, config, model):
-                weights[name].copy_(placed(tensor, weights[name]))
-        wanted = {
-            _moment_name(name, moment, model): (weight, moment)
-            for name, weight in weights.items()
-            if weight.requires_grad
-            for moment in MOMENTS
-        }
-        for stored, tensor in _read(newest / MOMENTS_NAME, wanted).items():
-            weight, moment = wanted[stored]
-            entry = optimizer.state.setdefault(weight, {})
-            entry["step"] = torch.tensor(float(state["updates"]), device=weight.device)
-            entry[moment] = placed(tensor, weight)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _unusable(newest, str(error)) from error
+        read_parts(tensors, fill, world.files)
+    except ReportedElsewhere:
+        raise
+    except UserError as error:
+        raise _unusable(newest, error.message) from error
     return state
 
 
-def _saved(step: Path, config: RunConfig, model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a saved step by name: all of them, or those of the adapter.
+def _checked(newest: Path, config: RunConfig, model: Transformer) -> dict[str, Any]:
+    """The state of a saved step that fits the model.
 
     Raises:
-        UserError: it is damaged, or of another shape.
-        ValueError: it was saved with other trained weights.
+        UserError: it does not fit, or is damaged.
     """
+    misfits: list[str] = []
+    try:
+        state = read_json(newest / STATE_NAME)
+        found = _files(newest)
+        if not config.recipe.lora_rank:
+            checkpoint = Checkpoint.open(newest)
+            misfits = checkpoint.problems()
+            if checkpoint.config != model.config:
+                misfits.append("it is of another shape")
+    except UserError as error:
+        raise _unusable(newest, error.message) from error
+    if misfits:
+        raise _unusable(newest, "; ".join(misfits[:3]))
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise _unusable(newest, "its state.json names no step")
+    different = sorted(found.keys() ^ {*_tensors(model, config), *_moment_places(model)})
+    if different:
+        raise _unusable(
+            newest, f"it was saved with other trained weights: {', '.join(different[:3])}"
+        )
+    return state
+
+
+def _tensors(model: Transformer, config: RunConfig) -> dict[str, Tensor]:
+    """The weights that a step holds, by their names in its files."""
     if config.recipe.lora_rank:
-        yield from read_adapter(step, trained_weights(model)).items()
-        return
-    checkpoint = Checkpoint.open(step)
-    problems = checkpoint.problems()
-    if checkpoint.config != model.config or problems:
-        raise _unusable(step, "; ".join(problems[:3]) or "it is of another shape")
-    yield from checkpoint.tensors()
-    yield from _read(step / EXTRA_NAME, _extra(model)).items()
+        trained = trained_weights(model)
+        return {theirs: trained[ours] for theirs, ours in peft_tensors(trained).items()}
+    return model_tensors(model) | _extra(model, config)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Which file of a saved step holds which tensor."""
+    return {
+        name: path
+        for stem in (MODEL_STEM, ADAPTER_STEM, MOMENTS_STEM, EXTRA_STEM)
+        for name, path in (placed_tensors(folder, stem) or {}).items()
+    }
 
 
 def _newest(run: Path) -> Path | None:
@@ -218,42 +291,37 @@ def _newest(run: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def _extra(model: Transformer) -> list[str]:
-    """The names of weights that the model's shape does not know."""
+def _extra(model: Transformer, config: RunConfig) -> dict[str, Tensor]:
+    """The weights that the model's shape does not know, where they are no adapter."""
     known = shapes_of(model.config)
-    return [name for name, _ in model.named_parameters() if name not in known]
+    return {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name not in known and not config.recipe.lora_rank
+    }
 
 
-def _moment_name(name: str, moment: str, model: Transformer) -> str:
-    """The name in the file of a weight's moment: model.norm.weight.exp_avg."""
-    known = name in shapes_of(model.config)
-    return f"{hugging_face_name(name) if known else name}.{moment}"
+def _moment_places(model: Transformer) -> dict[str, tuple[torch.nn.Parameter, str]]:
+    """The trained weight and the moment of it, by its name in the file.
+
+    The names are those of the weights, and the moment: model.norm.weight.exp_avg.
+    """
+    known = shapes_of(model.config)
+    return {
+        f"{hugging_face_name(name) if name in known else name}.{moment}": (weight, moment)
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+        for moment in MOMENTS
+    }
 
 
 def _moments_of(model: Transformer, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """The moments of the trained weights, by their names in the file."""
     return {
-        _moment_name(name, moment, model): optimizer.state[weight][moment]
-        for name, weight in model.named_parameters()
+        name: optimizer.state[weight][moment]
+        for name, (weight, moment) in _moment_places(model).items()
         if weight in optimizer.state
-        for moment in MOMENTS
     }
-
-
-def _read(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of a file, which are to be those wanted.
-
-    Raises:
-        ValueError: others are missing or there: other weights were trained then.
-    """
-    found: dict[str, Tensor] = {}
-    if path.exists() or wanted:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    different = sorted(found.keys() ^ set(wanted))
-    if different:
-        raise ValueError(f"it was saved with other trained weights: {', '.join(different[:3])}")
-    return found
 
 
 def _unusable(folder: Path, why: str) -> UserError:

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import CARD_NAME, publish
+from codecria.core.checkpoints.saving import model_contents, publish_contents
 from codecria.core.model.batch import batch_loss, loss_by_kind
 from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.spans import Backend
 from codecria.core.model.transformer import Transformer, compiled
 from codecria.data.errors import UserError
-from codecria.data.files import atomic_folder, atomic_write, finite, json_line, remove_leftovers
+from codecria.data.files import atomic_write, finite, json_line, remove_leftovers
 from codecria.data.formats.infill import Order
 from codecria.data.journal import append_text
 from codecria.data.rows.loader import Batch, Infilling, Loader, validation_batches
@@ -37,12 +37,12 @@ from codecria.data.rows.rows import KINDS, Counts
 from codecria.data.rows.shards import ShardSet
 
 from . import resume
-from .adapters import write_adapter
+from .adapters import adapter_contents
 from .allocator import keep_freed_memory
 from .card import model_card
 from .meter import Meter, Stepped, read_metrics
 from .optim import build_optimizer, learning_rate, trained_weights
-from .parallel import Read, clip_gradients, context_split, sum_gradients, with_whole_tensors
+from .parallel import clip_gradients, context_split, sum_gradients
 from .recipes import OBJECTIVE
 from .run import METRICS_NAME, RunConfig
 from .world import ALONE, World
@@ -132,6 +132,15 @@ class Trainer:
         self.optimizer = build_optimizer(self.trained, self.recipe)
         self.forward = compiled(model) if run.compiled else model
         self.split = context_split(world)
+        self.saver = resume.Saver(
+            folder,
+            run,
+            model,
+            self.optimizer,
+            tokenizer=tokenizer,
+            spare=self._before_decay,
+            world=world,
+        )
         self.skipped: list[int] = []
         self.stop_requested = False
 
@@ -146,6 +155,25 @@ class Trainer:
         if first >= self.recipe.steps and (self.folder / self.run.published).is_dir():
             return Outcome(first, finished=True, trained=0)
         self._recover_metrics(first)
+        try:
+            done = self._train(first)
+        except UserError:
+            # Every process stops here, and the step under way is whole for the next start.
+            self.saver.wait()
+            raise
+        self.saver.wait()
+        finished = done == self.recipe.steps
+        if finished:
+            self._publish()
+        return Outcome(done, finished=finished, trained=done - first)
+
+    def _train(self, first: int) -> int:
+        """The steps from `first` on, to the last one or until something asks to stop.
+
+        Returns:
+            the steps done in all.
+        """
+        done = first
         meter = Meter(self.run, self.peak_flops, self.device, self.world)
         with Loader(
             self.mixture,
@@ -165,18 +193,20 @@ class Trainer:
                 done = step + 1
                 if self._due(done, self.run.log_every):
                     self._log(meter.read(done, self.mixture))
-                stop = self._anyone_stops()
+                stop, failed = self._anyone(self.stop_requested, self.saver.failed())
+                stop = stop and done < self.recipe.steps  # else there is nothing left to stop
+                if failed:
+                    self.saver.wait()  # raises why
                 if self._saves(done) or stop:
                     # Save before evaluating: a failing evaluation must not cost the step.
-                    self._save(done)
+                    self.saver.start(self._lineage(done))
                     meter.pause()
                 if self._due(done, self.run.eval_every) and not stop:
                     self._log({"step": done} | self.evaluate())
                     meter.pause()
                 if stop:
-                    return Outcome(done, finished=done == self.recipe.steps, trained=done - first)
-        self._publish()
-        return Outcome(self.recipe.steps, finished=True, trained=self.recipe.steps - first)
+                    break
+        return done
 
     def step(self, step: int, batch: Batch) -> Stepped:
         """One optimiser step.
@@ -307,9 +337,12 @@ class Trainer:
                 split=self.split,
             )
 
-    def _anyone_stops(self) -> bool:
-        """Whether a signal reached any of the processes: then all save and stop."""
-        return self.world.largest([float(self.stop_requested)])[0] > 0
+    def _anyone(self, *here: bool) -> list[bool]:
+        """Whether each of some things is so in any of the processes.
+
+        After a signal to one all save and stop; what the save of one failed with, all raise.
+        """
+        return [value > 0 for value in self.world.largest([float(value) for value in here])]
 
     def _due(self, done: int, every: int) -> bool:
         return done % every == 0 or done == self.recipe.steps
@@ -340,56 +373,41 @@ class Trainer:
         self.skipped = list(state["skipped"])
         return int(state["step"])
 
-    def _save(self, done: int) -> None:
-        resume.save(
-            self.folder,
-            self.run,
-            self.model,
-            self.optimizer,
-            state=self._lineage(done),
-            tokenizer=self.tokenizer,
-            keep=self.run.keep,
-            spare=self._before_decay,
-            world=self.world,
-        )
-
     def _publish(self) -> None:
         lineage = self._lineage(self.recipe.steps)
 
-        def write(read: Read) -> None:
+        def card() -> str:
             remove_leftovers(self.folder)
-            card = model_card(
+            return model_card(
                 self.run,
                 self.mixture,
                 lineage=lineage,
                 metrics=read_metrics(self.folder / METRICS_NAME),
                 device=machine.device_name(),
             )
-            if self.recipe.lora_rank:
-                with atomic_folder(self.folder / self.run.published) as temporary:
-                    write_adapter(
-                        temporary,
-                        self.model,
-                        self.recipe,
-                        self.trained,
-                        read,
-                        tokenizer=self.tokenizer,
-                        lineage=lineage,
-                        base=self.run.base,
-                    )
-                    (temporary / CARD_NAME).write_text(card, encoding="utf-8")
-                return
-            publish(
-                self.folder / self.run.published,
+
+        if self.recipe.lora_rank:
+            contents = adapter_contents(
+                self.model,
+                self.recipe,
+                self.trained,
+                tokenizer=self.tokenizer,
+                lineage=lineage,
+                base=self.run.base,
+            )
+        else:
+            contents = model_contents(
                 self.model,
                 dtype=torch.float32 if self.run.dtype == "float32" else torch.bfloat16,
                 tokenizer=self.tokenizer,
                 lineage=lineage,
-                card=card,
-                read=read,
             )
-
-        with_whole_tensors(self.world, dict(self.model.named_parameters()), write)
+        publish_contents(
+            self.folder / self.run.published,
+            contents,
+            card=self.world.on_main(card),
+            group=self.world.files,
+        )
 
     def _lineage(self, done: int) -> dict[str, Any]:
         """What a checkpoint of this moment was made from."""

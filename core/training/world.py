@@ -142,12 +142,8 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
-    def on_main(self, work: Callable[[], T], *, answer: Callable[[Any], object] | None = None) -> T:
+    def on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process alone, while the others wait.
-
-        Args:
-            work: called in the main process.
-            answer: called in the others with what `work` passes to `ask`.
 
         Returns:
             what it returned, in every process.
@@ -162,7 +158,7 @@ class World:
         except UserError as error:
             result = ("error", error)
         finally:  # a crash goes its way here, once the others know
-            kind, value = self._ended(result, answer)
+            kind, value = self.from_main(result)
         if kind == "error":
             if self.is_main:
                 raise value
@@ -171,19 +167,6 @@ class World:
             raise ReportedElsewhere(UserError("the main process failed", hint="see its error"))
         found: T = value
         return found
-
-    def _ended(self, result: Any, answer: Callable[[Any], object] | None) -> Any:
-        """The result of the main process's work; what it asks before is answered."""
-        kind, value = self.from_main(result)
-        while kind == "ask":
-            assert answer is not None, f"nothing answers {value}"
-            answer(value)
-            kind, value = self.from_main(result)
-        return kind, value
-
-    def ask(self, value: object) -> None:
-        """Have the other processes answer, within the work of `on_main`."""
-        self.from_main(("ask", value))
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do something in every process, the main one before the others: it fills the caches."""

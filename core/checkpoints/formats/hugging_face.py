@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     # Shape and type by name, in the order in which they are written.
     Planned = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
+MODEL_STEM = "model"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_JSON_NAME = "tokenizer.json"
@@ -63,8 +64,26 @@ def write_weights(
     Raises:
         UserError: a file cannot be written.
     """
+    digests = {}
+    files = plan_files(planned, max_shard_bytes=max_shard_bytes)
+    for name, shard in files.items():
+        digests[name] = write_tensors(folder / name, shard, read)
+    write_index(folder, files)
+    return digests
+
+
+def plan_files(
+    planned: Planned, *, max_shard_bytes: int, stem: str = MODEL_STEM
+) -> dict[str, Planned]:
+    """Which file holds which tensors, in order.
+
+    Args:
+        planned: shape and type of every tensor, by its name in the files.
+        max_shard_bytes: a file ends before it would exceed this.
+        stem: of the files' names: model.safetensors, or model-00001-of-00002.safetensors.
+    """
     shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
-    filled = total = 0
+    filled = 0
     for name, (shape, dtype) in planned.items():
         size = _bytes(shape, dtype)
         if filled and filled + size > max_shard_bytes:
@@ -72,20 +91,42 @@ def write_weights(
             filled = 0
         shards[-1][name] = (shape, dtype)
         filled += size
-        total += size
-    names = [
-        WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        for number in range(1, len(shards) + 1)
-    ]
-    digests = {}
-    for name, shard in zip(names, shards, strict=True):
-        digests[name] = write_tensors(folder / name, shard, read)
-    if len(shards) > 1:
-        placed = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    if len(shards) == 1:
+        return {f"{stem}.safetensors": shards[0]}
+    return {
+        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors": shard
+        for number, shard in enumerate(shards, start=1)
+    }
+
+
+def write_index(folder: Path, files: Mapping[str, Planned], stem: str = MODEL_STEM) -> None:
+    """Write which file holds which tensor, where they are several."""
+    if len(files) > 1:
+        placed = {key: name for name, shard in files.items() for key in shard}
+        total = sum(_bytes(*what) for shard in files.values() for what in shard.values())
         atomic_write_json(
-            folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": placed}
+            folder / f"{stem}.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": placed},
         )
-    return digests
+
+
+def header_of(planned: Planned) -> tuple[bytes, dict[str, int]]:
+    """What a safetensors file begins with, and the offset of every tensor in the file.
+
+    The offset after the last tensor, the size of the file, goes by the name "".
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ends = {}
+    end = 0
+    for name, (shape, dtype) in planned.items():
+        start, end = end, end + _bytes(shape, dtype)
+        kind = _KINDS[str(dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+        ends[name] = start
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    first = len(text).to_bytes(8, "little") + text
+    return first, {name: len(first) + start for name, start in (ends | {"": end}).items()}
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -107,20 +148,12 @@ def write_tensors(path: Path, planned: Planned, read: Callable[[str], Tensor]) -
     """
     import torch
 
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (shape, dtype) in planned.items():
-        start, end = end, end + _bytes(shape, dtype)
-        kind = _KINDS[str(dtype).removeprefix("torch.")]
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    first, _ = header_of(planned)
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     try:
         with path.open("wb") as file:
-            for part in (len(text).to_bytes(8, "little"), text):
-                state.update(part)
-                file.write(part)
+            state.update(first)
+            file.write(first)
             for name, (shape, dtype) in planned.items():
                 tensor = read(name).detach().to(device="cpu", dtype=dtype).contiguous()
                 assert tensor.shape == shape, name
@@ -236,7 +269,25 @@ def placed_weights(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: a file is missing.
     """
-    index_path, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
+    placed = placed_tensors(folder, MODEL_STEM)
+    if placed is None:
+        others = any(folder.glob("pytorch_model*.bin"))
+        raise UserError(
+            f"{folder} has a config.json but no weights ({WEIGHTS_NAME})",
+            hint="get the safetensors files of the model: .bin files are not read"
+            if others
+            else "download or convert the model again",
+        )
+    return placed
+
+
+def placed_tensors(folder: Path, stem: str) -> dict[str, Path] | None:
+    """Which file holds which tensor, of one file or several with an index; None without any.
+
+    Raises:
+        UserError: the index or a file is damaged, or a file is missing.
+    """
+    index_path, single = (folder / f"{stem}.safetensors{end}" for end in (".index.json", ""))
     if index_path.is_file():
         index = read_json(index_path)
         placed = index.get("weight_map") if isinstance(index, dict) else None
@@ -250,12 +301,4 @@ def placed_weights(folder: Path) -> dict[str, Path]:
                 hint="download or convert the model again",
             )
         return files
-    if not single.is_file():
-        others = any(folder.glob("pytorch_model*.bin"))
-        raise UserError(
-            f"{folder} has a config.json but no weights ({WEIGHTS_NAME})",
-            hint="get the safetensors files of the model: .bin files are not read"
-            if others
-            else "download or convert the model again",
-        )
-    return dict.fromkeys(names_in(single), single)
+    return dict.fromkeys(names_in(single), single) if single.is_file() else None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from codecria.cli import app as cli
 from codecria.cli.generate.chat import Session
 from codecria.cli.generate.output import Shown, stripped, write_in_place
-from codecria.core.checkpoints.checkpoint import publish
+from codecria.core.checkpoints.saving import publish
 from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish, resolve
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, resolve
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer

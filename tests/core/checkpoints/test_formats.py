@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES, template_for
 from codecria.core.checkpoints.formats.hugging_face import write_tokenizer, write_weights
 from codecria.core.checkpoints.formats.layout import (
@@ -36,6 +36,7 @@ from codecria.core.checkpoints.formats.meta import (
 )
 from codecria.core.checkpoints.formats.weights import forget
 from codecria.core.checkpoints.parity import View, logits
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import PAPER_MODELS
 from codecria.core.model.transformer import Transformer

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.gguf.types import READABLE, dequantised
 from codecria.core.checkpoints.formats.layout import shapes_of
+from codecria.core.checkpoints.saving import publish
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.sampling import Sampling

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.formats.weights import Box
 from codecria.core.checkpoints.parts import PartReader, read_parts
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 from tests.meta_layout import NARROW, meta_folder

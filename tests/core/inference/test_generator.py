@@ -10,9 +10,9 @@ from codecria.core import machine
 from codecria.core.checkpoints.checkpoint import (
     Checkpoint,
     load_model,
-    publish,
     write_checkpoint,
 )
+from codecria.core.checkpoints.saving import publish
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.healing import heal

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.attention import PackedAttention, pack_offsets
 from codecria.core.model.config import MODELS, PAPER_MODELS, SMALL_MODELS, ModelConfig, preset
 from codecria.core.model.transformer import Transformer, rope_tables

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.gguf.facts import ROPE_TENSOR
 from codecria.core.checkpoints.formats.gguf.read import GgufWeights
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling, llama3_divisors

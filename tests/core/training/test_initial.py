@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import publish
+from codecria.core.checkpoints.saving import publish
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from tests.core.training.launch import Launch

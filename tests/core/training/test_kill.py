@@ -21,6 +21,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from codecria.core import machine
+from codecria.core.checkpoints import saving
 from codecria.core.model.config import MODELS
 from codecria.core.training import resume, trainer
 from codecria.core.training.request import StageRequest
@@ -38,12 +39,12 @@ def dying(function):
     calls = iter(range(1, 1000))
     return lambda *a, **k: die() if next(calls) == when else function(*a, **k)
 
-if where == "moments":        # weights are written, the optimiser's moments are not
-    resume.write_tensors = dying(resume.write_tensors)
+if where == "moments":        # weights are written, the optimiser's moments are not all
+    saving._write_box = dying(saving._write_box)
 elif where == "rename":       # the folder is whole, and not yet in its place
     resume.atomic_write_json = dying(resume.atomic_write_json)
 elif where == "publish":
-    trainer.publish = die
+    trainer.publish_contents = die
 elif where == "step":
     step = trainer.Trainer.step
     trainer.Trainer.step = lambda self, n, batch: die() if n == when else step(self, n, batch)
@@ -116,7 +117,7 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(shards, whole, compiled="off") == 0
     at = random.Random(torch.initial_seed()).randrange(1, 5)
-    deaths = [("step", at), ("moments", 1), ("rename", 1), ("publish", 0)]
+    deaths = [("step", at), ("moments", 40), ("rename", 1), ("publish", 0)]
     for where, when in deaths:
         code = run(shards, killed, compiled="off", where=where, when=when)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
@@ -140,7 +141,7 @@ def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
     assert run(shards, base, compiled="off") == 0
     options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
     assert run(shards, whole, compiled="off", **options) == 0
-    for where, when in [("step", 1), ("step", 5), ("moments", 1), ("publish", 0)]:
+    for where, when in [("step", 1), ("step", 5), ("moments", 40), ("publish", 0)]:
         code = run(shards, killed, compiled="off", where=where, when=when, **options)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
     assert run(shards, killed, compiled="off", **options) == 0

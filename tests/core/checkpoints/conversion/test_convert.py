@@ -19,13 +19,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Chat, Layout, Request
 from codecria.core.checkpoints.formats.chat_template import TEMPLATES
 from codecria.core.checkpoints.formats.gguf.read import GgufWeights
 from codecria.core.checkpoints.formats.layout import shapes_of
 from codecria.core.checkpoints.parity import PROBE_TEXT
+from codecria.core.checkpoints.saving import publish
 from codecria.core.inspect import describe
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
