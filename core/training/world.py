@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from codecria.core.machine import launched_processes
 from codecria.data.errors import ReportedElsewhere, UserError
 
+from .faults import Failures
 from .mesh import ONE, Mesh
 
 T = TypeVar("T")
@@ -197,7 +198,8 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         timeout_s: how long a process waits for the others before it fails.
 
     Raises:
-        UserError: another process ended, or did not answer in time.
+        UserError: another process ended, or did not answer in time. One process of them raises
+            what is to be reported, the others `ReportedElsewhere`.
     """
     if launched_processes() == 1:
         yield World(0, 1, device)
@@ -210,6 +212,8 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     timeout = timedelta(seconds=timeout_s)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
+    # A connection of its own: a wait of the engine for a key would hold up the heartbeat.
+    failures = Failures(PrefixStore(f"ends-{_attempt()}", store.clone()), rank, size)
     store = PrefixStore(_attempt(), store)
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout
@@ -218,15 +222,14 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         files = distributed.new_group(backend="gloo", timeout=timeout)
         size = distributed.get_world_size()
         alike = World(distributed.get_rank(), size, device, files)
-        yield alike.arranged(Mesh(dp=size))
-        distributed.barrier()  # nobody leaves while another still waits for it
-    except RuntimeError as error:
-        if not _connection_lost(error):
-            raise
-        raise UserError(
-            f"another process of the run ended, or did not answer within {timeout_s:g} s",
-            hint="see its error; then rerun the same command to resume",
-        ) from error
+        with failures.beating():
+            yield alike.arranged(Mesh(dp=size))
+            distributed.barrier()  # nobody leaves while another still waits for it
+    except ReportedElsewhere:
+        raise
+    except Exception as error:
+        lost = isinstance(error, RuntimeError) and _connection_lost(error)
+        raise failures.reported(error, lost=lost, timeout_s=timeout_s) from error
     finally:
         distributed.destroy_process_group()
 

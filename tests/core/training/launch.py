@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from torch.distributed import TCPStore
+
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun sets for one of its processes."""
@@ -16,6 +18,8 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
     }
 
 
@@ -34,6 +38,8 @@ class Launch:
 
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
         port = free_port()
+        # As torchrun's, the store outlives the processes.
+        self.store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
         self.processes = [
             subprocess.Popen(
                 [sys.executable, *command],

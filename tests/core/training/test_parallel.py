@@ -168,7 +168,7 @@ def test_a_dead_process_or_a_full_disk_ends_all_with_one_error_and_the_run_resum
     out = tmp_path / "run"
     (status, _, errors), (death, _, _) = signalled(enough, out, signal.SIGKILL)
     assert (status, death) == (1, -signal.SIGKILL)
-    assert "error: another process of the run ended, or did not answer" in errors
+    assert "error: process 1 of 2 ended, or did not answer within 600 s" in errors
     assert errors.count("error:") == 1
     assert not (out / "model").exists()
 
