@@ -224,6 +224,8 @@ class MetaWeights(Weights):
             with super().borrow_box(ours, box) as part:
                 yield part
             return
+        import torch
+
         size = parts[0].shape[axis]
         found = []
         for number, whole in enumerate(parts):
