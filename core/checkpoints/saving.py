@@ -147,10 +147,14 @@ class SafetensorsWriter(StorageWriter):
         self._open.close()
         self._done()
 
-    def abandon(self, error: BaseException) -> None:
+    def abandon(self) -> None:
         """Remove what was written of a folder that will not appear."""
-        with contextlib.suppress(type(error)):
-            self._open.__exit__(type(error), error, error.__traceback__)
+        with contextlib.suppress(_Abandoned), self._open:
+            raise _Abandoned
+
+
+class _Abandoned(Exception):
+    """Ends the writing of a folder without it appearing."""
 
 
 def _reserve(path: Path, header: bytes, size: int) -> None:
@@ -231,15 +235,15 @@ class Saving:
         Raises:
             UserError: a process could not write its part; every process raises.
         """
+        whole = False
         try:
             self._pending.result()
+            whole = True
         except CheckpointException as error:
-            cause = cause_of(error, self._group)
-            self._writer.abandon(cause)
-            raise cause from error
-        except BaseException as error:
-            self._writer.abandon(error)
-            raise
+            raise cause_of(error, self._group) from error
+        finally:
+            if not whole:
+                self._writer.abandon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +298,8 @@ def save_contents(
         assert isinstance(found, Pending), "staging is synchronous"
         pending = found
     else:
-        pending = Pending()
-        try:
-            pending.set_result(save(values, **options))
-        except BaseException as error:  # raised by `wait`
-            pending.set_exception(error)
+        with ThreadPoolExecutor(1) as thread:  # whose end keeps what was raised, for `wait`
+            pending = thread.submit(save, values, **options)
     return Saving(writer, pending, group)
 
 

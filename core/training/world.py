@@ -218,20 +218,21 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout
     )
-    try:
+
+    def ended(_: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ReportedElsewhere):
+            lost = isinstance(error, RuntimeError) and _connection_lost(error)
+            raise failures.reported(error, lost=lost, timeout_s=timeout_s) from error
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.destroy_process_group)
+        stack.push(ended)
+        stack.enter_context(failures.beating())
         files = distributed.new_group(backend="gloo", timeout=timeout)
         size = distributed.get_world_size()
         alike = World(distributed.get_rank(), size, device, files)
-        with failures.beating():
-            yield alike.arranged(Mesh(dp=size))
-            distributed.barrier()  # nobody leaves while another still waits for it
-    except ReportedElsewhere:
-        raise
-    except Exception as error:
-        lost = isinstance(error, RuntimeError) and _connection_lost(error)
-        raise failures.reported(error, lost=lost, timeout_s=timeout_s) from error
-    finally:
-        distributed.destroy_process_group()
+        yield alike.arranged(Mesh(dp=size))
+        distributed.barrier()  # nobody leaves while another still waits for it
 
 
 def _attempt() -> str:
