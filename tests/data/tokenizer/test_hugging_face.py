@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from codecria.core.checkpoints.formats.tokenizer_json import tokenizer_json
 from codecria.data.errors import UserError
+from codecria.data.tokenizer.hugging_face import added_tokens
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 HARD = (
@@ -234,3 +235,21 @@ def test_other_tokenizers_are_refused_in_one_line_that_says_why(
     with pytest.raises(UserError, match=why) as error:
         Tokenizer.load(tmp_path)
     assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("first", [True, False])
+def test_added_tokens_are_found_wherever_tokenizer_json_has_them(
+    first: bool, indent: int | None, tmp_path: Path
+) -> None:
+    # Kills: a list within the model, or text that looks like the key, taken for the file's own.
+    listed = [{"id": 7, "content": '"added_tokens":[', "special": True}]
+    model = {"vocab": {"{": 0}, "added_tokens": [{"id": 1, "content": "wrong"}]}
+    parts = {"added_tokens": listed, "model": model}
+    value = {"version": "1.0"} | (parts if first else dict(reversed(parts.items())))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value, indent=indent), encoding="utf-8")
+    [(number, token)] = added_tokens(tmp_path).items()
+    assert (number, token.text, token.special) == (7, '"added_tokens":[', True)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value)[:-8], encoding="utf-8")
+    with pytest.raises(UserError):
+        added_tokens(tmp_path)
