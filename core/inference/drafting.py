@@ -187,12 +187,19 @@ class Acceptance:
 
     Attributes:
         drafted, accepted: tokens so far, of all matches.
+        shared: of all sequences, or None.
     """
 
     drafted: int = 0
     accepted: int = 0
+    shared: Acceptance | None = None
     _right: list[float] = field(default_factory=lambda: [p * PRIOR_WEIGHT for p in PRIORS])
     _tried: list[float] = field(default_factory=lambda: [PRIOR_WEIGHT] * len(PRIORS))
+
+    def of_sequence(self) -> Acceptance:
+        """One for a new sequence: it expects what the others had, and tells what it had."""
+        rates = [min(max(r / t, 0.02), 0.98) for r, t in zip(self._right, self._tried, strict=True)]
+        return Acceptance(shared=self, _right=[rate * PRIOR_WEIGHT for rate in rates])
 
     def rate(self, match: int) -> float:
         """The share of drafted tokens that is expected to be right after a match of this length."""
@@ -208,6 +215,8 @@ class Acceptance:
         fade = 0.5 ** (tried / MEMORY)
         self._right[place] = self._right[place] * fade + accepted
         self._tried[place] = self._tried[place] * fade + tried
+        if self.shared is not None:
+            self.shared.record(draft, accepted)
 
 
 def _bucket(match: int) -> int:
@@ -256,11 +265,13 @@ class Costs:
 class Gate:
     """Decides how long a draft is, from what passes cost and how often drafts were right.
 
-    One gate serves an engine; each sequence has an `Acceptance` of its own.
+    One gate serves an engine; each sequence has an `Acceptance` of its own, which begins with what
+    the gate knows of the others.
     """
 
     def __init__(self) -> None:
         self.costs = Costs()
+        self.acceptance = Acceptance()
         self._waited = 0
 
     def length(self, acceptance: Acceptance, match: int, available: int, others: int) -> int:

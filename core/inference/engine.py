@@ -152,6 +152,7 @@ class Engine:
             read_only=read_only,
             top_scores=top_scores,
             drafter=None if sources is None else Drafter(sources),
+            acceptance=self._gate.acceptance.of_sequence(),
         )
         self._waiting.append(decoding)
         return decoding.number

@@ -105,6 +105,21 @@ def test_the_gate_shuts_where_drafts_fail_and_tries_again_now_and_then() -> None
     assert acceptance.rate(6) < 0.1 < acceptance.rate(20)
 
 
+def test_a_new_sequence_expects_what_others_had_and_learns_for_itself() -> None:
+    made = gate(0.1)
+    first = made.acceptance.of_sequence()
+    for _ in range(60):
+        first.record(Draft((1, 2), 2), 0)
+        first.record(Draft((1,) * 8, 20), 8)
+    second = made.acceptance.of_sequence()
+    assert made.length(second, 2, 4, 0) == 0
+    assert made.length(second, 20, 8, 0) == 8
+    assert (second.drafted, second.accepted) == (0, 0)
+    for _ in range(20):
+        second.record(Draft((1, 2), 2), 2)
+    assert made.length(second, 2, 4, 0) > 0
+
+
 def test_costs_are_averages_and_a_stall_changes_them_little() -> None:
     costs = Costs()
     for seconds in (1.0, 1.1, 0.9, 50.0):

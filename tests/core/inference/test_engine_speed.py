@@ -216,8 +216,8 @@ def test_reading_alone_fills_the_cache_and_generates_nothing(model: Transformer)
 
 def test_what_is_ended_early_gives_what_there_is(model: Transformer) -> None:
     cache = PrefixCache()
-    engine = engine_of(model, cache=cache, chunk=16)
-    prompt = tuple(n % 20 for n in range(3 * BLOCK))
+    engine = engine_of(model, cache=cache, chunk=BLOCK)
+    prompt = tuple(n % 20 for n in range(5 * BLOCK))
     options = {"sampling": Sampling(), "limits": Limits(max_tokens=50), "ends": frozenset()}
     number = engine.add(prompt, **options)
     for _ in range(4):
@@ -234,7 +234,7 @@ def test_what_is_ended_early_gives_what_there_is(model: Transformer) -> None:
     assert engine.first_at(number) is not None
     *_, (_, late) = engine.end(number)
     assert isinstance(late, Completion)
-    assert late.cached_tokens == 2 * BLOCK  # what was read before it was ended the first time
+    assert late.cached_tokens == 4 * BLOCK  # what was read before it was ended the first time
     assert late.text == texts
     assert not engine.busy
     assert not any(engine._runner.lengths)
