@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from codecria.core.checkpoints.adapters.folder import (
     ADAPTER_KEY,
@@ -452,6 +453,7 @@ def write_checkpoint(
     named: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     packed: Mapping[str, PackedKind] | None = None,
+    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> None:
     """Fill `folder` with a checkpoint; make it appear whole with `atomic_folder`.
 
@@ -467,6 +469,7 @@ def write_checkpoint(
         named: tokens with a use beside BOS, EOS and unknown, such as "pad_token".
         max_shard_bytes: a weights file is closed before it would exceed this.
         packed: the type that each matrix is packed in, by our name (formats/packed.py).
+        importance: (C,) of each matrix's inputs, by our name, for 4 bits (native/packing.py).
 
     Raises:
         UserError: a file cannot be written.
@@ -486,7 +489,9 @@ def write_checkpoint(
     def value(name: str) -> Tensor:
         weight = read(ours[name])
         kind = kinds.get(ours[name])
-        return weight if kind is None else pack_tensor(kind, weight)
+        if kind is None:
+            return weight
+        return pack_tensor(kind, weight, (importance or {}).get(ours[name]))
 
     digests = write_weights(
         folder,

@@ -117,6 +117,7 @@ def logits(
     on_layer: Callable[[int], None] | None = None,
     *,
     pairs: Mapping[str, Pair] | None = None,
+    on_input: Callable[[str, Tensor], None] | None = None,
 ) -> list[Tensor]:
     """Scores under several views of the same weights, each weight read once.
 
@@ -126,6 +127,7 @@ def logits(
         ids, positions: (B,T).
         on_layer: called as each layer is done.
         pairs: adapters that are applied beside their matrices, which are the base's own then.
+        on_input: called with the name of each matrix and what it multiplies, (B,T,C).
 
     Returns:
         (B,T,V) float32 for each view.
@@ -141,6 +143,13 @@ def logits(
     def product(name: str) -> Product:
         matrix = take(name)
         pair = (pairs or {}).get(name)
+        if on_input is not None:
+
+            def watched(x: Tensor) -> Tensor:
+                on_input(name, x)
+                return F.linear(x, matrix)
+
+            return watched
         if pair is None:
             return lambda x: F.linear(x, matrix)
         a, b = torch.from_numpy(pair.a), torch.from_numpy(pair.b)

@@ -68,7 +68,13 @@ class Plan:
         """The type of every matrix that is quantised, by our name."""
         if self.kind is None:
             return {}
-        return {n: self.kind for n, shape in shapes_of(self.config).items() if len(shape) == 2}
+        # In 4 bits the embedding and the output matrix would cost the most (docs/convert.md).
+        heads: PackedKind = "q8"
+        return {
+            n: heads if n in (EMBEDDING, OUTPUT) else self.kind
+            for n, shape in shapes_of(self.config).items()
+            if len(shape) == 2
+        }
 
     @property
     def gguf_type(self) -> GgufType:
@@ -158,6 +164,8 @@ def plan(request: Request, note: Callable[[str], None]) -> Plan:
     tokenizer = _tokenizer(source, config, request, note)
     if request.layout is Layout.GGUF:
         config = _with_frame(config, tokenizer)
+    if request.dtype == "q4" and tokenizer is None:
+        note("without a tokenizer there is no text to calibrate on: q4 is rounded to nearest")
     template = _template(source, tokenizer, request, note)
     if request.ranks != 1 and request.layout is not Layout.META:
         raise UsageError("--ranks is for Meta's layout", hint="add --to meta")

@@ -43,6 +43,7 @@ from codecria.data.files import atomic_write, atomic_write_json, read_json
 from codecria.data.progress import Progress
 from codecria.data.tokenizer.hugging_face import ADDED_NAME, MAP_NAME, named_tokens
 
+from .calibrate import Importance, importance
 from .plan import Plan, Report
 from .request import Layout
 
@@ -68,6 +69,18 @@ def _reader(plan: Plan, report: Report) -> Read:
     return read
 
 
+def _importance(plan: Plan, report: Report) -> Importance | None:
+    """The worth of each matrix's inputs, where 4-bit rounding asks for it and text can be read."""
+    if plan.kind != "q4" or plan.tokenizer is None:  # without one, plan() has said so
+        return None
+    layers = plan.config.n_layers
+
+    def on_layer(layer: int) -> None:
+        report(Progress(stage="calibrating", done=layer + 1, total=layers))
+
+    return importance(plan.source, plan.config, plan.tokenizer, on_layer)
+
+
 def write_gguf(plan: Plan, path: Path, report: Report) -> None:
     """Write a GGUF file.
 
@@ -83,7 +96,15 @@ def write_gguf(plan: Plan, path: Path, report: Report) -> None:
         lineage=plan.lineage,
         ends=plan.ends,
     )
-    write_gguf_file(path, facts, plan.tokenizer, plan.gguf_type, lambda n: read(n, "interleaved"))
+    write_gguf_file(
+        path,
+        facts,
+        plan.tokenizer,
+        plan.gguf_type,
+        lambda n: read(n, "interleaved"),
+        packed=plan.packed,
+        importance=_importance(plan, report),
+    )
 
 
 def write_folder(plan: Plan, folder: Path, report: Report) -> None:
@@ -108,6 +129,7 @@ def write_folder(plan: Plan, folder: Path, report: Report) -> None:
             named=named_tokens(plan.source.folder),
             max_shard_bytes=plan.request.max_shard_bytes,
             packed=plan.packed,
+            importance=_importance(plan, report),
         )
         _keep_files(plan, folder)
     card = plan.source.folder / CARD_NAME

@@ -134,10 +134,13 @@ class PackedWeights(SafetensorsWeights):
         return super().raw(ours) if ours not in self._kinds else torch.from_numpy(self.array(ours))
 
 
-def pack_tensor(kind: PackedKind, weight: Tensor) -> Tensor:
-    """(N,C) -> (B,G,S) bytes."""
+def pack_tensor(
+    kind: PackedKind, weight: Tensor, importance: npt.NDArray[np.float32] | None
+) -> Tensor:
+    """(N,C) -> (B,G,S) bytes; importance (C,) as `packing.quantize` takes it."""
     import torch
 
+    values = weight.contiguous()
     if weight.dtype == torch.bfloat16:
-        return torch.from_numpy(pack(kind, weight.contiguous().view(torch.uint16).numpy()))
-    return torch.from_numpy(pack(kind, weight.contiguous().float().numpy()))
+        return torch.from_numpy(pack(kind, values.view(torch.uint16).numpy(), importance))
+    return torch.from_numpy(pack(kind, values.float().numpy(), importance))

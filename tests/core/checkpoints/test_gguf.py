@@ -25,6 +25,7 @@ from codecria.core.inspect import describe
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
+from codecria.core.native.packing import unpack
 from codecria.data.errors import UserError
 from codecria.data.gguf import TYPES, GgufFile
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -134,6 +135,23 @@ def test_a_file_that_llama_cpp_quantised_gives_llama_cpp_s_scores(
     # llama.cpp rounds activations to 8 bits in these products.
     off = (mine - theirs).norm() / mine.norm()
     assert off < 0.08, f"scores are {off:.3f} apart"
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_the_kernels_get_a_file_s_own_codes_in_the_model_s_order(
+    dtype: str, model: Path, tmp_path: Path
+) -> None:
+    convert(Request(source=model, out=tmp_path / "m.gguf", layout=Layout.GGUF, dtype=dtype))
+    opened = Checkpoint.open(tmp_path / "m.gguf")
+    for ours, shape in shapes_of(opened.config).items():
+        found = opened.weights.packed(ours)
+        if len(shape) == 1:
+            assert found is None
+            continue
+        assert found is not None
+        assert found[0] == ("q8" if ours == "tok_embeddings" else dtype)
+        wanted = opened.weights.read(ours, opened.config).numpy()
+        assert np.array_equal(unpack(*found, *shape), wanted), ours
 
 
 def test_the_tokenizer_of_a_file_encodes_as_the_one_it_was_made_from(

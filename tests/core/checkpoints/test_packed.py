@@ -14,15 +14,17 @@ import pytest
 import torch
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.conversion.calibrate import importance
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.layout import shapes_of
 from codecria.core.checkpoints.formats.packed import PackedWeights
+from codecria.core.checkpoints.parity import probe_ids
 from codecria.core.inspect import describe
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
-from codecria.core.native.packing import PackedKind, packed_shape
+from codecria.core.native.packing import PackedKind, arrange, pack, packed_shape, quantize
 from codecria.data.errors import UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -61,16 +63,18 @@ def packed(
 def test_a_packed_folder_is_sound_and_names_its_types(packed: Path, model: Path) -> None:
     found = describe(packed, verify=True)
     assert found["problems"] == []
+    if packed.name == "q4":  # the embedding and the output matrix are worth more
+        assert {"q4", "q8"} <= found["facts"]["weights"].keys()
     assert packed.name in found["facts"]["weights"]
     assert found["facts"]["lineage"]["tokens"] == 5
     ratio = found["facts"]["bytes"] / describe(model, verify=False)["facts"]["bytes"]
-    assert ratio < {"q8": 0.7, "q4": 0.6}[packed.name]
+    assert ratio < {"q8": 0.7, "q4": 0.65}[packed.name]
 
 
 def test_each_matrix_is_the_source_s_within_a_step(packed: Path, model: Path) -> None:
     source, found = Checkpoint.open(model), Checkpoint.open(packed)
     assert found.config == source.config
-    most = {"q8": 0.01, "q4": 0.15}[packed.name]
+    most = {"q8": 0.01, "q4": 0.2}[packed.name]
     for ours, shape in shapes_of(source.config).items():
         one, other = source.weights.raw(ours).float(), found.weights.raw(ours)
         assert other.shape == shape
@@ -107,7 +111,7 @@ def test_a_packed_folder_converts_back_and_keeps_its_values(packed: Path, tmp_pa
     one, other = Checkpoint.open(packed), Checkpoint.open(tmp_path / "f32")
     for ours in shapes_of(one.config):
         assert torch.equal(one.weights.raw(ours), other.weights.raw(ours)), ours
-    assert other.lineage()["quantised_source"]["types"] == [packed.name]
+    assert other.lineage()["quantised_source"]["types"] == sorted({packed.name, "q8"})
     assert "quantization_config" not in json.loads((tmp_path / "f32/config.json").read_text())
 
 
@@ -141,3 +145,36 @@ def test_opening_a_packed_folder_takes_no_torch(packed: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(packed)], check=True, timeout=60)
+
+
+def test_four_bits_lose_the_least_where_the_inputs_are_worth_the_most() -> None:
+    draws = np.random.default_rng(0)
+    weights = draws.standard_normal((48, 96)).astype(np.float32)
+    worth = draws.gamma(0.2, size=96).astype(np.float32) + np.float32(1e-3)
+    worth /= worth.mean()
+    errors = []
+    for given in (None, worth):
+        codes, scales = quantize("q4", weights, given)
+        decoded = codes.reshape(48, 3, 32) * scales.astype(np.float32)[..., None]
+        errors.append(((decoded.reshape(48, 96) - weights) ** 2 * worth).sum())
+    assert errors[1] < 0.7 * errors[0], errors
+    assert np.array_equal(
+        pack("q4", weights, worth), arrange("q4", *quantize("q4", weights, worth))
+    )
+    nothing = quantize("q4", np.zeros((16, 32), np.float32), np.ones(32, np.float32))
+    assert not nothing[0].any()
+
+
+def test_the_worth_of_inputs_is_what_the_model_reads(model: Path, tokenizer: Tokenizer) -> None:
+    checkpoint = Checkpoint.open(model)
+    found = importance(checkpoint, checkpoint.config, tokenizer)
+    matrices = {n: s for n, s in shapes_of(checkpoint.config).items() if len(s) == 2}
+    assert found.keys() == matrices.keys() - {"tok_embeddings"}
+    assert all(worth.shape == matrices[name][1:] for name, worth in found.items())
+    # The first layer's inputs, computed by the model itself.
+    built = load_model(checkpoint, device=CPU, dtype=torch.float32)
+    ids = torch.tensor(probe_ids(tokenizer)[:256])
+    with torch.inference_mode():
+        inputs = built.layers[0].attention_norm(built.tok_embeddings[ids])
+    mine = inputs.pow(2).mean(0)
+    np.testing.assert_allclose(found["layers.0.attention.wq.weight"], mine.numpy(), rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from codecria.core.checkpoints.formats.layout import RotaryOrder, gguf_name, shapes_of
+from codecria.core.checkpoints.formats.layout import (
+    RotaryOrder,
+    gguf_name,
+    reordered,
+    rotary_heads,
+    shapes_of,
+)
 from codecria.core.checkpoints.formats.weights import FLOATS, Stored, Weights
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.rope import Llama3Scaling, llama3_divisors
+from codecria.core.native.packing import GROUP, PackedKind, arrange
 from codecria.data.errors import UserError
 from codecria.data.gguf import GgufFile
 from codecria.data.tokenizer import gguf as vocabulary
 
 from .facts import ROPE_TENSOR, GgufFacts, facts_of, shortest
-from .types import READABLE, dequantised
+from .types import READABLE, codes_and_scales, dequantised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PACKED: Mapping[str, PackedKind] = {"Q8_0": "q8", "Q4_0": "q4"}
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -102,6 +111,23 @@ class GgufWeights(Weights):
         if stored.dtype in plain:
             return raw.view(plain[stored.dtype]).reshape(stored.shape)
         return dequantised(raw, stored.dtype, stored.shape)
+
+    def packed(self, ours: str) -> tuple[PackedKind, npt.NDArray[np.uint8]] | None:
+        """A matrix in Q8_0 or Q4_0 as the kernels take it, with our model's order of rows.
+
+        The codes and scales are the file's own. None for every other weight.
+        """
+        kind = _PACKED.get(self.stored[ours].dtype)
+        if kind is None or len(self.stored[ours].shape) != 2:
+            return None
+        heads = rotary_heads(ours, self.facts.config)
+        codes, scales = codes_and_scales(kind, self.file.raw(self._names[ours]))
+        rows = len(scales) * GROUP // self.stored[ours].shape[1]
+        return kind, arrange(
+            kind,
+            reordered(codes.reshape(rows, -1), heads, source="interleaved", target="half_split"),
+            reordered(scales.reshape(rows, -1), heads, source="interleaved", target="half_split"),
+        )
 
     def raw(self, ours: str) -> Tensor:
         """A weight; what is quantised comes as float32."""

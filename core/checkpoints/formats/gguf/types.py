@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from codecria.core.native.packing import PackedKind
 from codecria.data.gguf import TYPES
 
 Bytes = npt.NDArray[np.uint8]
@@ -47,6 +48,17 @@ def dequantised(raw: Bytes, kind: str, shape: tuple[int, ...]) -> Floats:
         for start in range(0, len(blocks), step):
             values[start : start + step] = _DECODERS[kind](blocks[start : start + step])
     return values.reshape(shape)
+
+
+def codes_and_scales(
+    kind: PackedKind, raw: Bytes
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """The (N,32) codes and (N,) scales of N blocks of Q8_0 (q8) or Q4_0 (q4), as they lie."""
+    blocks = raw.reshape(-1, TYPES["Q8_0" if kind == "q8" else "Q4_0"].block_bytes)
+    scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16)[:, 0]
+    if kind == "q8":
+        return blocks[:, 2:].view(np.int8), scales
+    return _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8), scales
 
 
 def _half(blocks: Bytes, start: int) -> Floats:

@@ -193,10 +193,10 @@ def test_gguf_has_the_same_metadata_and_weights(
     assert found.facts.config == source.config
     assert found.facts.lineage == source.lineage()
     assert found.facts.chat_template == TEMPLATES["llama2"]
-    kinds = {None: "bfloat16", "q8": "Q8_0", "q4": "Q4_0"}
+    kinds = {None: {"bfloat16"}, "q8": {"Q8_0"}, "q4": {"Q8_0", "Q4_0"}}
     assert {part.dtype for part in found.stored.values()} == {
         "float32",
-        kinds.get(dtype) or dtype,
+        *kinds.get(dtype, {str(dtype)}),
     }
     assert extended.infill is not None
     ids = found.special_ids()
@@ -221,7 +221,7 @@ def test_gguf_has_the_same_metadata_and_weights(
         assert np.array_equal(decoded.reshape(theirs.shape), theirs.numpy())
         if dtype in ("q8", "q4") and mine.ndim == 2:
             groups = mine.abs().view(len(mine), -1, 32).amax(-1, keepdim=True)
-            step, most = groups / {"q8": 127, "q4": 8}[dtype], {"q8": 0.57, "q4": 1.1}[dtype]
+            step, most = groups / {"q8": 127, "q4": 8}[dtype], {"q8": 0.57, "q4": 3.0}[dtype]
             off = (mine - theirs).abs().view(len(mine), -1, 32)
             assert bool((off <= most * step + 1e-6).all())
         else:
