@@ -49,7 +49,7 @@ class Kernels:
 
     Attributes:
         level: the instructions they use, see cpu.py.
-        forward: (record's address): one step, see stages.py.
+        forward: (record's address, first stage, last stage): of one step, see stages.py.
         help: (record's address, helper, looks): a helper thread's work.
         round_bf16: (float32 weights, number in sixteens, bfloat16 weights).
         pack: by the packed kind and numpy's name of the weights' type: see packer.py. The plain
@@ -57,7 +57,7 @@ class Kernels:
     """
 
     level: Level
-    forward: Callable[[int], None]
+    forward: Callable[[int, int, int], None]
     help: Callable[[int, int, int], None]
     round_bf16: Callable[[int, int, int], None]
     pack: Mapping[tuple[PackedKind, str], Callable[[int, int, int, int, int], None]]
@@ -211,7 +211,7 @@ def _linked(level: Level, code: bytes) -> Kernels:
     }
     return Kernels(
         level=level,
-        forward=function("forward", 1),
+        forward=function("forward", 3),
         help=function("help", 3),
         round_bf16=function("round_bf16", 3),
         pack=pack,

@@ -81,6 +81,7 @@ LAYER_FIELDS = (
     "query_kind", "key_kind", "value_kind", "out_kind", "gate_kind", "up_kind", "down_kind",
     "attention_norm", "hidden_norm",
 )  # fmt: skip
+STAGES, END_STAGES = 9, 2  # of a layer, and after the last one: see stages.py
 LAYER_BYTES = 8 * len(LAYER_FIELDS)
 _LINE = 128  # bytes: two lines of the cache, as they are fetched in pairs
 OFFSETS = {name: 8 * place for place, name in enumerate(FIELDS)}

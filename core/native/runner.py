@@ -25,12 +25,12 @@ from codecria.core.model.rope import llama3_divisors
 from .kernels import Kernels
 from .key_values import CacheDtype, KeyValues
 from .packing import LAYOUT, Floats
-from .record import Record
+from .record import END_STAGES, STAGES, Record
 from .threads import Helpers, ThreadTuner, available_threads
 from .weights import Dtype, PreparedWeights, Weights
 
 CHUNK_TOKENS = 512  # of prompts that go through the layers together; bounds their memory
-LARGE_DIM, LARGE_CHUNK_TOKENS = 2048, 128  # for wider models less: a chunk cannot be interrupted
+LONG_STEP_TOKENS = 16  # a step of more returns to Python after every layer, for Ctrl-C
 ITEM_TOKENS = 16  # of a row whose attention is one share, see record.py
 ROUNDED_TOKENS = 16
 # Blocks of 16 rows that a thread takes at a time; measured on 15m to 1b.
@@ -71,7 +71,7 @@ class NativeRunner:
         self._kernels = kernels
         self._record = Record(self.tuner.most)
         self._helpers = Helpers(kernels, self._record, self.tuner.most - 1)
-        self._chunk = CHUNK_TOKENS if config.dim <= LARGE_DIM else LARGE_CHUNK_TOKENS
+        self._chunk = CHUNK_TOKENS
         self._memory: list[npt.NDArray[Any]] = []
         self._describe_model()
         self._allocate()
@@ -230,7 +230,11 @@ class NativeRunner:
         self._x[:count, : self.config.dim] = self.weights.embed(np.array(ids))
         record.tokens, record.items, record.scored = count, item, scored
         record.logits = scores.ctypes.data
-        self._kernels.forward(record.address)
+        stages = self.config.n_layers * STAGES + END_STAGES
+        # Ctrl-C is noticed between calls, and nothing has changed then: lengths count what is done.
+        size = STAGES if count > LONG_STEP_TOKENS else stages
+        for first in range(0, stages, size):
+            self._kernels.forward(record.address, first, min(first + size, stages))
         return scored
 
     # Memory

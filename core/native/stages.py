@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from . import attention, lanes, products
 from .emit import F32, FLOATS, I32, I64, Code, Function, Program, Value, Variable
 from .fields import Fields, LayerFields
-from .record import DONE, LAYER_BYTES, PARKED, PARKED_DISTANCE, QUIT, TICKET
+from .record import DONE, LAYER_BYTES, PARKED, PARKED_DISTANCE, QUIT, STAGES, TICKET
 
-STAGES = 9  # of a layer
 TOKEN_SHARE = 16  # tokens that a thread normalises, or stores, at a time: a block of the keys
 _LOW = (1 << 20) - 1
 _PATIENCE = 2_000  # looks before a waiting thread gives its core away for a moment
@@ -54,7 +53,7 @@ Run = Callable[[Code, _Share], None]
 def define(program: Program) -> None:
     """Write all kernels and the two functions that Python calls.
 
-    forward(record): one step, in the thread that calls it and the helpers.
+    forward(record, first, last): stages of a step, in the calling thread and the helpers.
     help(record, helper, looks): takes shares until nothing was open for `looks` looks, then says
     that this helper sleeps, and returns.
     """
@@ -299,11 +298,11 @@ def _dispatch(program: Program, stages: _Stages) -> tuple[Function, Function]:
 
 
 def _forward(program: Program, shares_of: Function, run_share: Function) -> None:
-    @program.define("forward", arguments=1, public=True)
-    def forward(c: Code, record: Value) -> None:
+    @program.define("forward", arguments=3, public=True)
+    def forward(c: Code, record: Value, first: Value, last: Value) -> None:
         f = Fields(c, record)
         shared = f.threads > 1
-        with c.loop(0, f.layers * STAGES + len(("norm", "scores"))) as stage:
+        with c.loop(first, last) as stage:
             shares = c.call(shares_of, record, stage)
             with c.either(shared) as (together, alone):
                 with together, c.either(shares > 1) as (many, one):

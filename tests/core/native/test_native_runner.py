@@ -298,3 +298,27 @@ def test_stored_bfloat16_is_used_where_it_lies() -> None:
     mapped = [runner.weights.table[0, 0], runner.weights.head.address]
     names = ("model.layers.0.self_attn.q_proj.weight", HEAD)
     assert mapped == [weights[name].ctypes.data for name in names]
+
+
+def test_a_prompt_interrupted_between_layers_leaves_the_row_as_it_was() -> None:
+    ids, loaded = some_ids(40), kernels.load()
+    calls = []
+
+    def interrupted(record: int, first: int, last: int) -> None:
+        calls.append(first)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        loaded.forward(record, first, last)
+
+    runner = NativeRunner(
+        SMALL,
+        random_weights(SMALL),
+        replace(loaded, forward=interrupted),
+        dtype="q8",
+        threads=2,
+    )
+    runner.reserve(1, 64)
+    with pytest.raises(KeyboardInterrupt):
+        runner.prefill(0, [ids])
+    assert list(runner.lengths) == [0]
+    assert (runner.prefill(0, [ids]) == runner_of(SMALL, "q8").prefill(0, [ids])).all()
