@@ -147,6 +147,12 @@ def root(
         raise UsageError("--verbose needs --version", hint=f"run `{PROG} --version --verbose`")
     if context.invoked_subcommand is None:
         raise UsageError("no verb given", hint=f"see `{PROG} --help`")
+    if (
+        _launched()
+        and os.environ.get("RANK") != "0"
+        and context.invoked_subcommand not in train.VERBS
+    ):
+        raise typer.Exit  # the first process does what is not shared
     _warn_of_unknown_variables(context)
     if config is not None:
         context.default_map = read_config(config, context)
@@ -182,10 +188,15 @@ def _print_version(*, verbose: bool) -> None:
 _register()
 
 
+def _launched() -> bool:
+    """Whether torchrun started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def main() -> None:
     """Run the command line; the one place where errors become messages and exit statuses."""
     status = run()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _launched():
         # The threads of gloo now and then abort the process as it is torn down (torch 2.13).
         sys.stderr.flush()
         os._exit(status)

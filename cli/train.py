@@ -80,6 +80,8 @@ The loss is on answers alone. Rerun the same command to resume.
 Example: codecria instruct --init long --dialogs chats.jsonl --replay shards=0.08 --out chat
 """
 
+VERBS = ("pretrain", "fim", "lcft", "instruct")  # whose work several processes share
+
 ON_DIALOGS = {"dialogs", "replay", "decontaminate", "allow_tags", "strict", "epochs"}
 
 # The help line and group of each field of `StageRequest`; name, type and default are the field's.

@@ -755,3 +755,14 @@ def test_infilling_fresh_weights_is_refused_unless_meant(
     assert "starts from a checkpoint of pretrain, not from fresh weights" in told.err
     assert "--any-init" in told.err
     assert not (tmp_path / "run").exists()
+
+
+def test_under_torchrun_the_first_process_alone_does_what_is_not_shared() -> None:
+    # Kills: two processes that write one --out.
+    launched = os.environ | {"WORLD_SIZE": "2"}
+    said = [
+        process("recipes", "list", "--json", env=launched | {"RANK": rank}) for rank in ("0", "1")
+    ]
+    assert [done.returncode for done in said] == [0, 0]
+    assert said[0].stdout
+    assert (said[1].stdout, said[1].stderr) == (b"", b"")
