@@ -99,8 +99,11 @@ def load_runner(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
                 raise
             obstacle = error.message
             say(f"PyTorch computes: {obstacle}")
-    wanted = [f"--engine {compute.engine}"] if compute.engine == "native" else []
-    wanted += [f"--dtype {compute.dtype}"] if compute.dtype in PACKED else []
+    if compute.engine == "native":
+        raise UsageError(
+            f"the native engine cannot be used: {obstacle}", hint="leave out --engine native"
+        )
+    wanted = [f"--dtype {compute.dtype}"] if compute.dtype in PACKED else []
     wanted += ["--cache-dtype q8"] if compute.cache_dtype == "q8" else []
     if wanted:
         raise UsageError(

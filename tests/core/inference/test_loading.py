@@ -95,7 +95,7 @@ def test_what_only_the_native_engine_has_is_refused_elsewhere(small_model: Path)
     for options in ({"dtype": "q4"}, {"cache_dtype": "q8"}):
         with pytest.raises(UsageError, match="needs the native engine"):
             Generator.load(small_model, engine="torch", **options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--engine native needs"):
+    with pytest.raises(UsageError, match="the native engine cannot be used"):
         Generator.load(small_model, engine="native", device="cuda")
     for options in ({"dtype": "int8"}, {"engine": "onnx"}, {"cache_dtype": "q4"}):
         with pytest.raises(UsageError, match="there is no"):
