@@ -281,7 +281,11 @@ class Sandbox:
             return self._untouched(Outcome.SKIPPED, why, limits)
         if why := languages.missing(language, program.needs):
             return self._untouched(Outcome.SKIPPED, why, limits)
-        if why := languages.LANGUAGES[language].refusal(program.source):
+        known = languages.LANGUAGES[language]
+        if known.run.maps and self.tier is Tier.BWRAP and not self._landlock:
+            why = f"{known.title} needs /proc, which bubblewrap has with Landlock alone"
+            return self._untouched(Outcome.SKIPPED, why, limits)
+        if why := known.refusal(program.source):
             return self._untouched(Outcome.FAILED, why, limits)
         steps = languages.job_of(
             language,

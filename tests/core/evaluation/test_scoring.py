@@ -477,7 +477,9 @@ def test_a_score_below_the_threshold_ends_with_3(
         ("mbpp", "--split", "--form"),
         ("infilling", "--form", "--also-chat"),
         ("humaneval-x", "--strip-prompt", "--split"),
-        ("multipl-e", "--strip-prompt", "--prompt-form"),
+        ("multipl-e", "--strip-prompt", "--extract"),
+        ("apps", "--level", "--since"),
+        ("livecodebench", "--since", "--strip-prompt"),
     ],
 )
 def test_every_task_has_its_own_options_alone(
