@@ -202,14 +202,17 @@ def tokenizer_in(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of an opened checkpoint.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none that can be read.
     """
-    if checkpoint.tokenizer_path is None:
+    path = checkpoint.tokenizer_path
+    if path is None and checkpoint.folder.is_file():  # a GGUF file, whose error names the kind
+        path = checkpoint.folder
+    if path is None:
         raise UserError(
             f"{checkpoint.folder} has no tokenizer.model",
             hint="copy the one the model was trained with into that folder",
         )
-    return Tokenizer.load(checkpoint.tokenizer_path)
+    return Tokenizer.load(path)
 
 
 def _files_of(checkpoint: Checkpoint) -> tuple[Path, ...]:

@@ -243,6 +243,8 @@ def test_another_kind_of_tokenizer_is_named_and_the_weights_are_read(
     assert opened.problems() == []
     with pytest.raises(UserError, match="its vocabulary is 'gpt-2'"):
         Tokenizer.load(path)
+    with pytest.raises(UserError, match="its vocabulary is 'gpt-2'"):
+        Generator.load(path, device="cpu", dtype="float32")
     [problem] = describe(path, verify=False)["problems"]
     assert problem == "its tokenizer cannot be read: its vocabulary is 'gpt-2'"
 
