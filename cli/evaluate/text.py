@@ -206,8 +206,10 @@ def evaluate_text_task(
     ] = None,
     batch: options.Batch = 16,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    threads: options.Threads = None,
+    engine: options.Engine = "auto",
+    dtype: options.WeightsDtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    threads: options.EngineThreads = None,
 ) -> None:
     """Parse, evaluate, show."""
     from codecria.data.errors import ExitStatus, UsageError
@@ -215,13 +217,10 @@ def evaluate_text_task(
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise UsageError(f"--fail-under {fail_under:g} is a share from 0 to 1", hint="as 0.3")
 
-    import torch
-
     from codecria.core.evaluation.text.measure import TextRequest, evaluate_text
     from codecria.core.evaluation.text.safety import HARMLESS
+    from codecria.core.inference.loading import Compute
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     request = TextRequest(
         task=task,
         problems=tuple(problems or [HARMLESS]),
@@ -239,8 +238,9 @@ def evaluate_text_task(
         info_judge=info_judge,
         out=out,
         batch=batch,
-        device=device,
-        dtype=dtype,
+        compute=Compute(
+            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        ),
     )
     with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:
         summary = evaluate_text(request, note=render.note, show=show)

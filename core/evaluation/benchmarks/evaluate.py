@@ -274,6 +274,7 @@ def _subject(
         checkpoint = Checkpoint.open(request.model)
         facts = {"model": str(request.model), "model_digest": checkpoint.digest()}
         generator = Generator.computed(request.model, request.compute, say=note)
+        facts["computed_by"] = generator.runner.layout  # engine and types: they decide samples
         return Subject(facts=facts, generator=generator)
     if request.remote is not None:
         return Subject(facts=request.remote.facts, remote=request.remote)

@@ -98,7 +98,7 @@ def facts_of(
 def identity_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The flat facts that must be the same to go on with a result."""
     flat: dict[str, Any] = {"task": facts["task"]}
-    for name in ("model_digest", "samples_digest"):
+    for name in ("model_digest", "samples_digest", "computed_by"):
         flat[name] = facts.get(name, "")
     prose = ("labels", "sources", "changed", "preset", "ks")  # none of these changes a sample
     for key, value in (facts.get("protocol") or {}).items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.generator import Generator
+from codecria.core.inference.loading import Compute
 from codecria.core.inference.sampling import Sampling
 from codecria.data.errors import UserError
 
@@ -92,11 +93,11 @@ class YesOrNo:
     Args:
         folder: a checkpoint that codecria reads.
         word: that stands before the colon, "True" or "Helpful".
-        device, dtype: of the model.
+        compute: what it is computed with.
     """
 
-    def __init__(self, folder: Path, word: str, *, device: str, dtype: str) -> None:
-        self._generator = Generator.load(folder, device=device, dtype=dtype)
+    def __init__(self, folder: Path, word: str, compute: Compute) -> None:
+        self._generator = Generator.computed(folder, compute)
         self._word = word
 
     def agrees(self, question: str, answer: str) -> float:

@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from codecria.core.evaluation.benchmarks.results import Line, Results, finish, r
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
+from codecria.core.inference.loading import Compute
 from codecria.core.inference.sampling import Sampling
 from codecria.core.seed import seed_of
 from codecria.core.training.run import environment
@@ -56,7 +57,7 @@ class TextRequest:
         classifier, judge, info_judge: folders of local models that judge.
         out: file of results.
         batch: answers decoded side by side.
-        device, dtype: of the models.
+        compute: what the models are computed with.
     """
 
     task: str
@@ -75,8 +76,7 @@ class TextRequest:
     info_judge: Path | None = None
     out: Path | None = None
     batch: int = BATCH
-    device: str = "auto"
-    dtype: str = "auto"
+    compute: Compute = field(default_factory=Compute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def evaluate_text(request: TextRequest, *, note: Note, show: Show) -> dict[str, 
     if form in ("psm", "spm"):
         Infiller(tokenizer_of(request.model))
     judge = _judge(task, form, request)
-    generator = Generator.load(request.model, device=request.device, dtype=request.dtype)
+    generator = Generator.computed(request.model, request.compute, say=note)
     temperature, top_p = task.drawn
     plan = _Plan(
         task=task,
@@ -132,7 +132,7 @@ def evaluate_text(request: TextRequest, *, note: Note, show: Show) -> dict[str, 
         max_tokens=request.max_tokens or task.max_tokens,
         context=request.context or generator.config.max_context,
     )
-    facts = _facts(request, plan, found)
+    facts = _facts(request, plan, found, generator)
     with results(request.out, _identity(facts), facts) as kept:
         if kept.resumed:
             note(f"{request.out} holds {kept.resumed} answers: going on")
@@ -233,12 +233,10 @@ def _judge(task: TextTask, form: Form, request: TextRequest) -> Judge | None:
             for p in toxic([answer for _, answer in said])
         ]
     assert request.judge is not None, "checked with the form"
-    true = judges.YesOrNo(request.judge, "True", device=request.device, dtype=request.dtype)
+    true = judges.YesOrNo(request.judge, "True", request.compute)
     info = None
     if request.info_judge is not None:
-        info = judges.YesOrNo(
-            request.info_judge, "Helpful", device=request.device, dtype=request.dtype
-        )
+        info = judges.YesOrNo(request.info_judge, "Helpful", request.compute)
 
     def judged(question: Question, answer: str) -> Scores:
         scores = {"true": true.agrees(question.task_id, answer)}
@@ -404,7 +402,9 @@ def mean_of(values: Sequence[float]) -> dict[str, Any]:
     return {"value": float(each.mean()), "low": low, "high": high, "method": method}
 
 
-def _facts(request: TextRequest, plan: _Plan, found: QuestionSet) -> dict[str, Any]:
+def _facts(
+    request: TextRequest, plan: _Plan, found: QuestionSet, generator: Generator
+) -> dict[str, Any]:
     """What a result is of: all that a reader needs to judge the score or to repeat it."""
     checkpoint = Checkpoint.open(request.model)
     scored_by = {
@@ -417,6 +417,7 @@ def _facts(request: TextRequest, plan: _Plan, found: QuestionSet) -> dict[str, A
         "title": plan.task.title,
         "model": str(request.model),
         "model_digest": checkpoint.digest(),
+        "computed_by": generator.runner.layout,
         "protocol": plan.as_json(),
         "problems": {
             "files": list(map(str, request.problems)),
@@ -437,7 +438,7 @@ def _facts(request: TextRequest, plan: _Plan, found: QuestionSet) -> dict[str, A
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The flat facts that must be the same to go on with a result."""
-    flat = {name: facts[name] for name in ("task", "model_digest", "evened_out")}
+    flat = {name: facts[name] for name in ("task", "model_digest", "computed_by", "evened_out")}
     flat |= {f"protocol.{k}": v for k, v in facts["protocol"].items() if k != "source"}
     return flat | {
         "problems.digest": facts["problems"]["digest"],

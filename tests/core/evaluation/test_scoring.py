@@ -508,7 +508,7 @@ def test_perplexity_of_a_file_is_its_loss_by_three_names(
     told = command("perplexity", "--model", model, "--file", path, "--json", "--device", "cpu")
     assert told.exit_code == 0, told.output
     found = json.loads(told.stdout)["total"]
-    loaded = Generator.load(model, device="cpu", dtype="float32")
+    loaded = Generator.load(model, device="cpu", dtype="float32", engine="torch")
     ids = torch.tensor([loaded.tokenizer.encode(text, bos=True, eos=True)])
     with torch.no_grad():
         places = torch.arange(ids.shape[1] - 1).unsqueeze(0)

@@ -16,6 +16,7 @@ from codecria.core.evaluation.text import judges
 from codecria.core.evaluation.text.likelihood import log_likelihoods
 from codecria.core.evaluation.text.measure import TextRequest, evaluate_text, mean_of
 from codecria.core.inference.generator import Generator
+from codecria.core.inference.loading import Compute
 from codecria.core.model.attention import PackedAttention
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ def lcc(tmp_path: Path, count: int = 5) -> Path:
 
 
 def test_log_likelihoods_are_those_of_the_model_read_at_once(model: Path) -> None:
-    generator = Generator.load(model, device="cpu", dtype="float32")
+    generator = Generator.load(model, device="cpu", dtype="float32", engine="torch")
     prompt, continuations = [1, 20, 30], [[40], [41, 42, 43], [44, 45]] * 7
     found = log_likelihoods(generator.runner, prompt, continuations)
     for ids, value in zip(continuations, found, strict=True):
@@ -81,6 +82,8 @@ def test_another_evaluation_does_not_go_on_in_the_same_file(model: Path, tmp_pat
     run(request)
     with pytest.raises(UserError, match="max_tokens"):
         run(replace(request, max_tokens=7))
+    with pytest.raises(UserError, match="computed_by"):  # other types, perhaps another text
+        run(replace(request, compute=Compute(engine="torch", dtype="bfloat16")))
 
 
 def test_prompts_that_are_too_long_lose_their_start_or_score_nothing(
