@@ -42,6 +42,7 @@ DEMO_LONG := --set context=512 --set batch_tokens=2048 --eval-rows 2
 DEMO_STEPS := 40 40 12 20 10
 DEMO_ROUND := --solutions 2
 DEMO_SCORE := --max-tokens 32 --limit 8
+DEMO_ADAPT := --limit 3 --steps 8 --set context=128 --set batch_tokens=1024
 else
 DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096
@@ -50,6 +51,7 @@ DEMO_LONG := --set context=1024 --set batch_tokens=4096 --eval-rows 4
 DEMO_STEPS := 300 900 120 400 120
 DEMO_ROUND := --solutions 10
 DEMO_SCORE := --max-tokens 48
+DEMO_ADAPT := --limit 30 --steps 150 --set context=256 --set batch_tokens=2048
 endif
 DEMO_TUNE := --dialogs examples/dialogs.jsonl --dialogs $(DEMO)/answered.jsonl \
 	--replay $(DEMO)/code=0.06 --replay $(DEMO)/prose=0.02
@@ -94,6 +96,11 @@ demo: venv
 	@printf '\n--- what each stage changed\n'
 	$(CODECRIA) evaluate stages $(DEMO)/base $(DEMO)/infill $(DEMO)/long $(DEMO)/chat \
 		--data $(DEMO)/code --dialogs examples/dialogs.jsonl
+	@printf '\n--- adapt: an adapter for a package that no stage saw, and what it is worth\n'
+	$(BIN)/python examples/history.py $$($(BIN)/python -c \
+		'import os, typer; print(os.path.dirname(typer.__file__))') $(DEMO)/history
+	$(CODECRIA) adapt $(DEMO)/history --init $(DEMO)/infill --since 2026-01-02 $(DEMO_ADAPT) \
+		--out $(DEMO)/adapted
 	@printf '\n--- exercises in wordings that no stage saw: heads completed, then questions answered\n'
 	for stage in base infill long; do $(DEMO_TESTED) --model $(DEMO)/$$stage \
 		--out $(DEMO)/$$stage.scores.jsonl || exit 1; done

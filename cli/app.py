@@ -21,6 +21,7 @@ from codecria.data.errors import (
 )
 
 from . import (
+    adapt,
     convert,
     doctor,
     evaluate,
@@ -40,6 +41,7 @@ from .config import PROG, read_config, read_found
 MODULES = (
     prepare_data,
     train,
+    adapt,
     self_instruct,
     convert,
     generate,

@@ -72,6 +72,7 @@ class RootGroup(QuickGroup):
         "fim",
         "lcft",
         "instruct",
+        "adapt",
         "self-instruct",
         "generate",
         "serve",

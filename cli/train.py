@@ -238,20 +238,30 @@ def verb(name: str, *others: str) -> Callable[..., None]:
                 "there is no --out", hint="name a folder for the run, such as --out run"
             )
         else:
-            from codecria.core.machine import choose_device
-            from codecria.core.training.stage import run_stage
-            from codecria.core.training.world import joined
-
-            with joined(choose_device(request.device)) as world:
-                stage, world = _resolve(request, out, world)
-                with _watching(stage, as_json=as_json) as (signal, watchers):
-                    outcome = run_stage(stage, out, warn=render.warn, world=world, **watchers)
-                _conclude(stage, out, outcome, signal, world)
+            carry_out(request, out, as_json=as_json)
 
     parameters = [*_options_of(name, others), *_COMMON]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def carry_out(request: StageRequest, out: Path, *, as_json: bool = False) -> None:
+    """Train as requested, from the beginning or from where the run in the folder stopped.
+
+    Raises:
+        Interrupted: a signal stopped it; what was done is saved.
+        UserError: see `resolve` and `run_stage`.
+    """
+    from codecria.core.machine import choose_device
+    from codecria.core.training.stage import run_stage
+    from codecria.core.training.world import joined
+
+    with joined(choose_device(request.device)) as world:
+        stage, world = _resolve(request, out, world)
+        with _watching(stage, as_json=as_json) as (signal, watchers):
+            outcome = run_stage(stage, out, warn=render.warn, world=world, **watchers)
+        _conclude(stage, out, outcome, signal, world)
 
 
 _COMMON = [

@@ -53,7 +53,7 @@ def plan_stage(stage: Stage, out: Path | None = None) -> Plan:
         micro_batch_size=stage.run.micro_batch_size,
         dtype=stage.run.dtype,
         peak_flops=stage.settings.peak_flops,
-        rate=_own_rate(out) or _probed(stage.run.model, recipe, stage.settings),
+        rate=_own_rate(out) or probed_rate(stage.run.model, recipe, stage.settings),
         infill=_infill_plan(stage),
         recompute=stage.run.recompute,
         reach=reach_of(stage),
@@ -92,7 +92,7 @@ def plan_paper(request: StageRequest) -> Plan:
         micro_batch_size=settings.micro_batch_size,
         dtype=settings.dtype,
         peak_flops=settings.peak_flops,
-        rate=_probed(model, recipe, settings),
+        rate=probed_rate(model, recipe, settings),
         infill=None if recipe.infill is None else InfillPlan(format=recipe.infill, sources=()),
         recompute=settings.recompute,
     )
@@ -165,7 +165,7 @@ def _own_rate(out: Path | None) -> Rate | None:
     return Rate(latest[len(latest) // 2], "measured in this run") if latest else None
 
 
-def _probed(model: ModelConfig, recipe: Recipe, settings: Settings) -> Rate | None:
+def probed_rate(model: ModelConfig, recipe: Recipe, settings: Settings) -> Rate:
     """The speed that a short training step shows."""
     flops_per_s = measured_rate(model, settings.dtype, settings.device)
     tokens_per_s = flops_per_s / model.training_flops(recipe.context, frozen=recipe.lora_rank > 0)

@@ -87,7 +87,7 @@ def answers(
     Raises:
         UserError: the model cannot be loaded, or has no infilling pieces for the form asked for.
     """
-    generator = Generator.load(model, device=device, dtype=dtype)
+    generator = Generator.load(model, device=device, dtype=dtype, engine="torch")
     tokenizer = generator.tokenizer
     infiller = None
     if form in ("psm", "spm") or (form == "auto" and tokenizer.infill is not None):
@@ -116,7 +116,7 @@ def answers(
                 said[places[added]] = event.text
         for span, each, text in zip(part, asked, said, strict=True):
             found.append(_scored(generator, span, each, text, left=infiller is None))
-        progress(Progress(stage=f"{model.name}", done=len(found), total=len(spans)))
+        progress(Progress(stage="spans", done=len(found), total=len(spans)))
     return found
 
 

@@ -1,0 +1,1 @@
+"""Teaching a model one repository, and measuring whether that helped."""
