@@ -267,6 +267,9 @@ async def _progress(
     try:
         while left:
             number, event = await events.get()
+            # Neither a queue that holds something nor a socket that takes it lets others run: a
+            # client's closed connection would be noticed after all that is waiting was written.
+            await asyncio.sleep(0)
             if isinstance(event, Failed):
                 if event.internal:
                     raise Problem(500, event.error.message)

@@ -19,7 +19,14 @@ from codecria.core.serving.http import ABORT, Limits, Stream, is_loopback
 from codecria.data.errors import UserError
 from tests.core.serving.conftest import Serve, Served
 
-LONG = {"prompt": "def f(x):\n", "max_tokens": 400, "stream": True, "logprobs": 20}
+# Takes a second at least, however fast the machine.
+LONG: dict[str, Any] = {
+    "prompt": "def f(x):\n",
+    "max_tokens": 450,
+    "n": 16,
+    "stream": True,
+    "logprobs": 20,
+}
 
 
 def connected(served: Served) -> socket.socket:
@@ -64,13 +71,14 @@ def test_a_client_that_goes_away_frees_its_sequence(served: Served) -> None:
         received = client.recv(1000)
         while b"data: " not in received:
             received += client.recv(1000)
-        assert served.state.worker.load.sequences == 1
+        assert served.state.worker.load.sequences > 0
     assert settles(lambda: idle(served))
     before = served.metric("generated_tokens_total")
     with asked(served, LONG | {"stream": False}):
-        assert settles(lambda: served.state.worker.load.sequences == 1)
+        assert settles(lambda: served.state.worker.load.sequences > 0)
     assert settles(lambda: idle(served))
-    assert served.metric("generated_tokens_total") == before  # nobody waited for the rest
+    more = served.metric("generated_tokens_total") - before
+    assert more < LONG["max_tokens"] * LONG["n"] / 2  # nobody waited for the rest
     assert not any(served.state.worker._engine._runner.lengths)
 
 
@@ -176,8 +184,9 @@ def test_what_is_no_http_is_answered_or_closed(served: Served) -> None:
 
 
 def test_more_requests_than_the_limit_are_told_to_come_back(serve: Serve) -> None:
-    with serve(Limits(requests=1)) as served, asked(served, LONG) as client:
-        client.recv(100)
+    with serve(Limits(requests=1)) as served, connected(served) as client:
+        client.sendall(head("/infill", 100) + b"{")  # in progress until its body is there
+        assert settles(lambda: served.state.running == 1)
         status, _ = served.refused("/completion", {"prompt": "x", "n_predict": 1})
         assert status == 503
         assert served.send("GET", "/health")[0] == 200

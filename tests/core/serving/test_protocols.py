@@ -163,14 +163,14 @@ def test_several_suggestions_are_a_list(served: Served) -> None:
     assert len({each["content"] for each in found}) > 1
 
 
-def test_a_time_limit_holds(served: Served) -> None:
-    body = VIM | {"n_predict": 400, "t_max_predict_ms": 60, "n_indent": 0, "response_fields": []}
-    began = time.perf_counter()
-    found = served.post("/infill", body)
-    assert time.perf_counter() - began < 2
-    assert 0 < found["tokens_predicted"] < 400
-    assert found["timings"]["predicted_ms"] < 1000
-    assert found["stop_type"] == "limit"
+def test_a_time_limit_holds(serve: Serve) -> None:
+    with serve(draft="off") as served:  # drafts could be done in time
+        body = VIM | {"n_predict": 400, "t_max_predict_ms": 5, "n_indent": 0, "response_fields": []}
+        began = time.perf_counter()
+        found = served.post("/infill", body)
+        assert time.perf_counter() - began < 5
+        assert 0 < found["tokens_predicted"] < 400
+        assert found["stop_type"] == "limit"
 
 
 def test_what_was_read_until_the_time_for_the_prompt_was_over_is_kept(serve: Serve) -> None:
