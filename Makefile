@@ -42,7 +42,7 @@ DEMO_LONG := --set context=512 --set batch_tokens=2048 --eval-rows 2
 DEMO_STEPS := 40 40 12 20 10
 DEMO_ROUND := --solutions 2
 DEMO_SCORE := --max-tokens 32 --limit 8
-DEMO_ADAPT := --limit 3 --steps 8 --set context=128 --set batch_tokens=1024
+DEMO_ADAPT := --limit 3 --steps 8 --rehearsal-share 0 --set context=128 --set batch_tokens=1024
 else
 DEMO_SOURCES := stdlib=$(SOURCE)
 DEMO_VOCAB := 4096

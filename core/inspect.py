@@ -247,7 +247,7 @@ def _adapter(path: Path, named: Path | None, *, verify: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "rank": adapter.rank,
         "scale": None if first is None else first.scale,
-        "parameters": adapter.parameters,
+        "adapter_weights": adapter.parameters,
         "matrices": len(adapter.pairs),
         "new_rows": {name: len(ids) for name, (ids, _) in adapter.rows.items()},
         "base": adapter.base.get("path") or adapter.base_name or None,
