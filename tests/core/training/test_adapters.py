@@ -202,6 +202,31 @@ def test_an_adapter_of_another_model_is_refused(
     Checkpoint.open(base, tmp_path / "alone")
 
 
+@pytest.mark.parametrize("layout", ["hf", "gguf"])
+def test_an_adapter_computes_the_same_on_every_engine_and_over_a_converted_base(
+    base: Path, adapter: Path, tmp_path: Path, layout: str
+) -> None:
+    # Kills: an engine that reads the base's weights and not the merged ones.
+    from codecria.core.checkpoints.conversion.convert import convert
+    from codecria.core.checkpoints.conversion.request import Layout, Request
+    from codecria.core.inference.loading import Compute, load_runner
+
+    other = base
+    if layout == "gguf":
+        other = tmp_path / "base.gguf"
+        convert(Request(source=base, out=other, layout=Layout.GGUF))
+    checkpoint = Checkpoint.open(other, adapter)
+    prompt = [1, *range(3, 20), checkpoint.config.vocab_size - 1]
+    found = {}
+    for engine in ("native", "torch"):
+        runner = load_runner(checkpoint, Compute(engine=engine, dtype="float32"), print)
+        runner.reserve(1, 32)
+        found[engine] = runner.prefill(0, [prompt])[0]
+    whole = logits(Checkpoint.open(base, adapter), torch.tensor([prompt]))[0, -1].numpy()
+    for scores in found.values():
+        np.testing.assert_allclose(scores, whole, atol=2e-5, rtol=1e-4)
+
+
 def test_peft_opens_our_adapter_and_computes_the_same(base: Path, adapter: Path) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
