@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from codecria.cli.app import app
+from codecria.cli.app import app, asked_for
 from codecria.cli.commands import variables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,30 @@ def codecria(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
         check=False,
         timeout=120,
     )
+
+
+def test_the_verb_that_is_asked_for_is_built_alone_unless_all_are_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def built(*words: str) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["codecria", *words])
+        command: Any = typer.main.get_command(asked_for())
+        return set(command.commands)
+
+    for name in [name for name in os.environ if name.startswith("CODECRIA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    whole: Any = typer.main.get_command(app)
+    assert built("generate", "-m", "x") == {"generate"}
+    assert built("evaluate", "humaneval") == {"evaluate"}
+    for words in ((), ("generat",), ("help", "fim"), ("--config", "x", "fim"), ("--version",)):
+        assert built(*words) == set(whole.commands), words
+    (tmp_path / "codecria.toml").write_text("[fim]\nsize = '1m'\n")  # checked against all verbs
+    assert built("generate") == set(whole.commands)
+    (tmp_path / "codecria.toml").unlink()
+    monkeypatch.setenv("CODECRIA_GENERATE_SEED", "1")
+    assert built("generate") == set(whole.commands)
 
 
 def test_every_option_of_every_verb_has_a_variable_named_after_it() -> None:
