@@ -139,7 +139,7 @@ class Prompts:
         """
         room = Room(context=self.context, max_tokens=max(1, max_tokens))
         if truncate == "off":
-            self._refuse_endless(text)
+            self._refuse_endless(text, hint="--truncate left keeps its end")
         fitted = fit_completion(self.tokenizer, text, room, truncate, specials=specials)
         ids, opening = (
             heal(fitted.ids, self.tokenizer.typed_bytes()) if healed else (fitted.ids, None)
@@ -249,7 +249,7 @@ class Prompts:
             left_out=fitted.left_out,
         )
 
-    def _refuse_endless(self, text: str) -> None:
+    def _refuse_endless(self, text: str, *, hint: str = "shorten it") -> None:
         """Refuse text that no context of this size holds, without encoding it.
 
         Raises:
@@ -260,7 +260,7 @@ class Prompts:
             raise UserError(
                 f"the prompt has {len(text):,} characters, more than the context of"
                 f" {self.context:,} tokens holds",
-                hint="shorten it, or widen the context with --context",
+                hint=f"{hint}; or widen the context with --context",
             )
 
     def _sources(

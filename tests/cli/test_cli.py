@@ -375,7 +375,7 @@ def test_stdout_is_utf8_in_every_locale_and_json_stays_json() -> None:
     path = os.fsdecode("müsli".encode() + b"\xff")
     program = (
         "from codecria.cli import app, render\n"
-        f"app.app = lambda **_: render.emit_json({{'path': {path!r}}})\n"
+        f"app.asked_for = lambda: lambda **_: render.emit_json({{'path': {path!r}}})\n"
         "app.run()"
     )
     told = subprocess.run(
@@ -534,6 +534,9 @@ def test_json_tells_what_was_asked_for(complete: Call) -> None:
         "prefill_s": "float",
         "decode_s": "float",
         "tokens_per_s": "float",
+        "cached_tokens": "int",
+        "drafted_tokens": "int",
+        "accepted_tokens": "int",
     }
     assert told["finish_reason"] in ("stop", "length")
     assert 0 < told["completion_tokens"] <= 8

@@ -147,7 +147,8 @@ def test_a_found_config_file_cannot_weaken_the_sandbox(option: str, tmp_path: Pa
     [
         (["genrate"], "has no verb 'genrate'", "`codecria generate`"),
         (["generate", "--modle", "x"], "has no option --modle", "--model"),
-        (["generate"], "needs --model", "codecria generate --help"),
+        (["generate", "x"], "there is no model", "--model"),
+        (["inspect"], "needs", "codecria inspect --help"),
         (
             ["generate", "--model", "x", "--form", "pms"],
             "is not one of psm, spm",

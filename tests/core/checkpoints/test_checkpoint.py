@@ -53,7 +53,7 @@ def test_arrays_hold_the_bits_of_the_tensors(
     dtype: torch.dtype, layout: Layout, tmp_path: Path
 ) -> None:
     published(tmp_path / "m", dtype=dtype, max_shard_bytes=10_000)
-    convert(Request(tmp_path / "m", tmp_path / "c", to=layout, verify=False))
+    convert(Request(source=tmp_path / "m", out=tmp_path / "c", layout=Layout(layout), verify=False))
     weights = Checkpoint.open(tmp_path / "c").weights
     for ours, stored in weights.stored.items():
         array, tensor = weights.array(ours), weights.raw(ours)

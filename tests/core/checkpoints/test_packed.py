@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model, publish
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.conversion.calibrate import importance
 from codecria.core.checkpoints.conversion.convert import convert
 from codecria.core.checkpoints.conversion.request import Layout, Request
 from codecria.core.checkpoints.formats.layout import shapes_of
 from codecria.core.checkpoints.formats.packed import PackedWeights
 from codecria.core.checkpoints.parity import probe_ids
+from codecria.core.checkpoints.saving import publish
 from codecria.core.inspect import describe
 from codecria.core.model.attention import PackedAttention
 from codecria.core.model.config import ModelConfig
