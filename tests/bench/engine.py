@@ -20,7 +20,6 @@ import argparse
 import functools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -121,8 +120,14 @@ def measured(system: str, path: str, threads: int, length: int, tokens: int) -> 
         "load_s": loaded,
         "prefill": length / (middle - start),
         "decode": tokens / (end - middle),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": _peak_mb(),
     }
+
+
+def _peak_mb() -> float:
+    """This process's most memory; what getrusage tells counts the parent's at the fork too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 LLAMA_PLAIN = """
@@ -194,7 +199,7 @@ def made(folder: Path, size: str, kind: str, tokenizer: Path) -> dict[str, str]:
 def _random_model(folder: Path, size: str, tokenizer: Path) -> None:
     import torch
 
-    from codecria.core.checkpoints.checkpoint import publish
+    from codecria.core.checkpoints.saving import publish
     from codecria.core.model.config import preset
     from codecria.core.model.transformer import Transformer
 
