@@ -111,7 +111,7 @@ def check(
         done: called with how many are known of how many.
 
     Returns:
-        each reference by its task's id.
+        each reference by its task's id, in the order of the problems.
     """
     given = [problem for problem in problems if problem.reference is not None]
     keys = {p.task_id: digest_json(asdict(p)) for p in given}
@@ -150,7 +150,8 @@ def check(
     fresh = {keys[p.task_id]: found[p.task_id] for p in left if found[p.task_id].passed}
     if path is not None and fresh:
         _save(path, known | fresh)
-    return found
+    # Verdicts come as they end; what is told of them follows the problems.
+    return {p.task_id: found[p.task_id] for p in problems if p.task_id in found}
 
 
 def _with_others(
