@@ -6,10 +6,10 @@
         ...
 
 Each step appends a token to every sequence, or several where drafts were right (`drafting.py`). A
-sequence that ends makes room for waiting ones; those with the same prompt share its prefill, and
-what a prefix cache holds of it is not read again (`prefix_cache.py`). A sequence has limits, stop
-strings and random numbers of its own: of what is generated beside it, only the last bits of its
-scores depend.
+sequence that ends makes room for waiting ones. Those with the same prompt share its prefill, also
+with one that is being decoded, and what a prefix cache holds of it is not read again
+(`prefix_cache.py`). A sequence has limits, stop strings and random numbers of its own: of what is
+generated beside it, only the last bits of its scores depend.
 
 A runner (`runner.py`) computes the scores and holds the key-value cache; the engine decides what is
 computed next, and draws.
@@ -98,6 +98,7 @@ class Engine:
         self._waiting: deque[Decoding] = deque()
         self._live: list[Decoding] = []  # in the order of the runner's rows
         self._reading: _Reading | None = None
+        self._after: dict[tuple[int, ...], Scores] = {}  # (V,) after live sequences' prompts
         runner.keep([])  # another engine may have left sequences there
 
     @property
@@ -235,11 +236,13 @@ class Engine:
 
     def _read(self) -> list[Event]:
         """Read a chunk of the prompts that wait; the first tokens of those that are read whole."""
+        events = []
         if self._reading is None:
+            events = self._join()
             self._reading = self._admit()
         reading = self._reading
         if reading is None:
-            return []
+            return events
         left = zip(reading.prompts, reading.done, strict=True)
         parts = [prompt[done:] for prompt, done in left]
         if self._chunk is not None and len(parts) == 1:
@@ -247,9 +250,28 @@ class Engine:
         scores = self._runner.prefill(len(self._live), parts)
         reading.done = [d + len(part) for d, part in zip(reading.done, parts, strict=True)]
         if reading.done[0] < len(reading.prompts[0]):
-            return []
+            return events
         self._reading = None
-        return self._begin(reading, scores)
+        return events + self._begin(reading, scores)
+
+    def _join(self) -> list[Event]:
+        """Begin the next sequences that wait, as long as a live one has read their prompt."""
+        start, twins = len(self._live), list[Decoding]()
+        while self._waiting and start + len(twins) < self._batch:
+            one = self._waiting[0]
+            if one.read_only or one.prompt not in self._after:
+                break
+            twins.append(self._waiting.popleft())
+        if not twins:
+            return []
+        self._reserve(start + len(twins), max(len(d.prompt) + d.limit for d in twins))
+        rows = {decoding.prompt: row for row, decoding in enumerate(self._live)}
+        self._runner.copy_rows(start, [rows[decoding.prompt] for decoding in twins])
+        now = time.perf_counter()
+        for row, decoding in enumerate(twins, start):
+            self._runner.truncate(row, len(decoding.prompt))
+            decoding.first_at, decoding.cached = now, self._live[rows[decoding.prompt]].cached
+        return self._first_tokens(twins, np.stack([self._after[d.prompt] for d in twins]))
 
     def _admit(self) -> _Reading | None:
         """Take sequences that wait, as many as there is room for, and what is known of them.
@@ -300,9 +322,16 @@ class Engine:
             self._runner.copy_rows(start, [start + place for place in sources])
         if len(sources) < len(reading.prompts):
             self._runner.keep(range(start + len(sources)))
-        self._live += fresh
+        for decoding in fresh:
+            self._after[decoding.prompt] = scores[places[decoding.prompt]].copy()
         if sources != list(range(len(scores))):
             scores = scores[sources]
+        return events + self._first_tokens(fresh, scores)
+
+    def _first_tokens(self, fresh: list[Decoding], scores: Scores) -> list[Event]:
+        """Draw the first tokens of sequences that stand behind the live ones, which they join."""
+        self._live += fresh
+        events: list[Event] = []
         scores = allowed(scores, fresh)
         best = scores.argmax(-1).tolist()
         for row, decoding in enumerate(fresh):
@@ -345,6 +374,8 @@ class Engine:
         if len(kept) < live or (reading is not None and self._reading is None):
             self._runner.keep([*kept, *behind])
             self._live = [self._live[row] for row in kept]
+            prompts = {decoding.prompt for decoding in self._live}
+            self._after = {p: scores for p, scores in self._after.items() if p in prompts}
 
     def _ban(self, ends: frozenset[int]) -> npt.NDArray[np.intp] | None:
         """Which ids a sequence with these ends never draws; None when it may draw all."""

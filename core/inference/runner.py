@@ -47,6 +47,7 @@ class Runner(Protocol):
     def tolerance(self) -> float:
         """Most that a score of several tokens at once differs from that of single ones; 0 if never.
 
+        With 0, scores do not depend on what is computed beside a sequence either (`refill.py`).
         Where the two best scores are as close as that, drafts are not trusted (`drawing.py`).
         """
         ...

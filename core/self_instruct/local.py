@@ -1,13 +1,11 @@
 """One of our checkpoints as the model that answers.
 
-Answers are drawn in batches whose members do not depend on what is known already: a batch with one
-missing is drawn whole again, so that a run that was stopped ends with the same texts.
+Answers are drawn side by side, and a run that was stopped ends with the same texts (`refill.py`).
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +16,14 @@ from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.loading import Compute, Say
+from codecria.core.inference.refill import Request, completions
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats import chat
 
 from .models import Ask, Known, Reply
 from .prompts import Form, as_text
+
+_Item = tuple[Ask, str, int]  # what is asked, the id of its reply, the sample's number
 
 
 class LocalModel:
@@ -65,40 +66,37 @@ class LocalModel:
 
     def answer(self, asks: Sequence[Ask], known: Known) -> Iterator[list[Reply]]:
         """The replies that are not known yet, see `models.Model`."""
-        # Samples of one ask make batches of their own, single answers to several asks share one.
-        several = bool(asks) and asks[0].samples > 1
-        for group in [[ask] for ask in asks] if several else [asks]:
-            wanted = [(ask, key, n) for ask in group for n, key in enumerate(ask.ids())]
-            for first in range(0, len(wanted), self._batch):
-                part = wanted[first : first + self._batch]
-                missing = [key not in known for _, key, _ in part]
-                if any(missing):
-                    yield list(itertools.compress(self._replies(part), missing))
+        context = self._load().config.max_context
 
-    def _replies(self, part: Sequence[tuple[Ask, str, int]]) -> list[Reply]:
-        """One reply to each (ask, its id, number of the sample), decoded side by side."""
-        generator = self._load()
-        context = generator.config.max_context
-        engine = generator.engine(batch=len(part))
-        replies: dict[int, Reply] = {}
-        places: dict[int, int] = {}
-        started = time.perf_counter()
-        for place, (ask, key, number) in enumerate(part):
+        def request(item: _Item) -> Request | None:
+            ask, _, number = item
             prompt = self._prompt(ask)
             if len(prompt) >= context:
-                replies[place] = _too_long(key, prompt)
-                continue
-            limits = Limits(max_tokens=ask.max_tokens, stops=ask.stops)
-            ends = self._ends()
-            added = engine.add(
-                prompt, sampling=_sampling(ask), limits=limits, ends=ends, sample=number
+                return None
+            return Request(
+                prompt=prompt,
+                sampling=_sampling(ask),
+                limits=Limits(max_tokens=ask.max_tokens, stops=ask.stops),
+                ends=self._ends(),
+                sample=number,
             )
-            places[added] = place
-        done = {places[added]: event for added, event in engine.run() if not isinstance(event, str)}
-        share = (time.perf_counter() - started) / max(len(done), 1)
-        for place, completion in done.items():
-            replies[place] = _reply(part[place][1], completion, share)
-        return [replies[place] for place in range(len(part))]
+
+        started = time.perf_counter()
+        for part in completions(
+            self._load(),
+            _parts(asks, self._batch),
+            request,
+            is_missing=lambda item: item[1] not in known,
+            batch=self._batch,
+        ):
+            now = time.perf_counter()
+            share, started = (now - started) / len(part), now
+            yield [
+                _too_long(key, self._prompt(ask))
+                if completion is None
+                else _reply(key, completion, share)
+                for (ask, key, _), completion in part
+            ]
 
     def _prompt(self, ask: Ask) -> list[int]:
         tokenizer = self._load().tokenizer
@@ -109,6 +107,15 @@ class LocalModel:
     def _ends(self) -> frozenset[int]:
         generator = self._load()
         return generator.ends | {chat.stop_id(generator.tokenizer)}
+
+
+def _parts(asks: Sequence[Ask], batch: int) -> Iterator[list[_Item]]:
+    """What is answered together: several samples of one ask, or single answers to several asks."""
+    several = bool(asks) and asks[0].samples > 1
+    for group in [[ask] for ask in asks] if several else [asks]:
+        wanted = [(ask, key, n) for ask in group for n, key in enumerate(ask.ids())]
+        for first in range(0, len(wanted), batch):
+            yield wanted[first : first + batch]
 
 
 def _form_of(checkpoint: Checkpoint) -> Form:

@@ -16,8 +16,9 @@ import numpy as np
 from codecria.core.evaluation.benchmarks.estimate import bootstrap, wilson
 from codecria.core.evaluation.likelihood.perplexity import token_losses
 from codecria.core.evaluation.text.metrics import edit_similarity
-from codecria.core.inference.decoding import Completion, Limits
+from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
+from codecria.core.inference.refill import Request, completions
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.formats.syntax import parses
@@ -96,26 +97,27 @@ def answers(
     ends = set(generator.ends)
     if infiller is not None:
         ends.add(infiller.special.end)
-    found = []
-    for start in range(0, len(spans), batch):
-        part = spans[start : start + batch]
-        asked = [_ask(generator, infiller, span, longest, form) for span in part]
-        engine = generator.engine(batch=len(part))
-        places = {
-            engine.add(
-                each.ids,
-                sampling=Sampling(temperature=0.0),
-                limits=each.limits,
-                ends=frozenset(ends),
-            ): n
-            for n, each in enumerate(asked)
-        }
-        said = [""] * len(part)
-        for added, event in engine.run():
-            if isinstance(event, Completion):
-                said[places[added]] = event.text
-        for span, each, text in zip(part, asked, said, strict=True):
-            found.append(_scored(generator, span, each, text, left=infiller is None))
+    found: list[Answer] = []
+    for part in completions(
+        generator,
+        (
+            [
+                (span, _ask(generator, infiller, span, longest, form))
+                for span in spans[start : start + batch]
+            ]
+            for start in range(0, len(spans), batch)
+        ),
+        lambda item: Request(
+            prompt=item[1].ids,
+            sampling=Sampling(temperature=0.0),
+            limits=item[1].limits,
+            ends=frozenset(ends),
+        ),
+        batch=batch,
+    ):
+        for (span, asked), said in part:
+            text = said.text if said is not None else ""
+            found.append(_scored(generator, span, asked, text, left=infiller is None))
         progress(Progress(stage="spans", done=len(found), total=len(spans)))
     return found
 

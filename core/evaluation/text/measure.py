@@ -23,6 +23,7 @@ from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
 from codecria.core.inference.loading import Compute
+from codecria.core.inference.refill import Request, completions
 from codecria.core.inference.sampling import Sampling
 from codecria.core.seed import seed_of
 from codecria.core.training.run import environment
@@ -260,13 +261,20 @@ def _lines(
     kept: Results,
 ) -> Iterator[list[Line]]:
     """The lines that are not known yet, a batch at a time."""
-    left = [question for question in asked if (question.task_id, 0) not in kept.lines]
-    for start in range(0, len(left), request.batch):
-        batch = left[start : start + request.batch]
-        if plan.form == "choice":
-            yield [_chosen(plan, generator, question) for question in batch]
-            continue
-        said = _answers(plan, generator, batch)
+    if plan.form == "choice":
+        left = [question for question in asked if (question.task_id, 0) not in kept.lines]
+        for start in range(0, len(left), request.batch):
+            part = left[start : start + request.batch]
+            yield [_chosen(plan, generator, question) for question in part]
+        return
+    for replies in completions(
+        generator,
+        (asked[start : start + request.batch] for start in range(0, len(asked), request.batch)),
+        lambda question: _request(plan, generator, question),
+        is_missing=lambda question: (question.task_id, 0) not in kept.lines,
+        batch=request.batch,
+    ):
+        batch, said = zip(*replies, strict=True)
         answers = [plan.task.answer(one.text) if one is not None else "" for one in said]
         pairs = list(zip(batch, answers, strict=True))
         if judge is not None:
@@ -293,28 +301,18 @@ def _line(question: Question, scores: Scores, said: Completion | None, answer: s
     return line if answer == said.text else line | {"answer": answer}
 
 
-def _answers(
-    plan: _Plan, generator: Generator, batch: Sequence[Question]
-) -> list[Completion | None]:
-    """What the model says to each question; None where the prompt leaves no room for an answer."""
-    engine = generator.engine(batch=len(batch))
+def _request(plan: _Plan, generator: Generator, question: Question) -> Request | None:
+    """What the model is asked; None where the prompt leaves no room for an answer."""
+    ids, ends = _prompt(plan, generator, question)
+    if len(ids) >= plan.context:
+        return None
+    sampling = Sampling(
+        temperature=plan.sampling.temperature,
+        top_p=plan.sampling.top_p,
+        seed=seed_of(plan.sampling.seed, question.task_id),
+    )
     limits = Limits(max_tokens=plan.max_tokens, context=plan.context, stops=plan.task.stops)
-    places: dict[int, int] = {}
-    for place, question in enumerate(batch):
-        ids, ends = _prompt(plan, generator, question)
-        if len(ids) >= plan.context:
-            continue
-        sampling = Sampling(
-            temperature=plan.sampling.temperature,
-            top_p=plan.sampling.top_p,
-            seed=seed_of(plan.sampling.seed, question.task_id),
-        )
-        places[engine.add(ids, sampling=sampling, limits=limits, ends=ends)] = place
-    said: list[Completion | None] = [None] * len(batch)
-    for number, event in engine.run():
-        if isinstance(event, Completion):
-            said[places[number]] = event
-    return said
+    return Request(prompt=ids, sampling=sampling, limits=limits, ends=ends)
 
 
 def _prompt(
