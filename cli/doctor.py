@@ -66,13 +66,11 @@ def _prefix_cache(survey: dict[str, Any]) -> str:
 
 def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
     """The native CPU engine, a line each."""
+    state = f"kernels for {engine['level']}, {engine['threads']} threads"
     if engine["level"] is None:
-        return [("native CPU engine", f"not available: {engine['problem']}")]
+        state = f"not available: {engine['problem']}"
     kept = "kept in" if engine["kept"] else "compiled each time: nothing is kept in"
-    return [
-        ("native CPU engine", f"kernels for {engine['level']}, {engine['threads']} threads"),
-        ("  compiled kernels", f"{kept} {engine['cache']}"),
-    ]
+    return [("native CPU engine", state), ("  compiled kernels", f"{kept} {engine['cache']}")]
 
 
 def _sandbox_rows(survey: dict[str, Any]) -> list[tuple[str, str]]:

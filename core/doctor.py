@@ -22,7 +22,7 @@ from codecria.core.machine import (
     versions,
 )
 from codecria.core.model.attention import choose_backend
-from codecria.core.native import kernels
+from codecria.core.native import kept, kernels
 from codecria.core.native.threads import available_threads
 from codecria.core.sandbox import survey as sandboxes
 from codecria.data.errors import UserError
@@ -63,14 +63,19 @@ def native_engine() -> dict[str, Any]:
 
     Where they have not been compiled yet, they are compiled and checked now.
     """
-    folder = kernels.cache_folder()
-    facts: dict[str, Any] = {"cache": str(folder), "threads": available_threads()}
+    facts: dict[str, Any] = {"threads": available_threads()}
     try:
         level = kernels.load().level
     except (UserError, RuntimeError, OSError) as error:
-        return facts | {"level": None, "problem": str(error)}
-    kept = sorted(path.name for path in folder.glob("*.o")) if folder.is_dir() else []
-    return facts | {"level": level, "problem": "", "kept": kept}
+        return facts | _kept_kernels() | {"level": None, "problem": str(error)}
+    return facts | _kept_kernels() | {"level": level, "problem": ""}
+
+
+def _kept_kernels() -> dict[str, Any]:
+    """The folder of compiled kernels, and its files."""
+    folder = kept.place()
+    files = sorted(path.name for path in folder.glob("*.o")) if folder is not None else []
+    return {"cache": str(folder or kept.cache_folder()), "kept": files}
 
 
 def advice(device: torch.device) -> list[str]:

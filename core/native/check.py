@@ -1,23 +1,25 @@
-"""A child process that runs freshly compiled kernels before anybody relies on them.
+"""A child process that compiles kernels, and runs them before anybody relies on them.
 
-    python -m codecria.core.native.check LEVEL KERNELS.o
+    python -m codecria.core.native.check LEVEL > KERNELS.o
 
-It ends with status 0 if a small model gives the scores that numpy computes, in every type, with one
-token, several and a whole prompt. It may crash: that is what it is for.
+It writes the object code and ends with status 0 if a small model gives the scores that numpy
+computes, in every type, with one token, several and a whole prompt. It may crash: that is what it
+is for.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codecria.core.model.config import ModelConfig
 
-from .cpu import Level
-from .kernels import from_object
+from .compile import object_code
+from .cpu import Level, host_target
+from .kernels import WRONG, from_object
 from .key_values import CacheDtype
 from .packing import Floats, as_float32, pack, unpack
 from .runner import NativeRunner
@@ -107,9 +109,9 @@ def reference(config: ModelConfig, weights: dict[str, Floats], ids: list[int]) -
     return found
 
 
-def check(level: Level, path: Path) -> str:
-    """What is wrong with an object file's kernels, or nothing."""
-    kernels = from_object(path.read_bytes(), level)
+def check(level: Level, code: bytes) -> str:
+    """What is wrong with the kernels of an object file, or nothing."""
+    kernels = from_object(code, level)
     config, weights = CONFIG, random_weights(CONFIG)
     ids = [(7 * n) % config.vocab_size for n in range(40)]
     for dtype, (cache, tolerance) in TYPES.items():
@@ -131,6 +133,18 @@ def check(level: Level, path: Path) -> str:
     return ""
 
 
+def main(level: Level) -> int:
+    """Compile and check a level's kernels; the exit status."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is no surprise, and leaves no file
+    code = object_code(host_target(level))
+    problem = check(level, code)
+    if problem:
+        print(problem, file=sys.stderr)
+        return WRONG
+    sys.stdout.buffer.write(code)
+    return 0
+
+
 if __name__ == "__main__":
     name: Any = sys.argv[1]
-    raise SystemExit(check(name, Path(sys.argv[2])) or 0)
+    raise SystemExit(main(name))

@@ -1,12 +1,8 @@
-"""The kernels as this machine has them: compiled once, kept in the user's cache, loaded quickly.
+"""The kernels as this machine has them: compiled once, kept (kept.py), loaded quickly.
 
-An object file is kept for each version of the kernels' source, of LLVM and of the CPU's level:
-
-    $XDG_CACHE_HOME/codecria/kernels/LEVEL-DIGEST.o       (by default ~/.cache/codecria/kernels)
-
-Loading takes llvmlite alone and some 30 ms. Where nothing can be written, every process compiles.
-Before an object is used for the first time a child process runs it (check.py): a crash of a kernel
-ends the child, and the next lower level is tried.
+An object file is kept for each version of the kernels' source, of LLVM and of the CPU's level.
+Loading it takes llvmlite alone and some 30 ms. A child process compiles and runs kernels before
+anybody relies on them (check.py): a crash ends the child, and the next lower level is tried.
 """
 
 from __future__ import annotations
@@ -14,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from codecria.data.errors import UserError
-from codecria.data.files import atomic_write
 
+from . import kept
 from .cpu import NEEDS, Level, Target, host_target
+from .kept import Kept
 from .packing import GROUP_BYTES, PackedKind
 
 # What object code depends on. compile.py and the modules that write kernels are in no other digest.
@@ -34,8 +31,10 @@ SOURCES = (
     "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py", "packer.py",
     "packing.py", "products.py", "record.py", "stages.py",
 )  # fmt: skip
-CHECK_TIMEOUT_S = 120
-_DIGEST = 32  # bytes at the end of a file: a damaged one is not run
+CHECK_TIMEOUT_S = 300  # compiling takes some 10 s, and a busy machine many times that
+WRONG = 3  # exit status of a check whose scores are wrong
+# What ends a child in a crash of its own, which it will do again; others may be a full memory.
+_CRASHES = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
 Say = Callable[[str], None]
 
 
@@ -63,18 +62,12 @@ class Kernels:
     pack: Mapping[tuple[PackedKind, str], Callable[[int, int, int, int, int], None]]
 
 
-def cache_folder() -> Path:
-    """Where object files are kept: in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    return Path(base) / "codecria" / "kernels"
-
-
 def load(*, level: str | None = None, say: Say = lambda _: None) -> Kernels:
     """The kernels for this machine, compiled if that was not done before.
 
     Args:
         level: the best level to use, see cpu.py; None takes the CPU's.
-        say: gets one sentence where compiling takes time, or its result cannot be kept.
+        say: gets one sentence where compiling takes time, and one if only lesser kernels work.
 
     Raises:
         KernelError: llvmlite is missing, or no level's kernels passed their check.
@@ -82,7 +75,7 @@ def load(*, level: str | None = None, say: Say = lambda _: None) -> Kernels:
     """
     try:
         import llvmlite.binding  # noqa: F401
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, AttributeError) as error:  # also one that is half installed
         raise KernelError(
             f"the CPU kernels need llvmlite, which cannot be imported: {error}",
             hint="pip install llvmlite, or use --engine torch",
@@ -100,29 +93,91 @@ def _load(target: Target, say: Say) -> Kernels:
 
 
 def _object_for(target: Target, say: Say) -> tuple[Level, bytes]:
-    """A checked object file for a target or, where it fails, for a lower level; and that level."""
-    path = cache_folder() / f"{target.level}-{_key(target)}.o"
-    found = _read(path)
-    if found is not None:
-        return found
-    say("compiling the CPU kernels, once for this machine (some seconds)")
-    from .compile import object_code
+    """A checked object file for a target or, where it fails, for a lower level; and that level.
 
+    Raises:
+        KernelError: no level's kernels passed their check.
+    """
+    name = f"{target.level}-{_key(target)}.o"
+    found = kept.read(name) or _compiled(target, name, say)
+    if found.level is None:
+        raise KernelError(
+            f"the CPU kernels do not work on this machine ({found.content.decode()})",
+            hint="use --engine torch, and please report this machine's CPU; `codecria doctor` says"
+            " where the kernels are kept: without that folder they are tried again",
+        )
+    return found.level, found.content
+
+
+def _compiled(target: Target, name: str, say: Say) -> Kept:
+    """Kernels of the best level that passes its check, kept under a name where that can be."""
+    keeps = kept.place() is not None
+    if keeps:
+        say("compiling the CPU kernels, once for this machine (some seconds)")
+    else:
+        say(
+            "compiling the CPU kernels (some seconds), each time: no folder can be written to keep"
+            " them in; XDG_CACHE_HOME names one"
+        )
+    failures, lasting = list[str](), True
+    found = Kept(None, b"")
     order = list(NEEDS)
     for level in order[order.index(target.level) :]:
-        lesser = target if level == target.level else host_target(level)
-        if lesser.level != level:
+        if host_target(level).level != level:
             continue  # the CPU has not got it
-        code = object_code(lesser)
-        problem = _problem(level, code)
-        if not problem:
-            _keep(path, level, code, say)
-            return level, code
-        say(f"the CPU kernels at level {level} failed their check: {problem}")
-    raise KernelError(
-        "the CPU kernels do not work on this machine",
-        hint="use --engine torch, and please report this machine's CPU",
-    )
+        result = _checked(level)
+        if isinstance(result, bytes):
+            found = Kept(level, result)
+            break
+        failures.append(f"{level}: {result.reason}")
+        lasting = lasting and result.lasting
+    reason = "; ".join(failures)
+    if found.level is None:
+        found = Kept(None, reason.encode())
+    elif failures:
+        say(f"the CPU kernels of level {found.level} are used ({reason})")
+    if keeps and lasting:
+        problem = kept.keep(name, found)
+        if problem:
+            say(f"the CPU kernels cannot be kept and are compiled each time: {problem}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a level's kernels cannot be used, and whether another try would end the same way."""
+
+    reason: str
+    lasting: bool
+
+
+def _checked(level: Level) -> bytes | _Failure:
+    """A level's object code, compiled and run by a child process; or what went wrong."""
+    # -P: modules of the folder that the user happens to be in are not ours.
+    command = [sys.executable, "-P", "-m", "codecria.core.native.check", level]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=CHECK_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _Failure(f"no result within {CHECK_TIMEOUT_S} s", lasting=False)
+    except OSError as error:
+        return _Failure(f"{sys.executable} does not start: {error.strerror}", lasting=False)
+    if done.returncode < 0:
+        try:
+            name = signal.Signals(-done.returncode).name
+        except ValueError:
+            name = str(-done.returncode)
+        return _Failure(f"ended by {name}", lasting=name in _CRASHES)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = (lines or [f"exit status {done.returncode}"])[-1]
+        return _Failure(reason, lasting=done.returncode == WRONG)
+    return done.stdout
 
 
 @cache
@@ -139,46 +194,6 @@ def _key(target: Target) -> str:
 
     parts = (_source_digest(), llvm.llvm_version_info, target)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-
-
-def _read(path: Path) -> tuple[Level, bytes] | None:
-    """A kept object file and its level; None where there is none, or it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    body, digest = content[:-_DIGEST], content[-_DIGEST:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    name, _, code = body.partition(b"\n")
-    level: Any = name.decode()
-    return level, code
-
-
-def _keep(path: Path, level: Level, code: bytes, say: Say) -> None:
-    body = level.encode() + b"\n" + code
-    try:
-        atomic_write(path, body + hashlib.sha256(body).digest())
-    except (UserError, OSError) as error:
-        say(f"the CPU kernels cannot be kept and are compiled each time: {error}")
-
-
-def _problem(level: Level, code: bytes) -> str:
-    """Run an object file's kernels in a child process; what went wrong, or nothing."""
-    with tempfile.TemporaryDirectory(prefix="codecria-") as folder:
-        path = Path(folder) / "kernels.o"
-        path.write_bytes(code)
-        command = [sys.executable, "-m", "codecria.core.native.check", level, str(path)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"no result within {CHECK_TIMEOUT_S} s"
-    if done.returncode < 0:
-        return f"stopped by signal {-done.returncode}"
-    lines = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else (lines or [f"exit status {done.returncode}"])[-1]
 
 
 _ENGINES: list[Any] = []  # what loaded code lives in, kept for the process's life
