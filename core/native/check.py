@@ -3,8 +3,8 @@
     python -m codecria.core.native.check LEVEL > KERNELS.o
 
 It writes the object code and ends with status 0 if a small model gives the scores that numpy
-computes, in every type, with one token, several and a whole prompt. It may crash: that is what it
-is for.
+computes, in every type, with one token, several and a whole prompt. Else it writes what is wrong
+and ends with `WRONG`. It may crash: that is what it is for.
 """
 
 from __future__ import annotations
@@ -138,11 +138,8 @@ def main(level: Level) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is no surprise, and leaves no file
     code = object_code(host_target(level))
     problem = check(level, code)
-    if problem:
-        print(problem, file=sys.stderr)
-        return WRONG
-    sys.stdout.buffer.write(code)
-    return 0
+    sys.stdout.buffer.write(problem.encode() or code)
+    return WRONG if problem else 0
 
 
 if __name__ == "__main__":

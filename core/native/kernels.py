@@ -173,10 +173,12 @@ def _checked(level: Level) -> bytes | _Failure:
         except ValueError:
             name = str(-done.returncode)
         return _Failure(f"ended by {name}", lasting=name in _CRASHES)
+    if done.returncode == WRONG:
+        return _Failure(done.stdout.decode(errors="replace"), lasting=True)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = (lines or [f"exit status {done.returncode}"])[-1]
-        return _Failure(reason, lasting=done.returncode == WRONG)
+        return _Failure(reason, lasting=False)
     return done.stdout
 
 
