@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +16,15 @@ HELP = """Score infilling of code that later commits of a git repository added.
 
 The history is cut in two by time. Lines, blocks and function bodies that the later commits added
 are infilled at their place in the file as the commit left it: exact match, edit similarity, loss,
-whether the file parses. Text that was there before the cut is left out. Nothing leaves the
-machine.
+whether the file parses, and whether the repository's own tests pass, in the sandbox. Text that was
+there before the cut is left out. Nothing leaves the machine. With --out, rerun the same command to
+resume.
 
 Example: codecria evaluate repo ~/src/app -m run --since 2026-05-01
 
 Example: codecria evaluate repo . -m base --compare base+adapter --out spans.jsonl
+
+Example: codecria evaluate repo . -m run --tests 'pytest tests/unit' --packages .venv
 """
 
 
@@ -82,6 +86,37 @@ def repo(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    tests: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|PATHS|COMMAND",
+            help="Tests that decide too: auto finds them by name; paths, or a command of pytest or"
+            " unittest, choose them; off runs none.",
+            rich_help_panel=options.SANDBOX,
+        ),
+    ] = "auto",
+    packages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR,...",
+            help="What the tests may import: packages installed beside codecria, or a folder (a"
+            " virtual environment, or one of pip install --target) [default: pytest].",
+            rich_help_panel=options.SANDBOX,
+        ),
+    ] = None,
+    tests_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=3600,
+            metavar="SECONDS",
+            help="Time for the tests of one commit.",
+            rich_help_panel=options.SANDBOX,
+        ),
+    ] = 300.0,
+    memory_mb: options.MemoryMb = 2_048,
+    sandbox: options.Tier = "auto",
+    workers: options.Workers = None,
     batch: options.Batch = 8,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -100,6 +135,10 @@ def repo(
     if unknown or not wanted:
         named = ", ".join(unknown) or "nothing"
         raise UsageError(f"--kinds names {named}", hint=f"kinds: {', '.join(KINDS)}")
+    if sandbox == "command" and tests != "off":
+        raise UsageError(
+            "--sandbox command cannot run a repository's tests", hint="add --tests off"
+        )
     with History.open(repository) as history:
         halves = cut(history.commits(), since=since, share=split)
         found = of_history(history, halves, kinds=wanted, limit=limit, seed=seed)
@@ -123,39 +162,57 @@ def repo(
         import torch
 
         torch.set_num_threads(threads)
+    from codecria.core.checkpoints.checkpoint import Checkpoint
     from codecria.core.evaluation.repository import measure
+    from codecria.core.evaluation.repository.kept import open_kept
 
     paths = [options.adapted(model, adapter), *([compare] if compare is not None else [])]
-    made = []
-    with render.stages() as progress:
-        for path in paths:
-            made.append(
-                measure.answers(
-                    path,
-                    found.spans,
-                    form=form,
-                    context=context,
-                    batch=batch,
-                    device=device,
-                    dtype=dtype,
-                    progress=progress,
-                )
-            )
+    trial = _trial_config(tests, packages, tests_timeout, memory_mb, tier=sandbox, workers=workers)
+    identity = {
+        "spans": [span.id for span in found.spans],
+        "base": halves.base.id,
+        "models": [Checkpoint.open(path).digest() for path in paths],
+        "form": form,
+        "context": context,
+        "tests": [tests, packages],
+    }
     result: dict[str, Any] = {
         "repository": str(repository),
         "base": halves.base.id,
         "later_commits": len(halves.later),
         "candidates": found.candidates,
         "known": found.known,
-        "models": [
+    }
+    with open_kept(out, identity) as kept:
+
+        def answer(n: int) -> list[measure.Answer]:
+            with render.stages() as progress:
+                return measure.answers(
+                    paths[n],
+                    found.spans,
+                    form=form,
+                    context=context,
+                    batch=batch,
+                    device=device,
+                    dtype=dtype,
+                    known={k: measure.Answer(**v) for k, v in kept.of(f"answer {n}").items()},
+                    keep=lambda new: kept.add(f"answer {n}", {a.id: asdict(a) for a in new}),
+                    progress=progress,
+                )
+
+        made, tested = _tried(
+            repository, found.spans, trial, kept, lambda: [answer(n) for n in range(len(paths))]
+        )
+        if tested is not None:
+            result["tests"] = tested
+        result["models"] = [
             {"model": str(path), "kinds": measure.summary(answers)}
             for path, answers in zip(paths, made, strict=True)
-        ],
-    }
-    if compare is not None:
-        result["differences"] = measure.differences(*made)
-    if out is not None:
-        _write(out, found.spans, [str(path) for path in paths], made)
+        ]
+        if compare is not None:
+            result["differences"] = measure.differences(*made)
+        if out is not None:
+            _write(out, found.spans, [str(path) for path in paths], made)
     if as_json:
         render.emit_json(result)
         return
@@ -163,6 +220,50 @@ def repo(
         show_summary(entry["model"], entry["kinds"])
     if compare is not None:
         show_differences("second model less first, same spans", result["differences"])
+    if tested is not None:
+        _show_tests(tested)
+
+
+def _trial_config(
+    tests: str,
+    packages: str | None,
+    seconds: float,
+    memory_mb: int,
+    *,
+    tier: str,
+    workers: int | None,
+) -> Any:
+    """How the repository's tests are run, or None where they are not."""
+    if tests == "off":
+        if packages is not None:
+            raise UsageError("--packages is for tests, and --tests off runs none")
+        return None
+    from codecria.core.evaluation.repository.suites import parse_packages, parse_tests
+    from codecria.core.evaluation.repository.trial import Config
+    from codecria.core.sandbox.config import SandboxConfig
+
+    return Config(
+        asked=parse_tests(tests),
+        required=tests != "auto",
+        packages=parse_packages(options.names_of(packages)),
+        sandbox=SandboxConfig(tier=tier, workers=workers),
+        seconds=seconds,
+        memory_bytes=memory_mb << 20,
+    )
+
+
+def _tried(
+    repository: Path, spans: Any, config: Any, kept: Any, answer: Any
+) -> tuple[Any, dict[str, Any] | None]:
+    """The answers of each model, with what the tests say of them; and what came of the tests."""
+    if config is None:
+        return answer(), None
+    from codecria.core.evaluation.repository.trial import try_answers
+
+    with render.stages() as progress:
+        return try_answers(
+            repository, spans, config, kept, answer, note=render.note, progress=progress
+        )
 
 
 def figure(value: dict[str, float] | None, *, percent: bool = False, signed: bool = False) -> str:
@@ -177,9 +278,11 @@ def figure(value: dict[str, float] | None, *, percent: bool = False, signed: boo
 
 def show_summary(title: str, kinds: list[dict[str, Any]]) -> None:
     """Print one model's figures."""
+    tested = any(row["passes"] is not None for row in kinds)
     render.table(
         title,
-        ["spans", "n", "exact %", "edit similarity", "loss, nats a token", "parses %"],
+        ["spans", "n", "exact %", "edit similarity", "loss, nats a token", "parses %"]
+        + (["tests pass %", "tested"] if tested else []),
         [
             (
                 row["kind"],
@@ -188,6 +291,11 @@ def show_summary(title: str, kinds: list[dict[str, Any]]) -> None:
                 figure(row["similarity"]),
                 figure(row["loss"]),
                 figure(row["parses"], percent=True),
+                *(
+                    (figure(row["passes"], percent=True), str(row.get("tested", 0)))
+                    if tested
+                    else ()
+                ),
             )
             for row in kinds
         ],
@@ -197,9 +305,11 @@ def show_summary(title: str, kinds: list[dict[str, Any]]) -> None:
 
 def show_differences(title: str, rows: list[dict[str, Any]]) -> None:
     """Print the paired differences of two models."""
+    tested = any(row["passes"] is not None for row in rows)
     render.table(
         title,
-        ["spans", "n", "exact, points", "edit similarity", "loss, nats a token"],
+        ["spans", "n", "exact, points", "edit similarity", "loss, nats a token"]
+        + (["tests pass, points"] if tested else []),
         [
             (
                 row["kind"],
@@ -207,6 +317,7 @@ def show_differences(title: str, rows: list[dict[str, Any]]) -> None:
                 figure(row["exact"], percent=True, signed=True),
                 figure(row["similarity"], signed=True),
                 figure(row["loss"], signed=True),
+                *((figure(row["passes"], percent=True, signed=True),) if tested else ()),
             )
             for row in rows
         ],
@@ -214,9 +325,17 @@ def show_differences(title: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _show_spans(spans: Any, *, as_json: bool) -> None:
-    from dataclasses import asdict
+def _show_tests(tested: dict[str, Any]) -> None:
+    """Say on how many spans tests decide, and why not on the others."""
+    how = ", ".join(f"{count} by {by}" for by, count in tested["by"].items())
+    render.note(
+        f"{tested['backend']} decides about {tested['spans']} spans" + (f" ({how})" if how else "")
+    )
+    for reason, count in tested["left_out"].items():
+        render.note(f"{count} left out: {reason}")
 
+
+def _show_spans(spans: Any, *, as_json: bool) -> None:
     for span in spans:
         if as_json:
             render.emit_json_line(asdict(span))

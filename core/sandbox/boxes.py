@@ -175,6 +175,9 @@ class Boxes:
     It is made with a random name that nothing had before, and locked while it is in use. Folders of
     this user that a killed process left are removed first; no other is touched.
 
+    Args:
+        in_memory: whether such a place is wanted; else it is where temporary files are.
+
     Attributes:
         path: of it.
 
@@ -182,10 +185,13 @@ class Boxes:
         OSError: there is no place that other users cannot change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_memory: bool = True) -> None:
         import tempfile  # not for servers
 
-        places = [place for place in ("/dev/shm", tempfile.gettempdir()) if _is_safe(place)]
+        wanted = ["/dev/shm", tempfile.gettempdir()]
+        if not in_memory:
+            wanted.reverse()
+        places = [place for place in wanted if _is_safe(place)]
         if not places:
             raise PermissionError("no folder for temporary files is safe from other users here")
         place = places[0]

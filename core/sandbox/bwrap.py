@@ -32,7 +32,11 @@ def interpreter() -> str:
 
 
 def bwrap_argv(
-    *, boxes_bytes: int, files: bool, packages: Sequence[tuple[str, Path]] = ()
+    *,
+    boxes_bytes: int,
+    files: bool,
+    packages: Sequence[tuple[str, Path]] = (),
+    readable: Sequence[Path] = (),
 ) -> list[str]:
     """bubblewrap's arguments, up to the program to run.
 
@@ -41,6 +45,7 @@ def bwrap_argv(
         files: whether Landlock governs files inside. Where it does not, nothing shows processes,
             whose memory could be written to otherwise.
         packages: see `packages.Allowed.files`.
+        readable: folders that are seen at their own paths.
     """
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--die-with-parent"]
     argv += ["--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--dev", "/dev"]
@@ -61,6 +66,8 @@ def bwrap_argv(
     argv += ["--ro-bind", str(Path(__file__).parent), CODE]
     for name, real in packages:
         argv += ["--ro-bind", str(real), f"{PACKAGES}/{name}"]
+    for folder in readable:
+        argv += ["--ro-bind", str(folder), str(folder)]
     argv += ["--size", str(boxes_bytes), "--tmpfs", BOXES, "--chdir", "/"]
     return [*argv, "--"]
 

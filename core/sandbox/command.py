@@ -110,7 +110,8 @@ def judge(command: Sequence[str], job: Job) -> Answer:
     stderr = err.decode(errors="replace")
     judgement = judged(reason, code, key in out, stderr)
     stdout = out.replace(key, b"").decode(errors="replace")
-    return as_answer(judgement, time.monotonic() - started, code, stdout, stderr)
+    seconds = time.monotonic() - started
+    return as_answer(judgement, seconds, code, stdout, stderr, bounds.kept)
 
 
 def _watch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from codecria.data.errors import UsageError
 
@@ -41,6 +42,8 @@ class SandboxConfig:
         confirm: which programs two processes judge.
         workers: programs at once; None for as many as this process may use cores.
         packages: installed packages that Python programs may import, with their dependencies.
+        readable: folders that Python programs may read beside those.
+        compiled: whether what lies there holds compiled code: programs may import ctypes then.
         limits: of every program that has none of its own.
 
     Raises:
@@ -53,6 +56,8 @@ class SandboxConfig:
     confirm: Confirm = Confirm.PASSES
     workers: int | None = None
     packages: tuple[str, ...] = ()
+    readable: tuple[Path, ...] = ()
+    compiled: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -71,6 +76,7 @@ class SandboxConfig:
                 "--packages has no effect with --sandbox command",
                 hint="install the packages in the command's image",
             )
+        assert not (self.readable and self.tier == Tier.COMMAND), "a container has its own files"
         self.argv()
         self.allowed()
 

@@ -103,7 +103,7 @@ class Judge:
         stderr = child.text(2)
         judgement = judged(watch.reason, code, child.proof() == child.key, stderr)
         child.close()
-        return as_answer(judgement, seconds, code, child.text(1), stderr)
+        return as_answer(judgement, seconds, code, child.text(1), stderr, job.bounds.kept)
 
     def _watch(self, job: Job, place: str, child: _Child, started: float) -> Watch:
         return Watch(job.bounds, self.boxes[place], child.number, started, limited=self.limited)
@@ -138,7 +138,8 @@ class Judge:
         stdout = solution.text(1) + tests.text(1)
         solution.close()
         tests.close()
-        return as_answer(judgement, seconds, code, stdout, stderr)._replace(isolated=True)
+        answer = as_answer(judgement, seconds, code, stdout, stderr, job.bounds.kept)
+        return answer._replace(isolated=True)
 
     def _script(self, job: Job, *, apart: bool = False) -> Script:
         """The program, compiled where that may be done here; its tests alone where it is apart."""

@@ -391,14 +391,16 @@ class Sandbox:
     def _place_packages(self) -> tuple[str, str, bool]:
         """Where a server finds the packages, which paths are read for them, whether compiled."""
         allowed = self.config.allowed()
+        compiled = allowed.compiled or self.config.compiled
+        beside = [str(path) for path in self.config.readable]
         if not allowed.files:
-            return "", "", False
+            return "", "\n".join(beside), compiled
         if self.tier is Tier.BWRAP:
-            return bwrap.PACKAGES, bwrap.PACKAGES, allowed.compiled
+            return bwrap.PACKAGES, "\n".join([bwrap.PACKAGES, *beside]), compiled
         folder = self._boxes.make()
         allowed.link(Path(folder))
-        readable = [folder, *(str(path) for _, path in allowed.files)]
-        return folder, "\n".join(readable), allowed.compiled
+        readable = [folder, *(str(path) for _, path in allowed.files), *beside]
+        return folder, "\n".join(readable), compiled
 
     def _start(self, kind: str) -> _Server:
         """A new server, made by a thread that lasts as long as the sandbox.
@@ -420,6 +422,7 @@ class Sandbox:
                 boxes_bytes=2 * limits.disk_bytes,
                 files=self._landlock,
                 packages=self.config.allowed().files if kind == PYTHON else (),
+                readable=self.config.readable if kind == PYTHON else (),
             )
             server = _Server([*bubblewrap, bwrap.interpreter(), *python, bwrap.CODE], setup)
         else:

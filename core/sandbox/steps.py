@@ -166,7 +166,8 @@ class Runner:
         code = os.waitstatus_to_exitcode(status)
         judgement = judged(watch.reason, code, proved, stderr, first=True)
         whole = last and bool(job["stdin"])  # what it prints is judged
-        answer = as_answer(judgement, seconds, code, stdout, stderr, whole=whole)
+        kept = watch.bounds.kept
+        answer = as_answer(judgement, seconds, code, stdout, stderr, kept, whole=whole)
         return answer._replace(isolated=last and job["isolated"])
 
 

@@ -47,6 +47,7 @@ class Limits:
         output_bytes: that it may print.
         disk_bytes: of files in its box.
         files: in its box.
+        kept: characters of what it printed, from the end, that a verdict keeps.
     """
 
     wall_s: float = 3.0
@@ -54,6 +55,7 @@ class Limits:
     output_bytes: int = 1 << 20
     disk_bytes: int = 64 << 20
     files: int = 1_000
+    kept: int = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

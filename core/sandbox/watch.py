@@ -18,7 +18,6 @@ MOST_THREADS = 256  # of one program
 MOST_PROCESSES = 64  # of one that may start others
 RUNTIME_BYTES = 256 << 20  # that a language's runtime itself may hold
 LEFT_TOO_MUCH = "it left more files than can be removed"
-TAIL = 2_000  # characters of output that a verdict keeps
 
 
 class Watch:
@@ -262,6 +261,7 @@ def as_answer(
     code: int,
     stdout: str,
     stderr: str,
+    kept: int,
     *,
     whole: bool = False,
 ) -> Answer:
@@ -272,7 +272,8 @@ def as_answer(
         seconds: by the clock.
         code: the exit status, or the signal that ended the program, below zero.
         stdout, stderr: what it printed.
+        kept: characters of it, from the end.
         whole: whether all of stdout is kept.
     """
-    kept = stdout if whole else stdout[-TAIL:]
-    return Answer(*judgement, seconds, code, kept, stderr[-TAIL:])
+    told = stdout if whole else stdout[-kept:]
+    return Answer(*judgement, seconds, code, told, stderr[-kept:])

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 MOST_BYTES = 1 << 30  # of a message
 READ_BYTES = 1 << 16  # at a time
-_LIMITS = struct.Struct("<dQQQQ")
+_LIMITS = struct.Struct("<dQQQQQ")
 _ENDING = struct.Struct("<dq??")
 
 
@@ -79,6 +79,7 @@ class Bounds(NamedTuple):
     output_bytes: int
     disk_bytes: int
     files: int
+    kept: int
 
 
 class Job:

@@ -109,11 +109,11 @@ def _runner(setup: Setup, limited: bool) -> Runner:
     from .child import Packages
     from .programs import Judge
 
-    packages = Packages()
+    names = frozenset[str]()
     if setup.packages:
         names = frozenset(name.partition(".")[0] for name in os.listdir(setup.packages))  # noqa: PTH208
-        readable = tuple(setup.readable.splitlines())
-        packages = Packages(setup.packages, readable, names, setup.compiled)
+    readable = tuple(setup.readable.splitlines())
+    packages = Packages(setup.packages, readable, names, setup.compiled)
     return Judge(
         setup.boxes,
         confined=setup.confined,

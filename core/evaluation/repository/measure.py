@@ -6,7 +6,7 @@ Decoding is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,8 @@ from .spans import KINDS, Span
 
 Form = Literal["auto", "psm", "spm", "left"]
 SPARE = 16  # tokens that a completion may be longer than half as long again as what was written
-METRICS = ("exact", "similarity", "loss", "parses")
+METRICS = ("exact", "similarity", "loss", "parses", "passes")
+SHARES = ("exact", "parses", "passes")  # metrics that are yes or no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Answer:
         loss: of what was written, nats a token.
         tokens: of what was written.
         parses: whether the file parses with it, where it did before; None where that is unknown.
+        tests: what its tests say: "passed", "failed", "timeout", ...; None where none were run.
+        detail: the first thing that they say, where they do not pass.
     """
 
     id: str
@@ -54,6 +57,13 @@ class Answer:
     loss: float
     tokens: int
     parses: bool | None
+    tests: str | None = None
+    detail: str = ""
+
+    @property
+    def passes(self) -> bool | None:
+        """Whether its tests pass; None where none were run."""
+        return None if self.tests is None else self.tests == "passed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,8 @@ def answers(
     batch: int = 8,
     device: str = "auto",
     dtype: str = "auto",
+    known: Mapping[str, Answer] | None = None,
+    keep: Callable[[Sequence[Answer]], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Answer]:
     """Have a model infill spans, and score what it says and what was written.
@@ -83,11 +95,17 @@ def answers(
         context: longest sequence in tokens; None takes the model's trained one.
         batch: spans that are decoded side by side.
         device, dtype: as `Generator.load` takes them.
+        known: answers that it has given before, by id.
+        keep: called with each batch of new ones.
         progress: called as it goes on.
 
     Raises:
         UserError: the model cannot be loaded, or has no infilling pieces for the form asked for.
     """
+    found = dict(known or {})
+    left = [span for span in spans if span.id not in found]
+    if not left:
+        return [found[span.id] for span in spans]
     generator = Generator.load(model, device=device, dtype=dtype, engine="torch")
     tokenizer = generator.tokenizer
     infiller = None
@@ -97,15 +115,14 @@ def answers(
     ends = set(generator.ends)
     if infiller is not None:
         ends.add(infiller.special.end)
-    found: list[Answer] = []
     for part in completions(
         generator,
         (
             [
                 (span, _ask(generator, infiller, span, longest, form))
-                for span in spans[start : start + batch]
+                for span in left[start : start + batch]
             ]
-            for start in range(0, len(spans), batch)
+            for start in range(0, len(left), batch)
         ),
         lambda item: Request(
             prompt=item[1].ids,
@@ -115,11 +132,16 @@ def answers(
         ),
         batch=batch,
     ):
-        for (span, asked), said in part:
-            text = said.text if said is not None else ""
-            found.append(_scored(generator, span, asked, text, left=infiller is None))
+        made = [
+            _scored(
+                generator, span, asked, said.text if said is not None else "", left=infiller is None
+            )
+            for (span, asked), said in part
+        ]
+        keep(made)
+        found |= {answer.id: answer for answer in made}
         progress(Progress(stage="spans", done=len(found), total=len(spans)))
-    return found
+    return [found[span.id] for span in spans]
 
 
 def _ask(
@@ -174,10 +196,12 @@ def summary(found: Sequence[Answer]) -> list[dict[str, Any]]:
             if len(values):
                 low, high = (
                     wilson(float(values.sum()), len(values))
-                    if metric in ("exact", "parses")
+                    if metric in SHARES
                     else bootstrap(values)
                 )
                 row[metric] = {"value": float(values.mean()), "low": low, "high": high}
+                if metric == "passes":
+                    row["tested"] = len(values)
         rows.append(row)
     return rows
 
@@ -191,9 +215,17 @@ def differences(before: Sequence[Answer], after: Sequence[Answer]) -> list[dict[
         if not places:
             continue
         row: dict[str, Any] = {"kind": kind, "spans": len(places)}
-        for metric in ("exact", "similarity", "loss"):
-            one, other = (_values([side[n] for n in places], metric) for side in (before, after))
-            change = other - one
+        for metric in ("exact", "similarity", "loss", "passes"):
+            pairs = [
+                (one, other)
+                for n in places
+                if None
+                not in (one := getattr(before[n], metric), other := getattr(after[n], metric))
+            ]
+            row[metric] = None
+            if not pairs:
+                continue
+            change = np.array([float(other) - float(one) for one, other in pairs])
             low, high = bootstrap(change)
             row[metric] = {"value": float(change.mean()), "low": low, "high": high}
         rows.append(row)

@@ -1,0 +1,86 @@
+"""What an evaluation of a repository has found so far, in a journal, so that it can be resumed.
+
+Beside the result file OUT lies OUT.part while the evaluation is under way: first what decides the
+result, then a line for each answer, for the tests of each span and for each verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from codecria.data.errors import UserError
+from codecria.data.identity import differences, require_same
+from codecria.data.journal import Journal, open_journal
+
+SUFFIX = ".part"
+
+
+class Kept:
+    """Values by kind and key; without a file, nothing outlives the process.
+
+    Args:
+        journal: opened, its entries read; None keeps nothing.
+        values: read from it.
+    """
+
+    def __init__(self, journal: Journal | None, values: dict[tuple[str, str], Any]) -> None:
+        self._journal = journal
+        self._values = values
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """The values of a kind, by key."""
+        return {key: value for (each, key), value in self._values.items() if each == kind}
+
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Keep values.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._values |= {(kind, key): value for key, value in values.items()}
+        if self._journal is not None:
+            self._journal.append(
+                {"kind": kind, "key": key, "value": value} for key, value in values.items()
+            )
+
+
+@contextmanager
+def open_kept(out: Path | None, identity: Mapping[str, Any]) -> Iterator[Kept]:
+    """What an earlier call left beside a result file; removed when the block ends well.
+
+    Args:
+        out: the result file; None keeps nothing.
+        identity: what decides the result.
+
+    Raises:
+        UserError: another evaluation is under way there, or it cannot be written.
+    """
+    if out is None:
+        yield Kept(None, {})
+        return
+    path = out.with_name(out.name + SUFFIX)
+    with ExitStack() as opened:
+        journal = opened.enter_context(open_journal(path))
+        values: dict[tuple[str, str], Any] = {}
+        begun: Any = None
+        for entry in journal.entries():
+            if entry.error:
+                raise UserError(f"line {entry.number} of {path} is damaged", hint="remove it")
+            if begun is None:
+                begun = entry.value["identity"]
+            else:
+                values[entry.value["kind"], entry.value["key"]] = entry.value["value"]
+        if begun is None:
+            journal.append([{"identity": identity}])
+        else:
+            require_same(
+                path,
+                differences(begun, identity),
+                what="an unfinished evaluation",
+                hint=f"repeat its options, or remove {path}",
+            )
+        yield Kept(journal, values)
+    path.unlink()
