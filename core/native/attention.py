@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llvmlite import ir
+
 from . import lanes
 from .emit import (
     BYTES,
@@ -32,6 +34,7 @@ from .emit import (
     Function,
     Program,
     Value,
+    Variable,
 )
 from .fields import Fields
 from .lanes import fma
@@ -39,6 +42,7 @@ from .lanes import fma
 F32_CACHE, BF16_CACHE, Q8_CACHE = range(3)
 CACHE_BYTES = {F32_CACHE: 4, BF16_CACHE: 2, Q8_CACHE: 1}
 QUERIES = (8, 4, 2, 1)  # that are served by one pass over keys and values
+POSITIONS = 128  # that are served together where a pass takes its queries some at a time
 _NOTHING = -3e38  # the score of a key that a query does not see
 
 
@@ -155,15 +159,6 @@ def _write_vector(c: Code, cache: int, to: Value, vector: Value, inverse: Value 
         c.store(to, lanes.rounded(c, vector * c.splat(inverse)).to_int().narrow(BYTES))
 
 
-def _load(c: Code, cache: int, address: Value) -> Value:
-    """16 numbers of the cache; of Q8_CACHE without their scales."""
-    if cache == F32_CACHE:
-        return c.load(address, FLOATS)
-    if cache == BF16_CACHE:
-        return lanes.load_bf16(c, address)
-    return lanes.load_int8(c, address)
-
-
 def _attend(program: Program, cache: int) -> Function:
     passes = {count: _pass(program, cache, count) for count in QUERIES}
 
@@ -188,8 +183,11 @@ def _pass(program: Program, cache: int, count: int) -> Function:
     """`count` queries with all keys and values they see.
 
     Scores are kept for all positions, in the thread's scratch; then the softmax, then the values.
+    Where registers do not hold the sums of all queries, they are served some at a time, for as many
+    positions as the first cache keeps.
+
+        scratch:  scores of each query | one vector | sums of each query, as wide as a value
     """
-    size = CACHE_BYTES[cache]
 
     @program.define(f"attend_{cache}_{count}", arguments=6)
     def attend(
@@ -202,114 +200,155 @@ def _pass(program: Program, cache: int, count: int) -> Function:
         scratch: Value,
     ) -> None:
         f = Fields(c, record)
-        E, width = f.head_dim, f.value_width
+        E = f.head_dim
         token, row, start = (c.load(entry + place, I64) for place in (0, 16, 24))
         group = f.heads // f.kv_heads
-        queries, outputs, limits = [], [], []
+        at = _head_place(f, layer, row, head) * f.cache_positions
+        spare = scratch + f.scores_distance * max(QUERIES)
+        queries = []
         for n in range(count):
             t = (first + n) // group
             place = (head * group + (first + n) % group) * E * 4
-            queries.append(f.qkv + (token + t) * f.qkv_distance + place)
-            outputs.append(f.mixed + (token + t) * f.mixed_width * 4 + place)
-            limits.append(start + t + 1)
-        stop = limits[-1]  # the last query sees most
-        at = _head_place(f, layer, row, head) * f.cache_positions
-        scores = [scratch + f.scores_distance * n for n in range(count)]
-        peaks = _score(c, f, cache, at, queries, scores, limits)
-        shares = _softmax(c, f, cache, at, scores, peaks, stop)
-        _mix(c, cache, f.values + at * width * size, width, scores, shares, outputs, E, stop,
-             scratch + f.scores_distance * max(QUERIES))  # fmt: skip
+            queries.append(
+                _Query(
+                    numbers=f.qkv + (token + t) * f.qkv_distance + place,
+                    output=f.mixed + (token + t) * f.mixed_width * 4 + place,
+                    limit=start + t + 1,
+                    scores=scratch + f.scores_distance * n,
+                    sums=spare + 64 + f.value_width * 4 * n,
+                    peak=c.variable(c.constant(FLOATS, _NOTHING)),
+                )
+            )
+        stop = queries[-1].limit  # the last query sees most
+        tile = count if program.target.wide else min(count, 2)
+        tiles = [queries[n : n + tile] for n in range(0, count, tile)]
+        part = stop if tile == count else c.number(POSITIONS)
+        with c.loop(0, stop, part) as low:
+            high = c.smaller(low + part, stop)
+            for some in tiles:
+                _score(c, f, cache, at, some, low, high)
+        shares = [_softmax(c, f, cache, at, query, stop) for query in queries]
+        with c.loop(0, stop, part) as low:
+            high = c.smaller(low + part, stop)
+            for some in tiles:
+                _mix(c, f, cache, at, some, low, high)
+        for query, share in zip(queries, shares, strict=True):
+            with c.loop(0, f.value_width, 16) as i:
+                vector = _ordered(c, cache, c.load(query.sums + i * 4, FLOATS)) * share
+                _put(c, query.output, i, E, vector, spare)
 
     return attend
 
 
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """One head's query of one token; all but the peak are addresses.
+
+    Attributes:
+        numbers: E of them.
+        output: E numbers.
+        limit: how many keys it sees.
+        scores: of all keys.
+        sums: of the values, so far.
+        peak: the largest score of every 16th key.
+    """
+
+    numbers: Value
+    output: Value
+    limit: Value
+    scores: Value
+    sums: Value
+    peak: Variable
+
+
+def _load(c: Code, cache: int, address: Value) -> Value:
+    """16 numbers of the cache, as `_ordered` takes them; of Q8_CACHE without their scales."""
+    if cache == F32_CACHE:
+        return c.load(address, FLOATS)
+    if cache == Q8_CACHE:
+        return lanes.load_int8(c, address)
+    wide = c.program.target.wide
+    return lanes.load_bf16(c, address) if wide else lanes.load_bf16_apart(c, address)
+
+
+def _ordered(c: Code, cache: int, vector: Value) -> Value:
+    """What was computed lane by lane with what `_load` gives, in the order of the cache."""
+    apart = cache == BF16_CACHE and not c.program.target.wide
+    return lanes.rejoined(vector) if apart else vector
+
+
 def _score(
-    c: Code,
-    f: Fields,
-    cache: int,
-    at: Value,
-    queries: list[Value],
-    scores: list[Value],
-    limits: list[Value],
-) -> list[Value]:
-    """Write the scores of all keys; returns the largest of each query."""
+    c: Code, f: Fields, cache: int, at: Value, queries: list[_Query], low: Value, high: Value
+) -> None:
+    """Write the scores of keys low to high, and keep the largest of each query."""
     size, E = CACHE_BYTES[cache], f.head_dim
     scale = c.splat(c.constant(F32, 1.0) / lanes.square_root(c, c.float_of(E)))
-    numbers = c.constant(INTS, 0)
-    numbers = Value(c, type(numbers.ir)(INTS, list(range(16))))
-    peaks = [c.variable(c.constant(FLOATS, _NOTHING)) for _ in queries]
-    with c.loop(0, limits[-1], 16) as block:
+    numbers = Value(c, ir.Constant(INTS, list(range(16))))
+    with c.loop(low, high, 16) as block:
         keys = f.keys + (at + block) * E * size
         # Even and odd numbers apart: two chains of additions, of which one need not wait.
         even, odd = ([c.variable(lanes.zeros(c)) for _ in queries] for _ in range(2))
         with c.loop(0, E, 2) as i:
-            place = keys + i * 16 * size
-            low, high = _load(c, cache, place), _load(c, cache, place + 16 * size)
-            for n, query in enumerate(queries):
-                x, y = (c.load_splat(query + i * 4 + k, F32) for k in (0, 4))
-                even[n].set(fma(c, low, x, even[n].value))
-                odd[n].set(fma(c, high, y, odd[n].value))
+            for k, sums in enumerate((even, odd)):
+                part = _load(c, cache, keys + (i + k) * 16 * size)
+                for query, total in zip(queries, sums, strict=True):
+                    x = c.load_splat(query.numbers + i * 4 + k * 4, F32)
+                    total.set(fma(c, part, x, total.value))
         if cache == Q8_CACHE:
             key_scales = c.load(f.key_scales + ((at + block) << 2), FLOATS) * scale
         else:
             key_scales = scale
-        for n, limit in enumerate(limits):
-            score = (even[n].value + odd[n].value) * key_scales
-            seen = numbers < c.splat((limit - block).narrow(I32))
+        for query, one, other in zip(queries, even, odd, strict=True):
+            score = _ordered(c, cache, one.value + other.value) * key_scales
+            seen = numbers < c.splat((query.limit - block).narrow(I32))
             score = c.select(seen, score, c.constant(FLOATS, _NOTHING))
-            c.store(scores[n] + block * 4, score)
-            peaks[n].set(lanes.largest(c, score, peaks[n].value))
-    return [lanes.peak_of(c, peak.value) for peak in peaks]
+            c.store(query.scores + block * 4, score)
+            query.peak.set(lanes.largest(c, score, query.peak.value))
 
 
-def _softmax(
-    c: Code, f: Fields, cache: int, at: Value, scores: list[Value], peaks: list[Value], stop: Value
-) -> list[Value]:
-    """Scores become e^(score - peak), times the value's scale; returns one over their sums."""
-    shares = []
-    for line, peak in zip(scores, peaks, strict=True):
-        total = c.variable(lanes.zeros(c))
-        most = c.splat(peak)
-        with c.loop(0, stop, 16) as block:
-            weight = lanes.exp(c, c.load(line + block * 4, FLOATS) - most)
-            total.set(total.value + weight)
-            if cache == Q8_CACHE:
-                weight = weight * c.load(f.value_scales + ((at + block) << 2), FLOATS)
-            c.store(line + block * 4, weight)
-        shares.append(c.splat(c.constant(F32, 1.0) / lanes.sum_of(total.value)))
-    return shares
+def _softmax(c: Code, f: Fields, cache: int, at: Value, query: _Query, stop: Value) -> Value:
+    """Scores become e^(score - peak), times the value's scale; returns one over their sum."""
+    total = c.variable(lanes.zeros(c))
+    most = c.splat(lanes.peak_of(c, query.peak.value))
+    with c.loop(0, stop, 16) as block:
+        weight = lanes.exp(c, c.load(query.scores + block * 4, FLOATS) - most)
+        total.set(total.value + weight)
+        if cache == Q8_CACHE:
+            weight = weight * c.load(f.value_scales + ((at + block) << 2), FLOATS)
+        c.store(query.scores + block * 4, weight)
+    return c.splat(c.constant(F32, 1.0) / lanes.sum_of(total.value))
 
 
 def _mix(
-    c: Code,
-    cache: int,
-    values: Value,
-    width: Value,
-    scores: list[Value],
-    shares: list[Value],
-    outputs: list[Value],
-    E: Value,
-    stop: Value,
-    spare: Value,
+    c: Code, f: Fields, cache: int, at: Value, queries: list[_Query], low: Value, high: Value
 ) -> None:
-    """Values weighted by the scores, some vectors of a value at a time."""
-    size = CACHE_BYTES[cache]
-    most = 16 // max(len(scores), 4)  # as many sums as registers hold
+    """Add values low to high, weighted by the scores, some vectors of a value at a time."""
+    size, width = CACHE_BYTES[cache], f.value_width
+    values = f.values + at * width * size
+    # As many sums as registers hold; fewer queries leave some for additions to overlap.
+    most = 16 // max(len(queries), 4) if c.program.target.wide else 4 // len(queries)
     done = c.variable(c.number(0))  # of the numbers of a value
     for vectors in (most, 1):
         with c.loop(0, (width - done.value) // (16 * vectors)):
             start = done.value
-            sums = [[c.variable(lanes.zeros(c)) for _ in range(vectors)] for _ in scores]
-            with c.loop(0, stop) as position:
+            places = [
+                [query.sums + (start + 16 * v) * 4 for v in range(vectors)] for query in queries
+            ]
+            sums = [[c.variable(lanes.zeros(c)) for _ in range(vectors)] for _ in queries]
+            with c.when(low > 0):
+                for line, some in zip(places, sums, strict=True):
+                    for place, total in zip(line, some, strict=True):
+                        total.set(c.load(place, FLOATS))
+            with c.loop(low, high) as position:
                 place = values + (position * width + start) * size
                 parts = [_load(c, cache, place + 16 * v * size) for v in range(vectors)]
-                for n, line in enumerate(scores):
-                    weight = c.load_splat(line + position * 4, F32)
-                    for v, part in enumerate(parts):
-                        sums[n][v].set(fma(c, part, weight, sums[n][v].value))
-            for n, share in enumerate(shares):
-                for v in range(vectors):
-                    _put(c, outputs[n], start + 16 * v, E, sums[n][v].value * share, spare)
+                for query, some in zip(queries, sums, strict=True):
+                    weight = c.load_splat(query.scores + position * 4, F32)
+                    for part, total in zip(parts, some, strict=True):
+                        total.set(fma(c, part, weight, total.value))
+            for line, some in zip(places, sums, strict=True):
+                for place, total in zip(line, some, strict=True):
+                    c.store(place, total.value)
             done.set(start + 16 * vectors)
 
 

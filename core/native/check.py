@@ -23,7 +23,17 @@ from .kernels import WRONG, from_object
 from .key_values import CacheDtype
 from .packing import Floats, as_float32, pack, unpack
 from .runner import NativeRunner
-from .weights import EMBEDDING, HEAD, MATRICES, NORM, NORMS, Dtype, shapes, to_bfloat16
+from .weights import (
+    EMBEDDING,
+    HEAD,
+    MATRICES,
+    NORM,
+    NORMS,
+    Dtype,
+    head_dtype,
+    shapes,
+    to_bfloat16,
+)  # fmt: skip
 
 # Sizes that 32 and 16 do not divide, a head of 24 numbers, grouped queries.
 CONFIG = ModelConfig(
@@ -61,11 +71,12 @@ def rounded_weights(weights: dict[str, Floats], dtype: Dtype) -> dict[str, Float
     found = dict(weights)
     found.setdefault(HEAD, weights[EMBEDDING])
     for name, weight in found.items():
-        if weight.ndim == 2 and name != EMBEDDING and dtype != "float32":
-            if dtype == "bfloat16":
+        if weight.ndim == 2 and name != EMBEDDING:
+            its_dtype = head_dtype(dtype) if name == HEAD else dtype
+            if its_dtype == "bfloat16":
                 found[name] = as_float32(to_bfloat16(weight))
-            else:
-                found[name] = unpack(dtype, pack(dtype, weight), *weight.shape)
+            elif its_dtype != "float32":
+                found[name] = unpack(its_dtype, pack(its_dtype, weight), *weight.shape)
     return found
 
 

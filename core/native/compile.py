@@ -40,6 +40,7 @@ def _module(target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     # Vectors are written out by hand; looking for more costs time and gains nothing.
     options.loop_vectorization = options.slp_vectorization = False
+    options.loop_unrolling = False  # nor for loops to write out: that is done by hand as well
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return module, machine

@@ -33,6 +33,7 @@ INTS = ir.VectorType(I32, LANES)
 SHORTS = ir.VectorType(I16, LANES)
 BYTES = ir.VectorType(I8, LANES)
 PAIRS = ir.VectorType(I16, 2 * LANES)  # INTS seen as 32 halves
+CODES = ir.VectorType(I8, 4 * LANES)  # INTS seen as 64 bytes
 _POINTER = ir.PointerType()
 _COMPARE = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "==": "==", "!=": "!="}
 
@@ -48,6 +49,11 @@ class Value:
     def type(self) -> Any:
         """Its LLVM type."""
         return self.ir.type
+
+    @property
+    def count(self) -> int:
+        """How many lanes a vector has."""
+        return int(self.type.count)
 
     @property
     def is_float(self) -> bool:

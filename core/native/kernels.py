@@ -28,8 +28,9 @@ from .packing import GROUP_BYTES, PackedKind
 
 # What object code depends on. compile.py and the modules that write kernels are in no other digest.
 SOURCES = (
-    "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py", "packer.py",
-    "packing.py", "products.py", "record.py", "stages.py",
+    "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py",
+    "packed_products.py", "packer.py", "packing.py", "products.py", "record.py", "stages.py",
+    "stored_products.py",
 )  # fmt: skip
 CHECK_TIMEOUT_S = 300  # compiling takes some 10 s, and a busy machine many times that
 WRONG = 3  # exit status of a check whose scores are wrong

@@ -10,8 +10,11 @@ from llvmlite import ir
 
 from .emit import (
     BYTES,
+    CODES,
     F32,
     FLOATS,
+    I8,
+    I16,
     I32,
     INTS,
     LANES,
@@ -20,8 +23,6 @@ from .emit import (
     Code,
     Value,
 )
-
-_HALF = ir.VectorType(I32, LANES // 2)
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -125,6 +126,18 @@ def load_bf16(c: Code, address: Value) -> Value:
     return (c.load(address, SHORTS).widen(INTS, signed=False) << 16).cast(FLOATS)
 
 
+def load_bf16_apart(c: Code, address: Value) -> Value:
+    """16 bfloat16 numbers, the even ones before the odd: quicker where vectors are not wide."""
+    pairs = c.load(address, ir.VectorType(I32, LANES // 2))
+    even, odd = ((pairs << 16), (pairs & -65536))
+    return even.lanes(range(LANES), odd).cast(FLOATS)
+
+
+def rejoined(x: Value) -> Value:
+    """16 lanes in order, of which the even ones stood before the odd."""
+    return x.lanes([place // 2 + LANES // 2 * (place % 2) for place in range(LANES)])
+
+
 def load_int8(c: Code, address: Value) -> Value:
     """16 signed bytes as floats."""
     return c.load(address, BYTES).widen(INTS, signed=True).to_float()
@@ -158,20 +171,13 @@ def dot4(c: Code, total: Value, unsigned: Value, signed: Value) -> Value:
     if target.level.startswith("avx512"):
         return c.intrinsic("llvm.x86.avx512.vpdpbusd.512", INTS, total, unsigned, signed)
     if target.level == "avx2-vnni":
-        parts = [
-            c.intrinsic(
-                "llvm.x86.avx512.vpdpbusd.256",  # the name also of AVX-VNNI's
-                _HALF,
-                *(x.lanes(range(at, at + 8)) for x in (total, unsigned, signed)),
-            )
-            for at in (0, 8)
-        ]
-        return parts[0].lanes(range(16), parts[1])
+        # The name also of AVX-VNNI's.
+        return _by_halves(c, "llvm.x86.avx512.vpdpbusd.256", I32, 8, total, unsigned, signed)
     # Even and odd bytes as 16-bit numbers: no product or sum of two can overflow 32 bits.
     u, s = unsigned.cast(PAIRS), signed.cast(PAIRS)
     even_u, odd_u = u & 255, u >> 8
     even_s, odd_s = _sign_extended(c, s << 8), _sign_extended(c, s)
-    return total + _dot2(c, even_u, even_s) + _dot2(c, odd_u, odd_s)
+    return total + _dot2(even_u, even_s) + _dot2(odd_u, odd_s)
 
 
 def _sign_extended(c: Code, x: Value) -> Value:
@@ -179,20 +185,46 @@ def _sign_extended(c: Code, x: Value) -> Value:
     return Value(c, c.builder.ashr(x.ir, c.constant(PAIRS, 8).ir))
 
 
-def _dot2(c: Code, x: Value, y: Value) -> Value:
+def _dot2(x: Value, y: Value) -> Value:
     """The products of 32 pairs of 16-bit numbers, two added in each of 16 lanes."""
-    if c.program.target.level == "avx2":
-        parts = [
-            c.intrinsic(
-                "llvm.x86.avx2.pmadd.wd", _HALF, *(v.lanes(range(at, at + 16)) for v in (x, y))
-            )
-            for at in (0, 16)
-        ]
-        return parts[0].lanes(range(16), parts[1])
-    products = x.widen(ir.VectorType(I32, 32), signed=True) * y.widen(
-        ir.VectorType(I32, 32), signed=True
-    )
+    wide = ir.VectorType(I32, 32)
+    products = x.widen(wide, signed=True) * y.widen(wide, signed=True)
     return products.lanes(range(0, 32, 2)) + products.lanes(range(1, 32, 2))
+
+
+def _by_halves(c: Code, name: str, element: object, count: int, *vectors: Value) -> Value:
+    """An operation of AVX2 on each half of some vectors; it gives `count` elements."""
+    kind, parts = ir.VectorType(element, count), []
+    for half in range(2):
+        some = (v.lanes(range(half * v.count // 2, (half + 1) * v.count // 2)) for v in vectors)
+        parts.append(c.intrinsic(name, kind, *some))
+    return parts[0].lanes(range(2 * count), parts[1])
+
+
+def signed_codes(word: Value) -> Value:
+    """16 times 4 codes, which are stored plus 128, as signed bytes."""
+    return word.cast(CODES) + -128
+
+
+def byte_sizes(c: Code, x: Value) -> Value:
+    """Absolute values of signed bytes, unsigned: that of -128 is 128."""
+    return c.intrinsic("llvm.abs.v64i8", CODES, x, c.constant(ir.IntType(1), 0))
+
+
+def with_signs(c: Code, x: Value, by: Value) -> Value:
+    """Signed bytes x, negated where those of `by` are negative, zero where they are zero (AVX2)."""
+    return _by_halves(c, "llvm.x86.avx2.psign.b", I8, 32, x.cast(CODES), by)
+
+
+def dot2_bytes(c: Code, unsigned: Value, signed: Value) -> Value:
+    """Products of bytes, two added in each of 32 lanes of 16 bits, which must hold them (AVX2)."""
+    x, y = unsigned.cast(CODES), signed.cast(CODES)
+    return _by_halves(c, "llvm.x86.avx2.pmadd.ub.sw", I16, 16, x, y)
+
+
+def sum_pairs(c: Code, x: Value) -> Value:
+    """32 lanes of 16 bits added in pairs, in 16 lanes of 32 bits (AVX2)."""
+    return _by_halves(c, "llvm.x86.avx2.pmadd.wd", I32, 8, x, c.constant(PAIRS, 1))
 
 
 def dot_bf16(c: Code, total: Value, x: Value, y: Value) -> Value:

@@ -3,8 +3,8 @@
 Weights are read where they are mapped, or packed when they are loaded; the key-value cache is
 bfloat16 unless the weights are float32. To the last bit, scores do not depend on the number of
 threads, on what is computed beside a sequence, or on how it was cut into calls. One exception: in
-bfloat16, prompts of `ROUNDED_TOKENS` or more round their inputs to bfloat16 as well, which is
-several times as fast, so a prompt read at once differs a little from one read in parts.
+bfloat16, prompts of `ROUNDED_TOKENS` or more have kernels of their own, which are several times as
+fast, so a prompt read at once differs a little from one read in parts.
 
 Shapes: B sequences, T tokens, N tokens of all sequences together, D = dim, V vocabulary.
 """
@@ -305,9 +305,10 @@ class NativeRunner:
         self._rope = np.concatenate([np.cos(angles), np.sin(angles)], 1)  # (P,E)
         record = self._record
         record.rope = self._rope.ctypes.data
-        # Scratch of a thread: scores of 8 queries and one vector; or other kernels' lines.
+        # Scratch of a thread: scores of 8 queries, one vector and 8 sums; or other kernels' lines.
         record.scores_distance = _up(positions, 16) * 4 + 64
-        size = max(8 * record.scores_distance + 64, record.width * 4, 2 * 16 * 1024 * 2)
+        attention = 8 * (record.scores_distance + record.value_width * 4) + 64
+        size = max(attention, record.width * 4, 2 * 16 * 1024 * 2)
         record.scratch_distance = _up(size, 64) + _SPARE
         self._scratch = _aligned(record.scratch_distance * self.tuner.most)
         record.scratch = self._scratch.ctypes.data

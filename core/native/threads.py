@@ -23,6 +23,7 @@ LOOKS = 20_000  # of a helper without work before it sleeps: about 1 ms
 _NEVER = 1 << 40
 _JOIN_S = 2.0
 PERIOD, TRIAL = 48, 4  # steps from one trial to the next, and of a trial
+FIRST = 8  # steps before the first trial: beside busy programs a short text must not end before it
 _GAIN = 0.93  # a trial must take less than this share of the time to be kept
 
 
@@ -122,8 +123,8 @@ class ThreadTuner:
     def __init__(self, most: int, *, fixed: bool) -> None:
         self.most, self.fixed = most, fixed or most == 1
         self.threads = most  # the quickest known
-        self._step = TRIAL  # the usual number is measured first
-        self._tokens = 0
+        self._step = PERIOD - FIRST  # the usual number is measured first
+        self._tokens = 0  # of the last step
         self._usual: deque[float] = deque(maxlen=16)
         self._trial: list[float] = []
         self._fewer = True  # which side is tried next
@@ -144,7 +145,9 @@ class ThreadTuner:
         if self.fixed:
             return
         if tokens != self._tokens:
-            self._tokens, self._step = tokens, TRIAL
+            if self._tokens:
+                self._step = TRIAL
+            self._tokens = tokens
             self._usual.clear()
             self._trial.clear()
         place = self._step % PERIOD

@@ -65,6 +65,11 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return found
 
 
+def head_dtype(dtype: Dtype) -> Dtype:
+    """Type of the output matrix beside others of a type: 4 bits cost most there, so q4 has 8."""
+    return "q8" if dtype == "q4" else dtype
+
+
 class Packed(NamedTuple):
     """A matrix that was stored packed (packing.py)."""
 
@@ -184,7 +189,7 @@ class PreparedWeights:
         self.final_norm = self._norm(NORM)
         self._embedding = weights[EMBEDDING]
         head = EMBEDDING if config.tied else HEAD
-        self.head = matrix(weights[head], dtype, config.vocab_size, config.dim, kernels)
+        self.head = matrix(weights[head], head_dtype(dtype), config.vocab_size, config.dim, kernels)
 
     @property
     def packed(self) -> bool:

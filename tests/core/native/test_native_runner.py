@@ -20,7 +20,7 @@ from codecria.core.native.cpu import NEEDS
 from codecria.core.native.key_values import CacheDtype
 from codecria.core.native.packing import pack
 from codecria.core.native.runner import ROUNDED_TOKENS, NativeRunner
-from codecria.core.native.weights import HEAD, Dtype, Packed, to_bfloat16
+from codecria.core.native.weights import EMBEDDING, HEAD, Dtype, Packed, matrix, to_bfloat16
 from tests.core.native.models import torch_model
 
 SMALL = ModelConfig(
@@ -184,6 +184,67 @@ def test_a_prompt_scores_the_same_bits_read_at_once_or_token_by_token(dtype: Dty
     one_by_one = runner_of(SMALL, dtype, positions=600)
     expected = [one_by_one.decode(0, [[token]])[0].copy() for token in ids][-1]
     assert (at_once.prefill(0, [ids])[0] == expected).all()
+
+
+@pytest.mark.parametrize("cache", ["float32", "bfloat16", "q8"])
+@settings(max_examples=5)
+@given(length=st.integers(100, 300), more=st.integers(1, 20), half_head=st.integers(1, 40))
+def test_long_attention_scores_the_same_bits_for_any_number_of_queries(
+    cache: CacheDtype, length: int, more: int, half_head: int
+) -> None:
+    """More positions than are served together, and as many queries as there are tiles of them."""
+    config = replace(SMALL, dim=8 * half_head, n_heads=4, n_kv_heads=4)
+    ids = some_ids(length + more, config)
+    some, one = (runner_of(config, "q8", cache=cache, positions=320) for _ in range(2))
+    for runner in (some, one):
+        runner.prefill(0, [ids[:length]])
+    expected = [one.decode(0, [[token]])[0].copy() for token in ids[length:]]
+    assert (some.decode(0, [ids[length:]]) == np.array(expected)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=4)
+@given(tokens=st.integers(2, 20), threads=st.integers(1, 2), vocab=st.integers(3_000, 4_200))
+def test_matrices_larger_than_the_cache_score_the_same_bits_in_a_batch(
+    dtype: Dtype, tokens: int, threads: int, vocab: int
+) -> None:
+    """A share of the output matrix is cut in parts, of which each is used for all tokens."""
+    config = ModelConfig(
+        dim=320, n_layers=1, n_heads=5, n_kv_heads=5, hidden_dim=96, vocab_size=vocab
+    )
+    ids = some_ids(tokens, config)
+    some, one = (runner_of(config, dtype, threads=n) for n in (threads, 1))
+    expected = [one.decode(0, [[token]])[0].copy() for token in ids]
+    assert (some.decode(0, [ids]) == np.array(expected)).all()
+
+
+@settings(max_examples=12)
+@given(
+    tokens=st.integers(ROUNDED_TOKENS, 40),
+    groups=st.integers(1, 20),
+    blocks=st.integers(1, 11),
+    threads=st.integers(1, 2),
+)
+def test_prompts_in_bfloat16_score_as_numpy_does_for_any_panels(
+    tokens: int, groups: int, blocks: int, threads: int
+) -> None:
+    """Inputs of one panel and of several, blocks of rows that fill the last one or do not."""
+    config = ModelConfig(
+        dim=32 * groups, n_layers=1, n_heads=2, n_kv_heads=1, hidden_dim=16 * blocks, vocab_size=50
+    )
+    ids = some_ids(tokens, config)
+    runner = runner_of(config, "bfloat16", threads=threads)
+    expected = reference(config, rounded_weights(random_weights(config), "bfloat16"), ids)
+    assert off_by(runner.prefill(0, [ids]), expected[-1:]) < 2 * TOLERANCE["bfloat16"]
+
+
+def test_q4_has_its_output_matrix_in_8_bits_as_packed_folders_have() -> None:
+    for config in (SMALL, replace(SMALL, tied=True)):
+        runner = runner_of(config, "q4")
+        weights = random_weights(config)
+        head = matrix(weights.get(HEAD, weights[EMBEDDING]), "q8", config.vocab_size, config.dim)
+        assert runner.weights.head.kind == head.kind
+        assert (runner.weights.head.data == head.data).all()
 
 
 @torch.no_grad()

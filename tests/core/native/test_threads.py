@@ -13,7 +13,7 @@ import numpy as np
 from codecria.core.native import kernels
 from codecria.core.native.check import CONFIG, random_weights
 from codecria.core.native.runner import NativeRunner
-from codecria.core.native.threads import PERIOD, TRIAL, ThreadTuner
+from codecria.core.native.threads import FIRST, PERIOD, TRIAL, ThreadTuner
 
 IDS = [(7 * n) % CONFIG.vocab_size for n in range(30)]
 
@@ -105,6 +105,12 @@ def test_fewer_threads_are_taken_while_they_are_quicker_and_more_when_they_are_a
     assert tuner.threads == 1
     steps(tuner, 600, {1: 2.0, 2: 1.2, 4: 1.0})
     assert tuner.threads == 4
+
+
+def test_a_short_text_is_long_enough_to_find_that_fewer_threads_are_quicker() -> None:
+    tuner = ThreadTuner(2, fixed=False)
+    steps(tuner, FIRST + TRIAL, {1: 1.0, 2: 2.0})
+    assert tuner.threads == 1
 
 
 def test_trials_are_few_and_a_fixed_number_is_never_changed() -> None:
