@@ -190,6 +190,22 @@ Ks = Annotated[
     ),
 ]
 
+# --- evaluations ---
+
+ShardData = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Shard folder made by prepare-data."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only the first N problems.", rich_help_panel=INPUT),
+]
+PromptForm = Annotated[
+    str | None,
+    typer.Option(help="How the model is asked [default: the first].", rich_help_panel=SAMPLING),
+]
+ResultFile = Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")]
+
 # --- the sandbox ---
 
 Tier = Annotated[

@@ -2,168 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .. import options, render
-from ..picture import Plot, check_picture, drawing
+from ..picture import Plot, check_picture
 from ..signals import ending_in_order
+from . import output
+from .suites import FORMS, HELPS, ONLY, PresetName
+from .tasks import command_of
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.benchmarks.evaluate import Request
     from codecria.core.evaluation.benchmarks.remote import Remote
 
-HELPS = {
-    "humaneval": """Score functions completed from their heads: HumanEval, or problems like it.
-
-The prompt is continued as published, greedily unless --preset says otherwise. --also-chat asks as a
-question too, for models tuned on instructions. Reference solutions run first.
-
-Example: codecria evaluate humaneval --problems HumanEval.jsonl.gz --model run --out he.jsonl
-""",
-    "mbpp": """Score small programs written from a sentence and three tests: MBPP.
-
-Tasks 11 to 510 with three others shown; --prompt-form tagged asks without any.
-
-Example: codecria evaluate mbpp --problems mbpp.jsonl --model run --out mbpp.out.jsonl
-""",
-    "infilling": """Score what is filled into functions: HumanEval infilling.
-
-Example: codecria evaluate infilling --problems HumanEval-SingleLineInfilling.jsonl.gz --model run
-""",
-    "humaneval-x": """Score functions in C++, Go, Java, JavaScript, Python or Rust: HumanEval-X.
-
-Example: codecria evaluate humaneval-x --problems humaneval_java.jsonl.gz --model run
-""",
-    "multipl-e": """Score functions in many languages: MultiPL-E. It has no reference solutions.
-
-Example: codecria evaluate multipl-e --problems humaneval-cpp.jsonl --model run
-""",
-    "apps": """Score programs for contest problems: APPS.
-
-Two examples are shown; --prompt-form chat asks zero-shot, for models tuned on instructions. pass@5,
-10 and 100 of 200 samples, by level. A folder in the original's layout is read too.
-
-Example: codecria evaluate apps --problems test.jsonl --level introductory --model run -o apps.jsonl
-""",
-    "gsm8k-programs": """Score word problems of grade school, answered by a Python function: GSM8K.
-
-Example: codecria evaluate gsm8k-programs --problems test.jsonl --model run
-""",
-    "humaneval-plus": """Score functions against many more inputs: HumanEval+ of EvalPlus.
-
-Example: codecria evaluate humaneval-plus --problems HumanEvalPlus.jsonl.gz --model run
-""",
-    "mbpp-plus": """Score small programs against many more inputs: MBPP+ of EvalPlus.
-
-Example: codecria evaluate mbpp-plus --problems MbppPlus.jsonl.gz --model run
-""",
-    "cruxeval-o": """Score predictions of what a function returns: CRUXEval, output.
-
-Example: codecria evaluate cruxeval-o --problems cruxeval.jsonl --model run
-""",
-    "cruxeval-i": """Score inputs for which a function returns a given value: CRUXEval, input.
-
-Example: codecria evaluate cruxeval-i --problems cruxeval.jsonl --model run
-""",
-    "livecodebench": """Score programs for contest problems of a span of dates: LiveCodeBench.
-
-Example: codecria evaluate livecodebench --problems test.jsonl --since 2024-08-01 --model run
-""",
-    "safim": """Score blocks, conditions and API calls filled into programs: SAFIM.
-
-Programs with unit tests run, in C++, Java, C# and Python; API calls must be the original's.
-
-Example: codecria evaluate safim --problems block_completion.jsonl.gz --model run --form both
-""",
-    "exercises": """Score exercises of your own: questions with tests, as self-instruct writes them.
-
-Their heads are completed; --prompt-form chat asks the questions.
-
-Example: codecria evaluate exercises --problems made/dialogs.jsonl --prompt-form chat --model run
-""",
-}
-# Options that only some tasks have.
-ASKED_IN_CHAT = (
-    *("mbpp", "humaneval", "exercises", "apps", "humaneval-plus", "mbpp-plus"),
-    *("cruxeval-o", "cruxeval-i", "livecodebench", "humaneval-x", "multipl-e"),
-)
-ONLY = {
-    "prompt_form": ASKED_IN_CHAT,
-    "also_chat": ASKED_IN_CHAT,
-    "extract": (
-        "mbpp",
-        "humaneval",
-        "exercises",
-        "apps",
-        "humaneval-plus",
-        "mbpp-plus",
-        "livecodebench",
-    ),
-    "level": ("apps", "livecodebench"),
-    "since": ("livecodebench",),
-    "until": ("livecodebench",),
-    "split": ("mbpp",),
-    "form": ("infilling", "safim"),
-    "strip_prompt": (
-        *("humaneval", "humaneval-x", "multipl-e", "exercises", "humaneval-plus", "mbpp-plus"),
-    ),
-}
-FORMS: dict[str, Any] = {
-    "mbpp": Literal["few-shot", "tagged", "chat"],
-    "humaneval": Literal["completion", "chat"],
-    "exercises": Literal["completion", "chat"],
-    "humaneval-plus": Literal["completion", "chat"],
-    "humaneval-x": Literal["completion", "chat"],
-    "multipl-e": Literal["completion", "chat"],
-    "mbpp-plus": Literal["completion", "chat"],
-    "apps": Literal["few-shot", "chat"],
-    "cruxeval-o": Literal["few-shot", "chat"],
-    "cruxeval-i": Literal["few-shot", "chat"],
-    "livecodebench": Literal["few-shot", "chat"],
-}
-PresetName = Literal[
-    "paper-greedy",
-    "paper-sampled",
-    "table5",
-    "apps",
-    "cruxeval",
-    "livecodebench",
-    "sweep-0.1",
-    "sweep-0.4",
-    "sweep-0.6",
-    "sweep-0.8",
-]
-
 
 def register_tasks(group: typer.Typer) -> None:
     """Add the benchmarks to the `evaluate` group."""
     for name, text in HELPS.items():
-        group.command(name, help=text)(_command(name))
-
-
-def _command(task: str) -> Callable[..., None]:
-    """`evaluate_task` for one task, without the options that it does not have."""
-    signature = inspect.signature(evaluate_task)
-    hints = get_type_hints(evaluate_task, include_extras=True)
-    if task in FORMS:
-        hints["prompt_form"] = Annotated[FORMS[task] | None, *get_args(hints["prompt_form"])[1:]]
-    kept = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in signature.parameters.items()
-        if name != "task" and task in ONLY.get(name, (task,))
-    ]
-
-    def command(**options: Any) -> None:
-        evaluate_task(task=task, **options)
-
-    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
-    return command
+        forms = FORMS.get(name)
+        group.command(name, help=text)(command_of(evaluate_task, name, forms=forms, only=ONLY))
 
 
 def evaluate_task(
@@ -230,10 +90,7 @@ def evaluate_task(
         str | None,
         typer.Option(metavar="ID,ID", help="Only these tasks.", rich_help_panel=options.INPUT),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only the first N tasks.", rich_help_panel=options.INPUT),
-    ] = None,
+    limit: options.Limit = None,
     partial: Annotated[
         bool,
         typer.Option(
@@ -269,12 +126,7 @@ def evaluate_task(
             rich_help_panel=options.SAMPLING,
         ),
     ] = None,
-    prompt_form: Annotated[
-        str | None,
-        typer.Option(
-            help="How the model is asked [default: the first].", rich_help_panel=options.SAMPLING
-        ),
-    ] = None,
+    prompt_form: options.PromptForm = None,
     also_chat: Annotated[
         bool,
         typer.Option(
@@ -482,14 +334,14 @@ def evaluate_task(
     if as_json:
         render.emit_json(summaries[0] if len(summaries) == 1 else {"forms": summaries})
     else:
-        _show(summaries)
+        output.show(summaries)
     if plot is not None:
-        _draw(summaries, plot)
+        output.draw(summaries, plot)
         render.note(f"written: {plot}")
     if out is not None:
         render.note(f"written: {out}")
     if fail_under is not None:
-        _gate(summaries, fail_under)
+        output.gate(summaries, fail_under)
 
 
 def _forms(task: str, form: str | None, *, also_chat: bool, infilling: str) -> tuple[str, ...]:
@@ -604,27 +456,6 @@ def _temperatures(
     return found
 
 
-def _draw(summaries: Sequence[dict[str, Any]], path: Path) -> None:
-    """pass@k over temperature, a line for each k and form, with its intervals."""
-    lines: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    for summary in summaries:
-        protocol = summary["protocol"]
-        for name, found in summary["pass"].items():
-            label = f"{name}, {protocol['form']}"
-            lines.setdefault(label, []).append((protocol["temperature"], found))
-    with drawing(path, width=6.0, height=4.5) as figure:
-        axis = figure.subplots()
-        for label, points in lines.items():
-            over = [temperature for temperature, _ in points]
-            [line] = axis.plot(over, [found["value"] for _, found in points], "o-", label=label)
-            low, high = ([found[end] for _, found in points] for end in ("low", "high"))
-            axis.fill_between(over, low, high, alpha=0.2, color=line.get_color())
-        axis.set_xlabel("temperature")
-        axis.set_ylabel("share of tasks solved, 95 % interval")
-        axis.set_title(summaries[0]["title"])
-        axis.legend()
-
-
 def _check_references(request: Request, *, as_json: bool) -> None:
     """Run the references, and end with 1 where one fails.
 
@@ -662,69 +493,3 @@ def _check_references(request: Request, *, as_json: bool) -> None:
             f"{len(failed)} reference solutions do not pass here, {first} first: {why}",
             hint="--leave-out-failing scores the others; the sandbox's languages: docs/sandbox.md",
         )
-
-
-def _gate(summaries: Sequence[dict[str, Any]], least: float) -> None:
-    """End with 3 where a score is below the threshold."""
-    from codecria.data.errors import ExitStatus
-
-    for summary in summaries:
-        found = summary["pass"].get("pass@1")
-        if found is None or found["value"] < least:
-            value = "unknown" if found is None else f"{found['value']:.1%}"
-            render.note(f"pass@1 is {value}, --fail-under asks for {least:.1%}")
-            raise typer.Exit(ExitStatus.GATE)
-
-
-# --- what is shown --------------------------------------------------------------------------------
-
-
-def _show(summaries: Sequence[dict[str, Any]]) -> None:
-    """The summaries as a table, with what qualifies them."""
-    rows = []
-    for summary in summaries:
-        protocol = summary.get("protocol") or {}
-        how = "samples of a file"
-        if protocol:
-            drawn = (
-                "greedy"
-                if protocol["temperature"] == 0
-                else f"T {protocol['temperature']:g}, p {protocol['top_p']:g}"
-            )
-            how = f"{protocol['form']}, {drawn}"
-        scores = [
-            f"{name} {found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-            for name, found in summary["pass"].items()
-        ] + [
-            f"{name} {found['value']:.1%} with unconfirmed"
-            for name, found in summary.get("pass_with_unconfirmed", {}).items()
-        ]
-        for level, found in summary.get("by_level", {}).items():
-            scores += [
-                f"{level} {name} {one['value']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
-                for name, one in found["pass"].items()
-            ]
-        ends = ", ".join(f"{n} {word}" for word, n in summary.get("results", {}).items())
-        rows.append(
-            (
-                summary["title"],
-                how,
-                _tasks(summary),
-                f"{summary['samples']:,}",
-                "\n".join(scores) or "-",
-                ends or "not run",
-            )
-        )
-    columns = ["", "how", "tasks", "samples", "score, 95%", "results"]
-    render.table(f"{summaries[0]['problems']['file']}", columns, rows, to_stdout=True)
-    for summary in summaries:
-        for reason in summary["partial"]:
-            render.note(f"partial: {reason}")
-        for label in summary["labels"]:
-            render.note(f"note: {label}")
-
-
-def _tasks(summary: dict[str, Any]) -> str:
-    scored = summary.get("scored_tasks", summary["tasks"])
-    known = f"{summary['tasks']:,}"
-    return known if scored == summary["tasks"] else f"{scored:,} of {known}"

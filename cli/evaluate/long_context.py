@@ -29,9 +29,7 @@ def long_context(
     compare: Annotated[
         Path | None, typer.Option(help="Second model, measured on the same texts.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
-    ] = None,
+    data: options.ShardData = None,
     file: Annotated[
         list[Path] | None, typer.Option(help="Source file, read instead of --data; repeatable.")
     ] = None,
@@ -94,7 +92,7 @@ def long_context(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
+    out: options.ResultFile = None,
     plot: Plot = None,
     show: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Print N retrieval prompts and stop.")

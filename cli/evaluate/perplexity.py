@@ -19,9 +19,7 @@ Example: codecria evaluate perplexity --model run --data shards
 
 def perplexity(
     model: options.Model,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Shard folder made by prepare-data.")
-    ] = None,
+    data: options.ShardData = None,
     file: Annotated[
         list[Path] | None, typer.Option(help="Text file, read instead of --data; repeatable.")
     ] = None,
@@ -42,7 +40,7 @@ def perplexity(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file too.")] = None,
+    out: options.ResultFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check the options, measure, print the result."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .. import options, render
 from ..signals import ending_in_order
+from .tasks import command_of
 
 HELPS = {
     "gsm8k": """Score word problems of grade school, answered by a number: GSM8K.
@@ -80,32 +79,12 @@ ONLY = {
 def register_tasks(group: typer.Typer) -> None:
     """Add the tasks to the `evaluate` group."""
     for name, text in HELPS.items():
-        group.command(name, help=text)(_command(name))
-
-
-def _command(task: str) -> Callable[..., None]:
-    """`evaluate_text_task` for one task, without the options that it does not have."""
-    signature = inspect.signature(evaluate_text_task)
-    hints = get_type_hints(evaluate_text_task, include_extras=True)
-    if task in FORMS:
-        hints["prompt_form"] = Annotated[FORMS[task] | None, *get_args(hints["prompt_form"])[1:]]
-    if task != "refusals":  # which has questions of its own
-        hints["problems"] = Annotated[list[Path], *get_args(hints["problems"])[1:]]
-    kept = []
-    for name, parameter in signature.parameters.items():
-        if name == "task" or task not in ONLY.get(name, (task,)):
-            continue
-        parameter = parameter.replace(annotation=hints[name])
-        if name == "problems" and task != "refusals":
-            parameter = parameter.replace(default=inspect.Parameter.empty)
-        kept.append(parameter)
-
-    def command(**given: Any) -> None:
-        evaluate_text_task(task=task, **given)
-
-    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
-    return command
+        # refusals has questions of its own; the others need a file
+        required = {} if name == "refusals" else {"problems": list[Path]}
+        command = command_of(
+            evaluate_text_task, name, forms=FORMS.get(name), only=ONLY, required=required
+        )
+        group.command(name, help=text)(command)
 
 
 def evaluate_text_task(
@@ -119,10 +98,7 @@ def evaluate_text_task(
             rich_help_panel=options.INPUT,
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only the first N questions.", rich_help_panel=options.INPUT),
-    ] = None,
+    limit: options.Limit = None,
     evened_out: Annotated[
         bool,
         typer.Option(
@@ -141,12 +117,7 @@ def evaluate_text_task(
         ),
     ] = None,
     as_json: options.AsJson = False,
-    prompt_form: Annotated[
-        str | None,
-        typer.Option(
-            help="How the model is asked [default: the first].", rich_help_panel=options.SAMPLING
-        ),
-    ] = None,
+    prompt_form: options.PromptForm = None,
     temperature: Annotated[
         float | None,
         typer.Option(
