@@ -12,24 +12,16 @@ from codecria.core.inference.engine import complete
 from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.model.attention import PackedAttention
-from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UsageError, UserError
+from tests.core.inference.letters import letter_model
 
-CONFIG = ModelConfig(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=26, max_context=64
-)
 NO_END: frozenset[int] = frozenset()
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    model = Transformer(CONFIG)
-    model.initialise(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(4.0 if weight.ndim == 2 else 1.0)
-    return model.eval()
+    return letter_model()
 
 
 class Letters:

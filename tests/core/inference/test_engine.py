@@ -13,34 +13,14 @@ from codecria.core.inference.engine import Engine, complete
 from codecria.core.inference.healing import Opening
 from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.torch_runner import TorchRunner
-from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
-
-CONFIG = ModelConfig(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=26, max_context=64
-)
-END = 3
+from tests.core.inference.letters import CONFIG, END, Letters, letter_model
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    model = Transformer(CONFIG)
-    model.initialise(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(4.0 if weight.ndim == 2 else 1.0)
-    return model.eval()
-
-
-class Letters:
-    """A stream that writes token n as the n-th letter."""
-
-    def push(self, token: int) -> str:
-        return chr(ord("a") + token)
-
-    def finish(self) -> str:
-        return ""
+    return letter_model()
 
 
 requests = st.lists(

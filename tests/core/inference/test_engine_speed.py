@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,33 +15,16 @@ from codecria.core.inference.engine import Engine, complete
 from codecria.core.inference.prefix_cache import BLOCK, PrefixCache
 from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.torch_runner import TorchRunner
-from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
+from tests.core.inference import letters
+from tests.core.inference.letters import END, Letters, letter_model
 
-CONFIG = ModelConfig(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=26, max_context=256
-)
-END = 3
+CONFIG = replace(letters.CONFIG, max_context=256)
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    model = Transformer(CONFIG)
-    model.initialise(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(4.0 if weight.ndim == 2 else 1.0)
-    return model.eval()
-
-
-class Letters:
-    """A stream that writes token n as the n-th letter."""
-
-    def push(self, token: int) -> str:
-        return chr(ord("a") + token)
-
-    def finish(self) -> str:
-        return ""
+    return letter_model(CONFIG)
 
 
 class Eager(Gate):

@@ -1,7 +1,6 @@
 """Several processes of one command, started as torchrun starts them."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,12 +22,6 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 class Launch:
     """Processes of one command that find each other, ended with the block.
 
@@ -37,13 +30,12 @@ class Launch:
     """
 
     def __init__(self, commands: Sequence[Sequence[str]]) -> None:
-        port = free_port()
-        # As torchrun's, the store outlives the processes.
-        self.store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        # As torchrun's, the store outlives the processes; it takes a port that is free.
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.processes = [
             subprocess.Popen(
                 [sys.executable, *command],
-                env=environment(rank, len(commands), port),
+                env=environment(rank, len(commands), self.store.port),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -27,46 +27,10 @@ from codecria.core.training.planner import plan_paper
 from codecria.core.training.recipes import RECIPES, override, recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
-from codecria.core.training.stage import run_stage
-from codecria.core.training.trainer import Trainer
 from codecria.data.errors import UsageError, UserError
-
-CPU = torch.device("cpu")
-CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
+from tests.core.training.runs import CPU, request, train
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
-
-
-def request(**options: Any) -> StageRequest:
-    settings: dict[str, Any] = {
-        "recipe": "fim",
-        "data": [],
-        "steps": 6,
-        "changes": CHANGES,
-        "save_every": 3,
-        "eval_every": 3,
-        "eval_rows": 4,
-        "log_every": 1,
-        "compile": "off",
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    return StageRequest(**settings | options)
-
-
-def train(asked: StageRequest, out: Path, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    trainers: list[Trainer] = []
-    records: list[dict[str, Any]] = []
-
-    def report(entry: dict[str, Any]) -> None:
-        records.append(entry)
-        if stop_after is not None and entry["step"] >= stop_after:
-            trainers[0].stop_requested = True
-
-    run_stage(
-        resolve(asked, out=out), out, report=report, warn=pytest.fail, started=trainers.append
-    )
-    return records
 
 
 def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:

@@ -9,60 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.training.card import stages_of, training_seconds_of
 from codecria.core.training.examples import examples
 from codecria.core.training.meter import read_metrics
 from codecria.core.training.planner import plan_paper, planned_model, reach_of
 from codecria.core.training.recipes import recipe_for
-from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.sources import share_beyond
-from codecria.core.training.stage import run_stage
-from codecria.core.training.trainer import Trainer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.rows.shards import ShardSet
-
-CPU = torch.device("cpu")
-CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
+from tests.core.training.runs import CHANGES, request, train, weights
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
-
-
-def request(**options: Any) -> StageRequest:
-    settings: dict[str, Any] = {
-        "recipe": "fim",
-        "data": [],
-        "steps": 6,
-        "changes": CHANGES,
-        "save_every": 3,
-        "eval_every": 3,
-        "eval_rows": 4,
-        "log_every": 1,
-        "compile": "off",
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    return StageRequest(**settings | options)
-
-
-def train(asked: StageRequest, out: Path, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    trainers: list[Trainer] = []
-    records: list[dict[str, Any]] = []
-
-    def report(entry: dict[str, Any]) -> None:
-        records.append(entry)
-        if stop_after is not None and entry["step"] >= stop_after:
-            trainers[0].stop_requested = True
-
-    run_stage(
-        resolve(asked, out=out), out, report=report, warn=pytest.fail, started=trainers.append
-    )
-    return records
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_model(Checkpoint.open(folder), device=CPU).named_parameters())
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.model.transformer import Transformer
 from codecria.core.training import stage as stages
 from codecria.core.training.meter import mfu, read_metrics, tokens_per_second
@@ -22,8 +22,10 @@ from codecria.core.training.stage import Stage, run_stage
 from codecria.core.training.trainer import Outcome, Trainer
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.core.training import runs
+from tests.core.training.runs import run as train
+from tests.core.training.runs import weights
 
-CPU = torch.device("cpu")
 CHANGES = {"context": 32, "batch_tokens": 128, "peak_lr": 5e-3}
 
 
@@ -34,41 +36,12 @@ def request(shards: Path, **options: Any) -> StageRequest:
         "size": "1m",
         "steps": 8,
         "changes": CHANGES,
-        "save_every": 3,
         "eval_every": 4,
-        "eval_rows": 4,
-        "log_every": 1,
-        "compile": "off",
-        "device": "cpu",
-        "dtype": "float32",
     }
-    return StageRequest(**settings | options)
+    return runs.request(**settings | options)
 
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
-
-
-def train(
-    asked: StageRequest, out: Path, *, stop_after: int | None = None
-) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Run a stage; with `stop_after`, as if a signal came during that step."""
-    records: list[dict[str, Any]] = []
-    trainers: list[Trainer] = []
-
-    def report(entry: dict[str, Any]) -> None:
-        records.append(entry)
-        if stop_after is not None and entry["step"] >= stop_after:
-            trainers[0].stop_requested = True
-
-    outcome = run_stage(
-        resolve(asked, out=out), out, report=report, warn=pytest.fail, started=trainers.append
-    )
-    return outcome, records
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = load_model(Checkpoint.open(folder), device=CPU)
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

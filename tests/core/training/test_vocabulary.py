@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
+from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.generator import Generator
 from codecria.core.model.batch import loss_by_kind
 from codecria.core.model.transformer import Transformer
@@ -20,8 +20,7 @@ from codecria.core.training.planner import plan_stage
 from codecria.core.training.recipes import recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
-from codecria.core.training.stage import Stage, run_stage
-from codecria.core.training.trainer import Trainer
+from codecria.core.training.stage import Stage
 from codecria.core.training.vocabulary import new_rows
 from codecria.data.errors import UserError
 from codecria.data.formats.infill import Infiller, Order
@@ -29,44 +28,15 @@ from codecria.data.rows.loader import stack
 from codecria.data.rows.rows import IGNORE, Counts, Row
 from codecria.data.rows.shards import ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.core.training import runs
+from tests.core.training.runs import CHANGES, train, weights
 from tests.recomposed import recompose
-
-CPU = torch.device("cpu")
-CHANGES = {"context": 64, "batch_tokens": 256, "peak_lr": 5e-3}
-
 
 pytestmark = pytest.mark.usefixtures("tiny_preset")
 
 
 def request(shards: Path, **options: Any) -> StageRequest:
-    settings: dict[str, Any] = {
-        "recipe": "fim",
-        "data": [str(shards)],
-        "steps": 6,
-        "changes": CHANGES,
-        "save_every": 3,
-        "eval_every": 3,
-        "eval_rows": 4,
-        "log_every": 1,
-        "compile": "off",
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    return StageRequest(**settings | options)
-
-
-def train(asked: StageRequest, out: Path, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    trainers: list[Trainer] = []
-    records: list[dict[str, Any]] = []
-
-    def report(entry: dict[str, Any]) -> None:
-        records.append(entry)
-        if stop_after is not None and entry["step"] >= stop_after:
-            trainers[0].stop_requested = True
-
-    stage = resolve(asked, out=out)
-    run_stage(stage, out, report=report, warn=pytest.fail, started=trainers.append)
-    return records
+    return runs.request(**{"data": [str(shards)]} | options)
 
 
 @pytest.fixture
@@ -74,11 +44,6 @@ def base(shards: Path, tmp_path: Path) -> Path:
     """A run of `pretrain`, to start from."""
     train(request(shards, recipe="pretrain", size="1m", steps=1), tmp_path / "base")
     return tmp_path / "base"
-
-
-def matrices(folder: Path) -> dict[str, torch.Tensor]:
-    model = load_model(Checkpoint.open(folder), device=CPU)
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def test_a_run_publishes_an_extended_model_that_generates(
@@ -120,7 +85,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_weights(
     train(request(shards, init=base), tmp_path / "whole")
     train(request(shards, init=base), tmp_path / "cut", stop_after=4)
     train(request(shards, init=base), tmp_path / "cut")
-    whole, cut = matrices(tmp_path / "whole"), matrices(tmp_path / "cut")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     told = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     for key in ("loss", "infill_loss", "plain_loss", "infill", "validation_infill_loss"):
@@ -157,7 +122,7 @@ def start_of(stage: Stage) -> Transformer:
 def test_new_rows_are_near_the_mean_and_old_ones_stay(
     base: Path, shards: Path, tmp_path: Path
 ) -> None:
-    before = matrices(base)["tok_embeddings"]
+    before = weights(base)["tok_embeddings"]
     stage = resolve(request(shards, init=base), out=tmp_path / "infill")
     model = start_of(stage)
     after = model.tok_embeddings.detach()

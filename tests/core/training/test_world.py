@@ -1,22 +1,18 @@
 """What processes tell each other: one process alone, and two that gloo connects."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from codecria.core.training.world import ALONE, World, joined
 from codecria.data.errors import UserError
+from tests.core.training.launch import Launch
 
 TWO = """
 import os, sys, torch
 from codecria.core.training.world import joined
 from codecria.data.errors import UserError
 
-with joined(torch.device("cpu"), timeout_s=30) as world:
+with joined(torch.device("cpu"), timeout_s=120) as world:
     rank = world.rank
     assert (world.size, world.is_main) == (2, rank == 0)
     assert world.total(torch.tensor([1, rank])).tolist() == [2, 1]
@@ -43,46 +39,10 @@ os._exit(0)  # as the command ends: gloo's threads may abort while Python takes 
 """
 
 
-def launch(program: str, size: int, folder: Path) -> list[str]:
-    """Run a program in `size` processes that find each other by a file; what each printed."""
-    environment = os.environ | {
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        found = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, found, strict=True):
-        assert process.returncode == 0, errors
-    return [output for output, _ in found]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def test_two_processes_share_sums_values_and_errors(tmp_path: Path) -> None:
+def test_two_processes_share_sums_values_and_errors() -> None:
     # Kills: an error of the main process that leaves the others waiting, work done by both.
-    assert launch(TWO, 2, tmp_path) == ["rank 0 is done\n", "rank 1 is done\n"]
+    for rank, (status, output, errors) in enumerate(Launch([["-c", TWO]] * 2).end()):
+        assert (status, output) == (0, f"rank {rank} is done\n"), errors
 
 
 def test_one_process_is_the_main_one_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
