@@ -19,33 +19,26 @@ from pathlib import Path
 
 import pytest
 
-from codecria.core.sandbox import bwrap, jail
+from codecria.core.sandbox import jail
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from tests.core.sandbox.common import CONFINED, ENOUGH_S, short
 
 pytestmark = pytest.mark.skipif(bool(jail.problem()), reason=f"no jail here: {jail.problem()}")
 
-LIMITS = Limits(wall_s=2.0, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
+LIMITS = Limits(wall_s=ENOUGH_S, memory_bytes=512 << 20, output_bytes=1 << 16, disk_bytes=8 << 20)
+SHORT = short(LIMITS)
 
 
-TIERS = [
-    "native",
-    pytest.param(
-        "bwrap",
-        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
-    ),
-]
-
-
-@pytest.fixture(scope="module", params=TIERS)
+@pytest.fixture(scope="module", params=CONFINED)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox(request.param, limits=LIMITS) as opened:
         yield opened
 
 
-def run(sandbox: Sandbox, source: str, tests: str = "", stdin: str = "") -> Verdict:
-    program = Program(source=textwrap.dedent(source), tests=textwrap.dedent(tests), stdin=stdin)
-    return sandbox.run(program)
+def run(sandbox: Sandbox, source: str, tests: str = "", limits: Limits = LIMITS) -> Verdict:
+    program = Program(source=textwrap.dedent(source), tests=textwrap.dedent(tests))
+    return sandbox.run(program, limits)
 
 
 # --- to be counted as passed without passing ------------------------------------------------------
@@ -169,9 +162,10 @@ FALSE_PASSES = {
 
 @pytest.mark.parametrize("source", FALSE_PASSES.values(), ids=FALSE_PASSES)
 def test_nothing_passes_that_does_not_reach_its_end(sandbox: Sandbox, source: str) -> None:
-    verdict = run(sandbox, source, tests="assert False, 'never true'")
+    verdict = run(sandbox, source, tests="assert False, 'never true'", limits=SHORT)
     assert verdict.outcome is not Outcome.PASSED
-    alone = run(sandbox, f"{textwrap.dedent(source)}\nassert False, 'never true'\n")
+    whole = f"{textwrap.dedent(source)}\nassert False, 'never true'\n"
+    alone = run(sandbox, whole, limits=SHORT)
     assert alone.outcome is not Outcome.PASSED
 
 
@@ -368,13 +362,14 @@ BOMBS = {
 def test_whoever_takes_too_much_is_stopped(
     sandbox: Sandbox, source: str, outcome: Outcome | None
 ) -> None:
+    by_the_clock = outcome in (None, Outcome.TIMEOUT)
     started = time.monotonic()
-    verdict = run(sandbox, source)
+    verdict = run(sandbox, source, limits=SHORT if by_the_clock else LIMITS)
     assert verdict.outcome is not Outcome.PASSED
     if outcome is not None:
         assert verdict.outcome is outcome, verdict
     # A timeout is judged twice.
-    assert time.monotonic() - started < 2 * (LIMITS.wall_s + 2)
+    assert time.monotonic() - started < 2 * LIMITS.wall_s
     assert len(verdict.stdout) <= 2_000
 
 
@@ -387,8 +382,8 @@ def test_as_many_threads_as_are_documented_live_at_once_and_no_more(sandbox: San
         time.sleep({seconds})
         ends.set()
     """
-    limits = Limits(wall_s=5.0, disk_bytes=LIMITS.disk_bytes)
-    for count, seconds, outcome in ((256, 0.2, Outcome.PASSED), (280, 3.0, Outcome.RESOURCE)):
+    limits = Limits(wall_s=ENOUGH_S, disk_bytes=LIMITS.disk_bytes)
+    for count, seconds, outcome in ((256, 0.2, Outcome.PASSED), (280, 25.0, Outcome.RESOURCE)):
         asked = textwrap.dedent(source.format(count=count, seconds=seconds))
         verdict = sandbox.run(Program(source=asked), limits)
         assert verdict.outcome is outcome, (count, verdict)
@@ -469,8 +464,8 @@ def test_programs_that_are_hard_to_compile_are_judged_and_the_next_is_too(
     sandbox: Sandbox, source: str
 ) -> None:
     for tests in ("", "assert True"):
-        sandbox.run(Program(source=source, tests=tests))
-        sandbox.run(Program(source="pass", tests=source))
+        sandbox.run(Program(source=source, tests=tests), SHORT)
+        sandbox.run(Program(source="pass", tests=source), SHORT)
     assert run(sandbox, "pass").outcome is Outcome.PASSED
 
 
@@ -504,7 +499,7 @@ def test_a_program_ends_with_its_server() -> None:
         )
         pool.start()
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (found := children.read_text().split()) and time.monotonic() < deadline:
             time.sleep(0.01)
         server.process.kill()
@@ -519,7 +514,7 @@ def test_a_thread_that_stays_ends_with_its_program(sandbox: Sandbox) -> None:
         sandbox, "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
     )
     assert verdict.outcome is Outcome.PASSED
-    assert verdict.seconds < 1.5
+    assert verdict.seconds < LIMITS.wall_s < 60
 
 
 def test_the_environment_of_the_caller_is_not_there(

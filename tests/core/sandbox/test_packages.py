@@ -16,23 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from codecria.core.sandbox import bwrap, jail, plain
+from codecria.core.sandbox import plain
 from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.packages import _places, allowed
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program
 from codecria.data.errors import UsageError
+from tests.core.sandbox.common import CONFINED, ENOUGH_S
 
 ROOT = Path(__file__).resolve().parents[3]
 SITE = Path(str(importlib.metadata.distribution("sortedcontainers").locate_file(""))).resolve()
-LIMITS = Limits(wall_s=10.0, output_bytes=1 << 16, disk_bytes=8 << 20)
-CONFINED = [
-    pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
-    pytest.param(
-        "bwrap",
-        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
-    ),
-]
+LIMITS = Limits(wall_s=ENOUGH_S, output_bytes=1 << 16, disk_bytes=8 << 20)
 
 
 def opened(tier: str, *packages: str, confirm: Confirm = Confirm.PASSES) -> Sandbox:

@@ -6,24 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.sandbox import bwrap, jail, sandbox
+from codecria.core.sandbox import sandbox
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Tier
 from codecria.data.errors import UserError
+from tests.core.sandbox.common import ENOUGH_S, TIERS
 
-TIERS = [
-    pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
-    pytest.param(
-        "bwrap",
-        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
-    ),
-    "none",
-]
+LIMITS = Limits(wall_s=ENOUGH_S)
 
 
 @pytest.fixture(scope="module", params=TIERS)
 def opened(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    with Sandbox(request.param) as box:
+    with Sandbox(request.param, limits=LIMITS) as box:
         yield box
 
 
@@ -129,13 +123,9 @@ def test_many_programs_come_back_each_once(opened: Sandbox) -> None:
 def test_a_timeout_is_judged_again_alone(opened: Sandbox) -> None:
     # The first run of each is slow; a file beyond the box would be needed to know it is the second,
     # so what is seen here is the time: twice the limit, and other verdicts first.
-    limits = Limits(wall_s=0.5)
-    order = [
-        n
-        for n, _ in opened.run_many(
-            [Program(source="while True: pass"), *[Program(source="pass")] * 6], limits
-        )
-    ]
+    limits = [Limits(wall_s=0.5), *[LIMITS] * 6]
+    programs = [Program(source="while True: pass"), *[Program(source="pass")] * 6]
+    order = [n for n, _ in opened.run_many(programs, limits)]
     assert order[-1] == 0
     assert sorted(order) == list(range(7))
 

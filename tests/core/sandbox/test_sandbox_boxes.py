@@ -27,16 +27,11 @@ from typing import Any
 
 import pytest
 
-from codecria.core.sandbox import boxes, bwrap, jail
+from codecria.core.sandbox import boxes
+from tests.core.sandbox.common import CONFINED, ENOUGH_S
 
 USER = 65_534  # nobody
 EXCHANGE = 2  # renameat2's RENAME_EXCHANGE
-TIERS = [
-    pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason=jail.problem())),
-    pytest.param(
-        "bwrap", marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem())
-    ),
-]
 root_alone = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 # Denies new namespaces and mounts to a process and what it starts, as some containers do.
@@ -99,7 +94,7 @@ def python(code: str, *, user: bool = False, namespaces: bool = True) -> list[st
 def told_by(code: str, *, user: bool = False, namespaces: bool = True) -> Any:
     """What a process prints as JSON."""
     argv = python(code, user=user, namespaces=namespaces)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, cwd="/")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=500, check=False, cwd="/")
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -109,9 +104,9 @@ users = pytest.mark.parametrize("user", USERS, ids=["as we are", "as a user"])
 everywhere = pytest.mark.parametrize(
     ("tier", "namespaces"),
     [
-        pytest.param("native", True, marks=TIERS[0].marks, id="native"),
-        pytest.param("native", False, marks=TIERS[0].marks, id="native without namespaces"),
-        pytest.param("bwrap", True, marks=TIERS[1].marks, id="bwrap"),
+        pytest.param("native", True, marks=CONFINED[0].marks, id="native"),
+        pytest.param("native", False, marks=CONFINED[0].marks, id="native without namespaces"),
+        pytest.param("bwrap", True, marks=CONFINED[1].marks, id="bwrap"),
     ],
 )
 
@@ -432,7 +427,7 @@ import json, sys, time
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Program
 told = {{}}
-with Sandbox({tier!r}, workers=1, limits=Limits(wall_s=5.0)) as sandbox:
+with Sandbox({tier!r}, workers=1, limits=Limits(wall_s={wall_s})) as sandbox:
     for name, source in {programs!r}.items():
         start = time.monotonic()
         verdict = sandbox.run(Program(source=source))
@@ -454,12 +449,13 @@ def test_whatever_a_program_leaves_yields_a_verdict_and_the_next_runs(
     tier: str, namespaces: bool, user: bool
 ) -> None:
     programs = {name: source for name, (source, _) in LEAVES.items()}
-    told = told_by(JUDGE.format(tier=tier, programs=programs), user=user, namespaces=namespaces)
-    assert told.pop("closed") < 6.0
+    code = JUDGE.format(tier=tier, programs=programs, wall_s=ENOUGH_S)
+    told = told_by(code, user=user, namespaces=namespaces)
+    assert told.pop("closed") < ENOUGH_S
     for name, (outcome, seconds, after, honest, detail) in told.items():
         expected = LEAVES[name][1]
         assert expected is None or outcome in expected, (name, outcome, detail)
-        assert seconds < 20.0, (name, seconds)
+        assert seconds < 2 * ENOUGH_S, (name, seconds)
         assert (after, honest) == ("passed", "passed"), name
 
 
@@ -468,7 +464,7 @@ def test_a_command_judges_such_programs_too(user: bool) -> None:
     names = ("100,000 folders beside each other", "1,500 folders, one in the other")
     programs = {name: LEAVES[name][0] for name in names}
     code = (
-        JUDGE.format(tier="command", programs=programs)
+        JUDGE.format(tier="command", programs=programs, wall_s=ENOUGH_S)
         .replace("Sandbox('command',", "Sandbox('command', command='env -i PATH=/usr/bin:/bin',")
         .replace("import os\\nassert os.listdir('.') == []", "pass")
     )
@@ -501,20 +497,22 @@ def test_nothing_outlives_a_harness_and_servers_that_are_killed(
     from codecria.core.sandbox.verdict import Limits, Program
     sandbox = Sandbox({tier!r}, workers=1, limits=Limits(wall_s=60.0))
     threading.Thread(target=lambda: sandbox.run(Program(source={STAYS!r})), daemon=True).start()
-    time.sleep(1.0)
     print(json.dumps([s.process.pid for s in sandbox._servers]), flush=True)
-    time.sleep(60)
+    time.sleep(300)
     """
     argv = python(code, user=user, namespaces=namespaces)
     harness = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True, cwd="/")
     assert harness.stdout is not None
     servers = json.loads(harness.stdout.readline())
+    until = time.monotonic() + 60
+    while not any(_computes(pid) for server in servers for pid in _below(server)):
+        assert time.monotonic() < until, "the program does not run"
+        time.sleep(0.05)
     started = {pid for server in servers for pid in _below(server)}
-    assert len(started) >= 2, "the program runs"
     for pid in (harness.pid, *servers):
         os.kill(pid, signal.SIGKILL)
     harness.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (left := [pid for pid in started if _runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     for pid in left:
@@ -531,7 +529,18 @@ def _below(process: int) -> set[int]:
 
 
 def _runs(process: int) -> bool:
+    return " Z " not in _stat(process, gone=" Z ")[:4]
+
+
+def _computes(process: int) -> bool:
+    """Whether a process has used a second, which a server that starts does not."""
+    used = _stat(process, gone="").split()[11:12]
+    return bool(used) and int(used[0]) > os.sysconf("SC_CLK_TCK")
+
+
+def _stat(process: int, *, gone: str) -> str:
+    """What the kernel says of a process, from its state on."""
     try:
-        return " Z " not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2][:4]
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
     except OSError:
-        return False
+        return gone

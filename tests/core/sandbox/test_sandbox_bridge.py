@@ -11,29 +11,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.sandbox import bwrap, jail
 from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from tests.core.sandbox.common import ENOUGH_S, TIERS, short
 
-TIERS = [
-    pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason=jail.problem())),
-    pytest.param(
-        "bwrap", marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem())
-    ),
-    "none",
-]
+LIMITS = Limits(wall_s=ENOUGH_S)
 
 
 @pytest.fixture(scope="module", params=TIERS)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    with Sandbox(request.param, workers=1, confirm=Confirm.ALL, limits=Limits(wall_s=3.0)) as it:
+    with Sandbox(request.param, workers=1, confirm=Confirm.ALL, limits=LIMITS) as it:
         yield it
 
 
-def run(sandbox: Sandbox, source: str, tests: str) -> Verdict:
+def run(sandbox: Sandbox, source: str, tests: str, limits: Limits = LIMITS) -> Verdict:
     program = Program(source=textwrap.dedent(source), tests=textwrap.dedent(tests))
-    verdict = sandbox.run(program)
+    verdict = sandbox.run(program, limits)
     assert verdict.isolated
     return verdict
 
@@ -176,7 +170,8 @@ ANSWERS = {
 
 @pytest.mark.parametrize("source", ANSWERS.values(), ids=ANSWERS)
 def test_no_answer_passes_for_another(sandbox: Sandbox, source: str) -> None:
-    verdict = run(sandbox, RAW + textwrap.dedent(source), CHECK.format("function"))
+    whole = RAW + textwrap.dedent(source)
+    verdict = run(sandbox, whole, CHECK.format("function"), limits=short(LIMITS))
     assert verdict.outcome is not Outcome.PASSED, verdict
     after = run(sandbox, "def f(x): return x", "assert f([1, (2, {3})]) == [1, (2, {3})]")
     assert after.outcome is Outcome.PASSED, after
@@ -307,7 +302,7 @@ def f():
 def test_a_solutions_process_has_no_trace_of_tests_or_of_other_programs(source: str) -> None:
     # Unconfined, so that it can read its own memory: what is not there cannot be found.
     # Kills: a solution forked from a server that has read the tests, now or for a program before.
-    with Sandbox("none", workers=1, confirm=Confirm.ALL, limits=Limits(wall_s=10.0)) as opened:
+    with Sandbox("none", workers=1, confirm=Confirm.ALL, limits=LIMITS) as opened:
         for tests in ("assert f() is False\n# only-the-tests-know", "assert f() is False"):
             for _ in range(3):
                 verdict = opened.run(Program(source=source, tests=tests))

@@ -7,19 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from codecria.core.sandbox import bwrap, jail
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
+from tests.core.sandbox.common import ENOUGH_S, TIERS
 
-LIMITS = Limits(wall_s=2.0, memory_bytes=512 << 20)
-TIERS = [
-    pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
-    pytest.param(
-        "bwrap",
-        marks=pytest.mark.skipif(bool(bwrap.bwrap_problem()), reason=bwrap.bwrap_problem()),
-    ),
-    "none",
-]
+LIMITS = Limits(wall_s=ENOUGH_S, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module", params=TIERS)

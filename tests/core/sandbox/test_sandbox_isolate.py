@@ -19,8 +19,9 @@ from codecria.core.sandbox.config import Confirm
 from codecria.core.sandbox.sandbox import Sandbox, choose_tier
 from codecria.core.sandbox.verdict import Limits, Outcome, Program
 from codecria.data.errors import UserError
+from tests.core.sandbox.common import ENOUGH_S, short
 
-LIMITS = Limits(wall_s=1.5, memory_bytes=512 << 20)
+LIMITS = Limits(wall_s=ENOUGH_S, memory_bytes=512 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +304,8 @@ RUNS = {
 
 @pytest.mark.parametrize(("source", "tests", "outcome"), RUNS.values(), ids=RUNS)
 def test_two_processes_judge(sandbox: Sandbox, source: str, tests: str, outcome: Outcome) -> None:
-    verdict = sandbox._once(Program(source=source, tests=tests), LIMITS)
+    limits = short(LIMITS) if outcome is Outcome.TIMEOUT else LIMITS
+    verdict = sandbox._once(Program(source=source, tests=tests), limits)
     assert verdict.outcome is outcome, verdict
     assert verdict.isolated
 
