@@ -92,7 +92,7 @@ def test_fish_completes_verbs() -> None:
 
 
 def test_zsh_completes_at_the_first_tab_from_its_function_path() -> None:
-    terminal = pexpect.spawn(shell("zsh"), ["-f"], env=environment(), encoding="utf-8", timeout=20)
+    terminal = pexpect.spawn(shell("zsh"), ["-f"], env=environment(), encoding="utf-8", timeout=60)
     terminal.sendline(f"fpath=('{FOLDER}' $fpath); autoload -Uz compinit; compinit -u -D")
     terminal.sendline("echo loa''ded")
     terminal.expect_exact("loaded")

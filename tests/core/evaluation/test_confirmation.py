@@ -280,7 +280,7 @@ def test_self_instruct_keeps_no_cheat(tmp_path: Path) -> None:
         execute(
             [tested],
             group,
-            SandboxConfig(limits=Limits(wall_s=2.0)),
+            SandboxConfig(limits=Limits(wall_s=30.0)),
             verdicts,
             known,
             again=0,

@@ -198,7 +198,7 @@ def test_what_takes_too_long_has_timed_out(
 ) -> None:
     lines = [{"task_id": "Own/0", "completion": "    while True: pass\n"}]
     out = tmp_path / "out.jsonl"
-    run(request_for(lines, ids=("Own/0",), timeout_s=1.0, out=out))
+    run(request_for(lines, ids=("Own/0",), timeout_s=2.0, out=out))
     [line] = lines_of(out)
     assert (line["passed"], line["result"]) == (False, "timed out")
 

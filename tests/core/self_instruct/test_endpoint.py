@@ -37,7 +37,7 @@ def ask(samples: int = 1, key: str = "k", **changes: Any) -> Ask:
 def connect(endpoint: Any) -> Callable[..., Endpoint]:
     def make(**options: Any) -> Endpoint:
         form = options.pop("form", "chat")
-        access = Access(url=endpoint.url, **{"key": KEY, "timeout_s": 5.0} | options)
+        access = Access(url=endpoint.url, **{"key": KEY, "timeout_s": 60.0} | options)
         slept: list[float] = []
         made = Endpoint(access, "m", form=form, note=notes.append, sleep=slept.append)
         made.slept = slept  # type: ignore[attr-defined]
@@ -108,11 +108,11 @@ def test_the_time_of_a_request_bounds_the_whole_of_it(
     endpoint.faults = [fault]
     started = time.perf_counter()
     assert answers(connect(timeout_s=0.4, retries=0), ask()) == {}
-    assert time.perf_counter() - started < 3.0
+    assert time.perf_counter() - started < 30.0  # it drips without end
     assert connect.notes == [  # type: ignore[attr-defined]
         "no answer after 1 tries: no whole response within 0.4 s"
     ]
-    assert answers(connect(timeout_s=5.0), ask()), "the next is answered"
+    assert answers(connect(), ask()), "the next is answered"
 
 
 def test_what_fails_for_good_is_left_open_and_the_others_are_answered(

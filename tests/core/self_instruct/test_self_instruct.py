@@ -34,7 +34,7 @@ from codecria.data.errors import UsageError, UserError
 from codecria.data.files import read_json
 from codecria.data.formats import dialogs
 
-LIMITS = Limits(wall_s=2.0)
+LIMITS = Limits(wall_s=20.0)
 FLOAT32 = Compute(device="cpu", dtype="float32")
 DERIVED = ("questions.jsonl", "tests.jsonl", "solutions.jsonl", "dropped.jsonl", "dialogs.jsonl")
 
@@ -65,7 +65,7 @@ def run(asked: Request, notes: list[str] | None = None) -> dict[str, Any]:
 @pytest.fixture
 def remote(endpoint: Any) -> Callable[..., Endpoint]:
     def make(**options: Any) -> Endpoint:
-        access = Access(url=endpoint.url, **{"timeout_s": 5.0} | options)
+        access = Access(url=endpoint.url, **{"timeout_s": 60.0} | options)
         return Endpoint(access, "m", note=lambda _: None, sleep=lambda _: None)
 
     return make
@@ -214,7 +214,6 @@ def test_the_key_reaches_neither_a_file_nor_a_program(
         request(
             tmp_path / "o",
             remote(key="sk-secret-of-mine"),
-            sandbox=SandboxConfig(limits=Limits(wall_s=5)),
         )
     )
     assert report["funnel"]["kept"] == report["funnel"]["with_tests"] > 0
@@ -262,7 +261,7 @@ def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_files(
     run(request(tmp_path / "plain", remote(), settings=Settings(questions=6, solutions=2)))
     options = ["self-instruct", "--endpoint", endpoint.url, "--endpoint-model", "m"]
     options += ["--out", str(tmp_path / "o"), "--questions", "6", "--solutions", "2"]
-    options += ["--timeout", "2"]
+    options += ["--timeout", "20"]
     generator = random.Random(1)
     for _ in range(60):
         when = generator.randrange(1, 40)
@@ -416,7 +415,7 @@ def test_a_full_disk_is_a_message_and_nothing_is_lost(
     code = "from codecria.cli.app import main; main()"
     options = ["self-instruct", "--endpoint", endpoint.url, "--endpoint-model", "m"]
     options += ["--out", str(tmp_path / "o"), "--questions", "24", "--solutions", "3"]
-    options += ["--set", "per_request=10", "--timeout", "2"]
+    options += ["--set", "per_request=10", "--timeout", "20"]
     ended = subprocess.run(
         [sys.executable, "-c", code, *options],
         capture_output=True,
@@ -637,11 +636,13 @@ def test_what_passes_by_luck_is_flaky_and_the_next_is_kept(tmp_path: Path) -> No
 
 def test_programs_run_again_in_processes_with_another_hash_seed(tmp_path: Path) -> None:
     words = [f"word{n}" for n in range(8)]
-    one = with_tests("assert f(1) in ('word0', 'word1', 'word2')", "assert f(2) != 'x'")
+    one = with_tests(f"assert f(1) in {words[:4]}", "assert f(2) != 'x'")
     source = f"def f(x):\n    return list(set({words}))[0]"
-    outcomes = set()
+    outcomes: set[str] = set()
     with journal(tmp_path / "v.jsonl") as verdicts:
-        for attempt in range(12):
+        for attempt in range(60):  # each outcome has even odds
+            if len(outcomes) == 2:
+                break
             known: dict[str, Any] = {}
             execute(
                 [one],
@@ -711,7 +712,7 @@ def test_hostile_solutions_are_never_kept(tmp_path: Path) -> None:
         execute(
             [one],
             group,
-            SandboxConfig(limits=LIMITS),
+            SandboxConfig(limits=Limits(wall_s=4.0)),
             verdicts,
             known,
             again=2,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +27,7 @@ pytest.importorskip("gguf")
 @contextlib.contextmanager
 def served(model: Path, log: Path) -> Iterator[str]:
     """The address of a server with this model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", "512", "--n_threads", "1"]
+    options = ["--host", "127.0.0.1", "--port", "0", "--n_ctx", "512", "--n_threads", "1"]
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "llama_cpp.server", "--model", str(model), *options],
@@ -39,17 +35,15 @@ def served(model: Path, log: Path) -> Iterator[str]:
             stderr=out,
         )
         try:
-            url = f"http://127.0.0.1:{port}/v1"
-            for _ in range(120):
+            until = time.monotonic() + 120
+            while not (found := re.search(r"running on (http://[\d.:]+)", log.read_text())):
                 assert process.poll() is None, log.read_text()
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"{url}/models", timeout=5).close()
-                    break
-                time.sleep(0.5)
-            yield url
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.1)
+            yield f"{found[1]}/v1"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 @pytest.mark.parametrize("form", ["chat", "few-shot"])

