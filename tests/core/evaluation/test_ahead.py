@@ -27,7 +27,7 @@ def test_items_come_in_order_and_the_next_is_made_meanwhile() -> None:
 
     with one_ahead(make) as items:
         assert next(items) == 1
-        assert second.wait(10)  # made though nobody has asked for it
+        assert second.wait(60)  # made though nobody has asked for it
         assert list(items) == [2]
 
 

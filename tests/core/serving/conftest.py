@@ -123,7 +123,7 @@ def serve(served_model: Path) -> Serve:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            assert ready.wait(20)
+            assert ready.wait(120)
             yield Served(server.url_of(listening), served_model, state)
         finally:
             running.should_exit = True

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,6 @@ def assert_close_runs(one: Path, other: Path) -> None:
         torch.testing.assert_close(weight, weights[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def wait_for_steps(launch: Launch, out: Path, count: int) -> None:
-    """Wait until a run has logged some steps."""
-    deadline = time.monotonic() + 120
-    metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < count:
-        assert time.monotonic() < deadline, launch.end(1)
-        assert launch.processes[0].poll() is None, launch.end(1)
-        time.sleep(0.01)
-
-
 def adapt(shards: Path, base: Path, out: Path, *more: str) -> list[str]:
     """A command that trains an adapter for eight steps, with new infilling rows."""
     command = pretrain(shards, out, "--lora", "3", "--init", str(base), *more)
@@ -81,16 +70,41 @@ def adapt(shards: Path, base: Path, out: Path, *more: str) -> list[str]:
     return ["-m", "codecria.cli", "fim", *command[3:place], *command[place + 2 :]]
 
 
+# The command line, but that the second process sends itself a signal ahead of a step, once.
+STRUCK = """
+import os, sys
+from pathlib import Path
+from codecria.cli.app import main
+from codecria.core.training.trainer import Trainer
+
+once, number, at = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+step = Trainer.step
+
+def struck(self, done, batch):
+    if (done, self.world.rank) == (at, 1) and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), number)
+    return step(self, done, batch)
+
+Trainer.step = struck
+main()
+"""
+
+
+def struck(command: list[str], folder: Path, number: int, *, at: int) -> list[str]:
+    """A command whose second process is sent a signal ahead of a step (from 0)."""
+    script = folder / "struck.py"
+    script.write_text(STRUCK)
+    return [str(script), str(folder / "struck"), str(number), str(at), *command[2:]]
+
+
 def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
-    """Start a run of two processes and send a signal to the second after some steps."""
-    launch = Launch([pretrain(shards, out)] * 2)
-    wait_for_steps(launch, out, 2)
-    launch.processes[-1].send_signal(number)
-    return launch.end()
+    """A run of two processes of which the second gets a signal after two steps."""
+    return Launch([struck(pretrain(shards, out), out.parent, number, at=2)] * 2).end()
 
 
 def stopped(shards: Path, out: Path) -> None:
-    """Send SIGTERM to one process of a run: both save and end."""
+    """A run of which one process gets SIGTERM: both save and end."""
     found = signalled(shards, out, signal.SIGTERM)
     assert [status for status, _, _ in found] == [143, 143], found
     assert "stopped and saved at step" in found[0][2]
@@ -174,7 +188,7 @@ def test_a_dead_process_or_a_full_disk_ends_all_with_one_error_and_the_run_resum
 
     before = contents(out / "checkpoints")
     command = pretrain(enough, out)
-    (status, _, errors), other = Launch([["-c", LIMITED, *command[2:]], command]).end(60)
+    (status, _, errors), other = Launch([["-c", LIMITED, *command[2:]], command]).end()
     assert (status, *other) == (1, 1, "", ""), errors
     assert errors.count("error:") == 1
     assert "Traceback" not in errors
@@ -198,24 +212,10 @@ def test_torchrun_restarts_a_run_whose_process_died_from_its_newest_checkpoint(
     # Kills: processes that connect to those of the start before.
     out = tmp_path / "run"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    launch = Launch([[*torchrun, *pretrain(enough, out)]])
-    wait_for_steps(launch, out, 4)
-    os.kill(process_of(launch.processes[0].pid, rank=1), signal.SIGKILL)
-    ((status, _, errors),) = launch.end(120)
+    command = struck(pretrain(enough, out), tmp_path, signal.SIGKILL, at=4)
+    ((status, _, errors),) = Launch([[*torchrun, *command]]).end()
     assert status == 0, errors
     assert_same_bits(two, out)
-
-
-def process_of(parent: int, *, rank: int) -> int:
-    """The id of the process that torchrun started with a rank."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    wanted = f"RANK={rank}".encode()
-    (found,) = (
-        child
-        for child in children
-        if wanted in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-    )
-    return int(found)
 
 
 # Two stages, each unbroken and each stopped twice, in one pair of processes. The ids that each
@@ -305,10 +305,9 @@ def test_an_adapter_of_two_processes_is_that_of_one(
             assert status == 0, errors
 
     end(one, 1)
-    launch = Launch([adapt(enough, two, cut, "--dtype", dtype)] * 2)
-    wait_for_steps(launch, cut, 2)
-    launch.processes[-1].send_signal(signal.SIGTERM)
-    assert [status for status, _, _ in launch.end()] == [143, 143]
+    command = adapt(enough, two, cut, "--dtype", dtype)
+    found = Launch([struck(command, tmp_path, signal.SIGTERM, at=2)] * 2).end()
+    assert [status for status, _, _ in found] == [143, 143], found
     end(cut, 2)
     mine, theirs = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, cut))
     assert mine.keys() == theirs.keys()
