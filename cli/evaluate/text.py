@@ -20,7 +20,7 @@ Example: codecria evaluate gsm8k --problems test.jsonl --model run
 """,
     "line-completion": """Score the next line of a file: CodeXGLUE's py150, LCC, or files of yours.
 
-Scores are told apart by how much stands before the line.
+Scores are reported by how much text stands before the line.
 
 Example: codecria evaluate line-completion --problems py150-dev.jsonl.gz --model run
 
