@@ -19,7 +19,7 @@ from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Outcome, Program, Verdict
 from codecria.data.errors import UserError
-from codecria.data.formats.answers import parse
+from codecria.data.formats.blocks import parse
 from codecria.data.formats.code_names import called_by
 from codecria.data.progress import Progress
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from codecria.data.files import digest_bytes
-from codecria.data.formats import answers
+from codecria.data.formats import answers, blocks
 from codecria.data.formats.chat import TAGS
 from codecria.data.formats.code_names import BUILTINS, called_by
 
@@ -153,7 +153,7 @@ def asserts_in(answer: str, rule: answers.Rule = "best") -> tuple[Tests, list[tu
     tags = ("[TESTS]", "[/TESTS]")
     if rule == "best":
         return checked_tests(answers.asserts_of(answer, *tags))
-    return checked_tests(answers.levelled(answers.simple(answer.replace("\r\n", "\n"), *tags)))
+    return checked_tests(blocks.levelled(answers.simple(answer.replace("\r\n", "\n"), *tags)))
 
 
 def checked_tests(code: str) -> tuple[Tests, list[tuple[str, str]]]:
@@ -192,13 +192,13 @@ def checked_tests(code: str) -> tuple[Tests, list[tuple[str, str]]]:
 
 def _statements(code: str) -> Iterator[tuple[ast.stmt | None, str]]:
     """The statements of code, those that parse taken one by one where the whole does not."""
-    tree = answers.parse(code)
+    tree = blocks.parse(code)
     if tree is not None:
         for statement in tree.body:
             yield statement, ast.get_source_segment(code, statement) or ""
         return
     for chunk in _chunks(code):
-        tree = answers.parse(chunk)
+        tree = blocks.parse(chunk)
         if tree is None:
             yield None, chunk.strip()
             continue
@@ -250,7 +250,7 @@ def code_in(answer: str, *, wanted: Sequence[str] = (), rule: answers.Rule = "be
         found = answers.extract(answer, wanted=wanted)
         source, chosen = found.code, found.chosen
     else:
-        source = answers.levelled(answers.simple(answer.replace("\r\n", "\n")))
+        source = blocks.levelled(answers.simple(answer.replace("\r\n", "\n")))
         chosen = "simple rule"
     source = source.strip("\n").rstrip()
     if not source.strip():
@@ -259,7 +259,7 @@ def code_in(answer: str, *, wanted: Sequence[str] = (), rule: answers.Rule = "be
         return "too long"
     if why := held_tags(source):
         return why
-    tree = answers.parse(source)
+    tree = blocks.parse(source)
     if tree is None:
         return "syntax error"
     defines = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)

@@ -37,8 +37,8 @@ from codecria.core.checkpoints.formats.meta import (
     params_of,
     rank_part,
     rank_shape,
-    write_pickle,
 )
+from codecria.core.checkpoints.formats.pth import write_pickle
 from codecria.data.files import atomic_write, atomic_write_json, read_json
 from codecria.data.progress import Progress
 from codecria.data.tokenizer.hugging_face import ADDED_NAME, MAP_NAME, named_tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 
-from codecria.data.formats.answers import parse
+from codecria.data.formats.blocks import parse
 from codecria.data.formats.code_names import BUILTINS, bound_by, used_by
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codecria.data.formats.answers import END_TAG, TAG
+from codecria.data.formats.blocks import END_TAG, TAG
 
 from .problems import Problem, Record, text, texts
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from codecria.core.sandbox import languages
 from codecria.data.errors import UsageError, UserError
-from codecria.data.formats import answers, chat
+from codecria.data.formats import answers, blocks, chat
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
@@ -253,7 +253,7 @@ def worded_of(problem: Problem, protocol: Protocol, shots: Sequence[Problem]) ->
     elif form == "few-shot":
         prompt = mbpp.few_shot_prompt(problem, shots)
     elif form == "tagged":
-        prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{answers.TAG}\n", (answers.END_TAG,)
+        prompt, stops = f"{mbpp.tagged_prompt(problem)}\n{blocks.TAG}\n", (blocks.END_TAG,)
     kept = prompt.rstrip() if protocol.strip_prompt else prompt
     return Worded(kept, stops, prompt[len(kept) :])
 
@@ -332,7 +332,7 @@ def answer_to(problem: Problem, answer: str, rule: answers.Rule = "best") -> Wri
     if not problem.before or is_body:
         return Written(code, extracted=chosen)
     head = problem.before
-    if answers.parse(head) is None:
+    if blocks.parse(head) is None:
         head = f"{head}    pass\n"
     future, rest = answers.split_future(code)
     if future:  # stands ahead of everything, so that no completion can hold it

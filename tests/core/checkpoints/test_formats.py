@@ -32,8 +32,8 @@ from codecria.core.checkpoints.formats.meta import (
     hidden_dim_of,
     params_of,
     width_rule,
-    write_pickle,
 )
+from codecria.core.checkpoints.formats.pth import write_pickle
 from codecria.core.checkpoints.formats.weights import forget
 from codecria.core.checkpoints.parity import View, logits
 from codecria.core.checkpoints.saving import publish
