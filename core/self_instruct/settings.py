@@ -121,7 +121,6 @@ PRESETS: dict[str, Settings] = {
     ),
     "verified": Settings(),
 }
-DEFAULT_PRESET = "verified"
 
 
 def settings_of(preset: str, changes: Mapping[str, Any]) -> Settings:

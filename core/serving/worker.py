@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import Engine
@@ -73,7 +72,6 @@ class Worker:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._tickets: set[Ticket] = set()
         self._owners: dict[int, Ticket] = {}  # by the engine's number
-        self._submitted = count()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 MODEL_STEM = "model"
 WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_JSON_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 GENERATION_NAME = "generation_config.json"

@@ -10,13 +10,11 @@ from typing import Any
 from .evaluate import Note, Request, Show, evaluate
 from .protocol import PRESETS
 
-TEMPERATURES = (0.1, 0.4, 0.6, 0.8)  # Code Llama, figure 6
-
 
 def sweep(
     request: Request, temperatures: Sequence[float], folder: Path, *, note: Note, show: Show
 ) -> list[dict[str, Any]]:
-    """Evaluate at every temperature; what was stopped goes on.
+    """Evaluate at every temperature; resumes where it was stopped.
 
     Args:
         request: what all have in common; its `out` and preset are not looked at.

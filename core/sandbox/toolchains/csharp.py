@@ -15,7 +15,6 @@ from pathlib import Path
 from ..guards import KEY_CHARACTERS, LENGTH_CHARACTERS
 from ..language import GIB, Language, Step
 
-GUARD = "CodecriaGuard"
 _ASSERT = """\
 static class FAILED {
     public static void Assert(bool ok, string told = "") {
