@@ -34,6 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "codecria")
 for _name in [name for name in os.environ if name.startswith("CODECRIA_")]:
     if _name not in ("CODECRIA_LLAMA_TOKENIZER", "CODECRIA_REGENERATE_GOLDEN"):
         del os.environ[_name]
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor is the user's config file
 
 # Skips that nothing CI could install would end: hardware, and data that is not the project's.
 UNAVOIDABLE = (
