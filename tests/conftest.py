@@ -108,6 +108,12 @@ def tokenizer(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> To
     )
 
 
+@pytest.fixture(scope="session")
+def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tokenizer with infilling pieces."""
+    return tokenizer.extend(tmp_path_factory.mktemp("extended") / "tokenizer.model")
+
+
 def write_shards(folder: Path, documents: list[list[int]], tokenizer: Tokenizer) -> None:
     """A shard set of these documents: one shard for training, the last tenth for validation."""
     held_out = max(1, len(documents) // 10)

@@ -45,11 +45,6 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
-def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tokenizer.extend(tmp_path_factory.mktemp("extended") / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
 def filler(extended: Tokenizer, random_model: Callable[..., Path]) -> Path:
     """A model that can be asked to fill, and ends by length or by a stop string alone."""
     assert extended.infill is not None

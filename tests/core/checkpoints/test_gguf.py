@@ -41,11 +41,6 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tokenizer.extend(tmp_path_factory.mktemp("extended") / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
 def model(extended: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose rows are whole superblocks, so that llama.cpp can quantise it to any type."""
     config = ModelConfig(

@@ -29,11 +29,6 @@ pytestmark = pytest.mark.usefixtures("tiny_preset")
 
 
 @pytest.fixture(scope="module")
-def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tokenizer.extend(tmp_path_factory.mktemp("extended") / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
 def init(extended: Tokenizer, random_model: Callable[..., Path]) -> Path:
     folder = random_model(extended, max_context=64)
     (folder / "codecria.json").unlink()  # made elsewhere: it may start any stage

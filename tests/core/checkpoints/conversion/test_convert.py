@@ -55,13 +55,6 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 @pytest.fixture(scope="module")
-def extended(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("extended") / "tokenizer.model"
-    path.write_bytes(tokenizer.extension())
-    return Tokenizer.load(path)
-
-
-@pytest.fixture(scope="module")
 def instruct(extended: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with all that must survive: theta, context, scale apart, pieces, lineage."""
     config = ModelConfig(
