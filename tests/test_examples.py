@@ -103,7 +103,7 @@ def test_docstrings_become_documents(tmp_path: Path) -> None:
         [sys.executable, str(EXAMPLES / "docstrings.py"), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     (record,) = [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ VERBS = [words for words, _ in verbs()]
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "codecria.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, check=False, timeout=300, **options)
 
 
 # --- help ------------------------------------------------------------------------------------
@@ -668,9 +669,9 @@ def test_training_reports_on_stderr_and_metrics_alone_on_stdout(
 def in_terminal(arguments: list[object], **environment: str) -> tuple[str, int]:
     """Run in a pseudo-terminal: what it showed, and its exit status."""
     shown, status = pexpect.run(
-        " ".join([sys.executable, "-m", "codecria.cli", *map(str, arguments)]),
+        shlex.join([sys.executable, "-m", "codecria.cli", *map(str, arguments)]),
         withexitstatus=True,
-        timeout=60,
+        timeout=300,
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"} | environment,
     )
     return shown.decode(), status

@@ -29,7 +29,7 @@ def codecria(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 

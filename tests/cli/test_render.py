@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,12 @@ def on_terminal(term: str, tmp_path: Path, columns: int = 80) -> tuple[str, list
     script.write_text(PROGRAM)
     child = pexpect.spawn(
         "sh",
-        ["-c", f"exec {sys.executable} {script} > {out}"],
+        ["-c", f"exec {shlex.join([sys.executable, str(script)])} > {shlex.quote(str(out))}"],
         env={**os.environ, "TERM": term},
         dimensions=(24, columns),
         encoding="utf-8",
     )
-    child.expect(pexpect.EOF, timeout=60)
+    child.expect(pexpect.EOF, timeout=300)
     return str(child.before), out.read_text(encoding="utf-8").splitlines()
 
 
@@ -67,7 +68,7 @@ def test_a_log_repeats_no_figure_of_an_earlier_record(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     told = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=300
     )
     lines = told.stderr.splitlines()
     assert len(lines) == len(set(lines))

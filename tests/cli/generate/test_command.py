@@ -295,7 +295,7 @@ def test_a_conversation_in_a_terminal(filler: Path) -> None:
     child = pexpect.spawn(
         sys.executable,
         command,
-        timeout=60,
+        timeout=300,
         encoding="utf-8",
         echo=False,
         # Tests in the background have it ignored, and would hand that on.

@@ -86,7 +86,7 @@ def test_a_forked_child_works_and_both_processes_end() -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

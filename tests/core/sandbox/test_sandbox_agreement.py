@@ -117,7 +117,7 @@ def theirs(sample: dict[str, str]) -> str:
     done = subprocess.run(
         [sys.executable, "-I", "-c", ORACLE],
         input=json.dumps([record, sample["completion"], TIMEOUT_S]),
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     result: str = json.loads(done.stdout)
     return result

@@ -269,7 +269,7 @@ def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_files(
             [sys.executable, "-c", CHILD, str(when), *options],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert "Traceback" not in ended.stderr
@@ -420,7 +420,7 @@ def test_a_full_disk_is_a_message_and_nothing_is_lost(
         [sys.executable, "-c", code, *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         preexec_fn=little,
     )

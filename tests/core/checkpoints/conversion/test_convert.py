@@ -427,7 +427,7 @@ def shell(*arguments: object, **options: object) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "codecria.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         **options,  # type: ignore[call-overload]
     )
