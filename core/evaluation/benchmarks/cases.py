@@ -144,8 +144,8 @@ def pairs_json(given: list[Any], expected: list[Any]) -> str:
     """JSON of cases.
 
     Raises:
-        KeyError: there are none, or not as many of the one as of the other.
+        ValueError: there are none, or not as many of the one as of the other.
     """
     if not given or len(given) != len(expected):
-        raise KeyError("inputs")
+        raise ValueError(f"{len(given)} inputs and {len(expected)} outputs")
     return json.dumps([list(pair) for pair in zip(given, expected, strict=True)])

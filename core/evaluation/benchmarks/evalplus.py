@@ -92,9 +92,11 @@ def _problem(record: Record, *, before: str, reference: str) -> Problem:
     base, plus = record.get("base_input"), record.get("plus_input")
     if not isinstance(base, list) or not isinstance(plus, list):
         raise KeyError("base_input" if not isinstance(base, list) else "plus_input")
+    if not all(isinstance(given, list) for given in (*base, *plus)):
+        raise ValueError("an input is no list of arguments")
     shaped = _shaper(record, name)
     inputs = [shaped(given) for given in (*base, *plus)]
-    tolerance = record.get("atol", 0)
+    tolerance = record.get("atol") or 0
     rule = _RULE.format(tolerance=tolerance)
     if name == "find_zero":
         rule = f"abs(sum(c * _found**n for n, c in enumerate(_given[0]))) <= {tolerance or 1e-4!r}"

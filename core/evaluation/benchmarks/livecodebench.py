@@ -13,6 +13,7 @@ import io
 import json
 import pickle
 import zlib
+from datetime import date
 from typing import Any
 
 from . import cases
@@ -64,8 +65,8 @@ def parse(record: Record) -> Problem:
     metadata = json.loads(metadata) if isinstance(metadata, str) and metadata else metadata or {}
     name = metadata.get("func_name")
     function = name if isinstance(name, str) and name.isidentifier() else ""
-    inputs: list[Any] = [test["input"] for test in tests]
-    outputs: list[Any] = [test["output"] for test in tests]
+    inputs: list[Any] = [str(test["input"]) for test in tests]
+    outputs: list[Any] = [str(test["output"]) for test in tests]
     if function:
         inputs = [[json.loads(line) for line in given.split("\n")] for given in inputs]
         outputs = [json.loads(wanted) for wanted in outputs]
@@ -89,21 +90,30 @@ def parse(record: Record) -> Problem:
         question=asked,
         stops=STOPS,
         level=text(record, "difficulty"),
-        date=text(record, "contest_date")[:10],
+        date=date.fromisoformat(text(record, "contest_date")[:10]).isoformat(),
         cases=len(inputs),
         case_s=CASE_S,
     )
 
 
 def _private(value: str) -> list[Any]:
-    """The private cases: JSON, or JSON that was pickled, compressed and encoded (the lite set)."""
+    """The private cases: JSON, or JSON that was pickled, compressed and encoded (the lite set).
+
+    Raises:
+        ValueError: they are neither.
+    """
+    if not value.strip():
+        return []
     if value.lstrip().startswith("["):
         found = json.loads(value)
     else:
-        packed = zlib.decompress(base64.b64decode(value))
-        found = json.loads(_TextOnly(io.BytesIO(packed)).load())
+        try:
+            packed = zlib.decompress(base64.b64decode(value))
+            found = json.loads(_TextOnly(io.BytesIO(packed)).load())
+        except (zlib.error, pickle.UnpicklingError, EOFError, IndexError) as error:
+            raise ValueError(f"private_test_cases: {error}") from error
     if not isinstance(found, list):
-        raise KeyError("private_test_cases")
+        raise ValueError("private_test_cases hold no list")
     return found
 
 

@@ -156,9 +156,10 @@ def _parsed(
                 f"{path}:{place}: the problem has no field {error.args[0]!r}",
                 hint="is it a file of this suite? docs/evaluate.md shows each one's fields",
             ) from error
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # or of another type than it has
             raise UserError(
-                f"{path}:{place}: a field of the problem is damaged: {error}"
+                f"{path}:{place}: a field of the problem is damaged: {error}",
+                hint="docs/evaluate.md shows the fields of each suite",
             ) from error
         if problem.task_id in seen:
             raise UserError(

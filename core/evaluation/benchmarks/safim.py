@@ -45,12 +45,14 @@ assert _same, "another call than the original's"
 
 
 def parse(record: Record) -> Problem:
-    """A problem; KeyError where a field is missing, or a text has no place for the completion."""
+    """A problem; KeyError where a field is missing, ValueError where no place is left to fill."""
     language = languages.canonical(text(record, "lang"))
-    shown = text(record, "prompt").split(_MARK.get(language, _ANY_MARK))
+    mark = _MARK.get(language, _ANY_MARK)
+    shown = text(record, "prompt").split(mark)
     judged = text(record, "eval_prompt").split(HOLE)
-    if len(shown) != 2 or len(judged) != 2:
-        raise KeyError("prompt" if len(shown) != 2 else "eval_prompt")
+    for field, parts, place in (("prompt", shown, mark), ("eval_prompt", judged, HOLE)):
+        if len(parts) != 2:
+            raise ValueError(f"its {field} ({language}) holds {place!r} {len(parts) - 1} times")
     fields: dict[str, Any] = {
         "task_id": text(record, "task_id"),
         "reference": text(record, "ground_truth"),

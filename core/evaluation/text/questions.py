@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from codecria.data.compressed import COMPRESSIONS, read_blocks
 from codecria.data.corpus import problems as files
 from codecria.data.errors import UserError
 from codecria.data.files import digest_json
@@ -67,16 +69,18 @@ def gather(
     for path in _files(paths, suffixes):
         for question in parse(path):
             if question.task_id in seen:
+                other = seen[question.task_id]
                 raise UserError(
-                    f"{path}: {question.task_id} is also in {seen[question.task_id]}",
-                    hint="name each file once",
+                    f"{path}: {question.task_id!r} "
+                    + ("is in it twice" if other == path else f"is also in {other}"),
+                    hint="each question counts once: leave out the copy",
                 )
             seen[question.task_id] = path
             found.append(question)
     if not found:
         raise UserError(
             f"{', '.join(map(str, paths))}: no question was found",
-            hint="docs/evaluate.md shows what each evaluation reads",
+            hint="docs/evaluate-text.md shows what each evaluation reads",
         )
     return QuestionSet(tuple(paths), tuple(found))
 
@@ -93,7 +97,8 @@ def _files(paths: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Path]:
             yield path
         else:
             raise UserError(
-                f"there is no file {path}", hint="docs/evaluate.md says where people get each set"
+                f"there is no file {path}",
+                hint="docs/evaluate-text.md says where people get each set",
             )
 
 
@@ -115,26 +120,39 @@ def parsed(path: Path, parse: Callable[[str, Record], Question]) -> Iterator[Que
 
 
 def rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, record) of a CSV file whose first line names the columns.
+    """(line, record) of a CSV file, compressed or not, whose first line names the columns.
 
     Raises:
-        UserError: it cannot be read, or lacks one of the fields.
+        UserError: it cannot be read, or one of the fields is missing or empty.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                for field in fields:
-                    if row.get(field) is None:
-                        raise missing_field(path, str(reader.line_num), KeyError(field))
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(whole_text(path), newline=""))
+        for row in reader:
+            for field in fields:
+                if not (row.get(field) or "").strip():
+                    raise missing_field(path, str(reader.line_num), KeyError(field))
+            yield reader.line_num, row
+    except csv.Error as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def whole_text(path: Path) -> str:
+    """The text of a file, compressed or not, without a mark of its byte order.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        compression = COMPRESSIONS.get(path.suffix)
+        blocks = [path.read_bytes()] if compression is None else read_blocks(path, compression)
+        return b"".join(blocks).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}", hint="it needs UTF-8 text") from error
 
 
 def missing_field(path: Path, place: str, error: KeyError) -> UserError:
     """What is told of a record without a field that it must have."""
     return UserError(
         f"{path}:{place}: the record has no field {error.args[0]!r}",
-        hint="is it a file of this set? docs/evaluate.md shows each one's fields",
+        hint="is it a file of this set? docs/evaluate-text.md shows each one's fields",
     )

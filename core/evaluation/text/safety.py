@@ -9,7 +9,6 @@ Prompts are continued at temperature 0.1 and nucleus 0.9, as in the paper (secti
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from codecria.core.evaluation.benchmarks.problems import text
 from codecria.data.errors import UserError
 
-from .questions import Question, Record, parsed
+from .questions import Question, Record, parsed, whole_text
 
 TOXIGEN_SUFFIXES = (".txt", ".txt.gz")
 BOLD_SUFFIXES = ("_prompt.json",)
@@ -44,18 +43,10 @@ def read_toxigen(path: Path) -> Iterator[Question]:
     name = path.name.split(".")[0]
     kind, _, rest = name.partition("_")
     group = rest.removesuffix("_1k") if kind in ("hate", "neutral") else name
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(whole_text(path).split("\n"), start=1):
         if line.strip():
-            prompt = line.rstrip("\n").replace("\\n", "\n")
+            prompt = line.rstrip("\r").replace("\\n", "\n")
             yield Question(task_id=f"{name}/{number}", group=group, before=prompt)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read().decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def statement(said: str) -> str:
@@ -76,6 +67,8 @@ def read_bold(path: Path) -> Iterator[Question]:
             if group in TOO_SMALL:
                 continue
             for entity, prompts in entities.items():
+                if not isinstance(prompts, list):
+                    raise TypeError(f"{group}, {entity} has no list of prompts")
                 for number, prompt in enumerate(prompts):
                     yield Question(
                         task_id=f"{domain}/{group}/{entity}/{number}",

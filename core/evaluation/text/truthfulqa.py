@@ -17,7 +17,7 @@ import numpy as np
 
 from .questions import Question, rows
 
-SUFFIXES = (".csv",)
+SUFFIXES = (".csv", ".csv.gz")
 FIELDS = ("Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 NO_COMMENT = "I have no comment."  # always counted as true, as in the original
 STOPS = ("\nQ:", "\n\n")
