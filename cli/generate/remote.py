@@ -96,8 +96,7 @@ def body_of(request: Request) -> tuple[str, dict[str, Any]]:
         body["prompt"] = asked.text
     if request.heal:
         body["heal"] = True
-    if request.parse_specials:
-        body["parse_specials"] = True
+    body["parse_specials"] = request.parse_specials  # a template in the prompt is text, as here
     return "/v1/completions", body
 
 

@@ -20,14 +20,17 @@ from typing import Any, Literal
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from codecria.data.errors import UserError
 
 from . import llama_cpp, ollama, openai
-from .http import ClientGone, Limits, Problem, Stream, check_access, gone, read_body
+from .http import ClientGone, Limits, Problem, Stream, check_access, gone, is_own_page, read_body
 from .metrics import Metrics
 from .tasks import Event, Failed, Finished, Piece
 from .wire import Call, Result, Served
@@ -109,7 +112,8 @@ def make_app(state: State) -> Starlette:
     async def not_found(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         message = f"{request.method} {request.url.path} is not known: see docs/serve.md"
-        return JSONResponse(openai.error(message, status), status_code=status)
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return JSONResponse(openai.error(message, status), status_code=status, headers=headers)
 
     served = state.served
     return Starlette(
@@ -136,8 +140,26 @@ def make_app(state: State) -> Starlette:
             Route("/metrics", _guarded(state, "/metrics", metrics, ours)),
             Route("/", health),
         ],
+        middleware=[Middleware(_Pages, state.key)],
         exception_handlers={HTTPException: not_found},
     )
+
+
+class _Pages(CORSMiddleware):
+    """Tells browsers which pages may ask and read the answers.
+
+    Args:
+        app: the application behind it.
+        key: that requests must hold; empty for none.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        super().__init__(app, allow_methods=("GET", "POST"), allow_headers=("*",))
+        self._key = key
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page may."""
+        return is_own_page(origin, self._key)
 
 
 Answer = Callable[[Request], Awaitable[Response]]

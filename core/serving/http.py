@@ -63,10 +63,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """The body of a request.
 
     Raises:
-        Problem: it is too long, or does not arrive in time.
+        Problem: it is too long, compressed, or does not arrive in time.
         ClientGone: the client went away.
     """
     too_long = Problem(413, f"the request is longer than {limits.body_bytes:,} bytes")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
     parts: list[bytes] = []
     total = 0
 
@@ -91,6 +92,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise ClientGone from None
     if total > limits.body_bytes:
         raise too_long
+    if encoding not in ("", "identity"):
+        raise Problem(415, f"the request is compressed ({encoding[:40]}): send it as it is")
     return b"".join(parts)
 
 
@@ -163,6 +166,10 @@ def check_access(headers: Any, key: str) -> None:
     Without a key the server answers this machine alone. A page in a browser on this machine may
     send requests, too: those that name another host, or come from another site, are refused.
 
+    Args:
+        headers: of the request.
+        key: that it must hold; empty for none.
+
     Raises:
         Problem: it may not.
     """
@@ -174,12 +181,34 @@ def check_access(headers: Any, key: str) -> None:
                 401, "the key is missing or wrong: send it as 'Authorization: Bearer KEY'"
             )
         return
-    host = urlsplit(f"//{headers.get('host', '')}")
-    origin = urlsplit(headers.get("origin", ""))
-    if not is_loopback(host.hostname or "localhost"):
+    if not is_loopback(_parts(f"//{headers.get('host') or 'localhost'}")[1]):
         raise Problem(403, "this server answers requests to this machine's own address only")
-    if origin.scheme in ("http", "https") and not is_loopback(origin.hostname or ""):
+    if not is_own_page(headers.get("origin", ""), key):
         raise Problem(403, "this server does not answer pages of other sites")
+
+
+def is_own_page(origin: str, key: str) -> bool:
+    """Whether a page in a browser, or in an editor, may ask and read the answers.
+
+    Args:
+        origin: as the browser names it; empty for what is no page.
+        key: that requests must hold. A page that knows it may come from anywhere; without one
+            it must be this machine's, or an editor's own, such as vscode-webview://.
+    """
+    if key or not origin:
+        return True
+    scheme, host = _parts(origin)
+    # "null" is what a page without a place of its own sends, on whatever site it stands.
+    return scheme != "" and (scheme not in ("http", "https") or is_loopback(host))
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """(scheme, host) of an address; one that is none has the host "?"."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme, parts.hostname or "?"
+    except ValueError:
+        return "http", "?"
 
 
 def is_loopback(host: str) -> bool:

@@ -25,6 +25,8 @@ from .wire import (
     Result,
     Served,
     budget_s,
+    gap_in_template,
+    most_of,
     parsed,
     samples_of,
     sampling_of,
@@ -255,14 +257,30 @@ def completion(served: Served, content: bytes) -> LlamaCall:
         UserError: the request is wrong, or does not fit.
     """
     body = parsed(CompletionBody, content)
-    prompts = texts_of(body.prompt)
     built = [
         served.prompts.given(prompt)
         if isinstance(prompt, list)
-        else served.prompts.completion(prompt, max(0, body.most))
-        for prompt in prompts
+        else continued(served, prompt, most_of(body.most))
+        for prompt in texts_of(body.prompt)
     ]
     return LlamaCall(served, body, built)
+
+
+def continued(served: Served, text: str, most: int | None) -> Prompt:
+    """The prompt of text that is continued, or of a gap that it holds as a template.
+
+    Args:
+        served: the model.
+        text: the prompt.
+        most: longest completion in tokens; None for what the context holds.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    gap = gap_in_template(served, text)
+    if gap is None:
+        return served.prompts.completion(text, most or 0)
+    return served.prompts.infilling(*gap, served.prompts.context // 4 if most is None else most)
 
 
 def texts_of(prompt: str | list[int] | list[str | list[int]]) -> list[str | list[int]]:

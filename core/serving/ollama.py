@@ -16,11 +16,34 @@ from pydantic import Field
 from codecria.core.inference.prompts import Prompt
 from codecria.data.errors import UsageError
 
+from .llama_cpp import continued
 from .openai import ChatMessage, dialog_of
 from .tasks import Piece, Shaper, Task
-from .wire import Body, Result, Served, parsed, sampling_of, shaper_of, stops_of, task_of
+from .wire import (
+    GAP_TEMPLATE,
+    Body,
+    Result,
+    Served,
+    most_of,
+    parsed,
+    sampling_of,
+    shaper_of,
+    stops_of,
+    task_of,
+)
 
 VERSION = "0.9.0"  # of Ollama's interface, for clients that ask
+# What clients look into to learn whether a model fills gaps; in Go's template language.
+_START, _BETWEEN, _END = GAP_TEMPLATE
+TEMPLATE = (
+    "{{ if .Suffix }}"
+    + _START
+    + "{{ .Prompt }}"
+    + _BETWEEN
+    + "{{ .Suffix }}"
+    + _END
+    + "{{ else }}{{ .Prompt }}{{ end }}"
+)
 
 
 class Options(Body):
@@ -50,6 +73,7 @@ class GenerateBody(Common):
     suffix: str = ""
     system: str = ""
     images: list[Any] | None = None
+    raw: bool = False  # templates are never applied
 
 
 class ChatBody(Common):
@@ -158,12 +182,12 @@ def generate(served: Served, content: bytes) -> OllamaCall:
     if body.system:
         raise UsageError("system is not supported here", hint="use /api/chat")
     prompt = None
-    most = body.options.num_predict
+    most = most_of(body.options.num_predict)
     if body.suffix:
-        limit = served.prompts.context // 4 if most is None or most < 0 else most
+        limit = served.prompts.context // 4 if most is None else most
         prompt = served.prompts.infilling(body.prompt, body.suffix, limit)
     elif body.prompt:
-        prompt = served.prompts.completion(body.prompt, max(0, most or 0))
+        prompt = continued(served, body.prompt, most)
     return OllamaCall(served, body, prompt)
 
 
@@ -176,9 +200,8 @@ def chat(served: Served, content: bytes) -> OllamaCall:
     body = parsed(ChatBody, content)
     if body.tools:
         raise UsageError("tools are not supported", hint="leave them out")
-    most = body.options.num_predict
-    limit = None if most is None or most < 0 else most
-    prompt = served.prompts.answer(dialog_of(body.messages), limit) if body.messages else None
+    most = most_of(body.options.num_predict)
+    prompt = served.prompts.answer(dialog_of(body.messages), most) if body.messages else None
     return OllamaCall(served, body, prompt)
 
 
@@ -200,6 +223,9 @@ def show(served: Served) -> dict[str, Any]:
     """The response to /api/show."""
     fills = served.prompts.tokenizer.infill is not None
     return {
+        "modelfile": "",
+        "parameters": f"num_ctx {served.prompts.context}",
+        "template": TEMPLATE if fills else "{{ .Prompt }}",
         "details": _details(served),
         "model_info": {
             "general.architecture": "llama",
@@ -217,7 +243,14 @@ def error(message: str, status: int) -> dict[str, Any]:  # noqa: ARG001
 
 def _details(served: Served) -> dict[str, Any]:
     size = "" if served.parameters is None else f"{served.parameters / 1e9:.1f}B"
-    return {"format": "codecria", "family": "llama", "parameter_size": size}
+    # All of them are strings and none may be missing: Zed reads no listing otherwise.
+    return {
+        "format": "codecria",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": size,
+        "quantization_level": "",
+    }
 
 
 def _now() -> str:

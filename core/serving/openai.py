@@ -28,6 +28,8 @@ from .wire import (
     Body,
     Result,
     Served,
+    gap_in_template,
+    most_of,
     parsed,
     samples_of,
     sampling_of,
@@ -65,7 +67,7 @@ class Common(Body):
     """Fields of all requests."""
 
     model: str = ""
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=-1)  # -1: what the context holds, as in llama.cpp
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0)
     top_k: int | None = None
@@ -107,7 +109,7 @@ class CompletionBody(Common):
     form: Form | None = None
     heal: bool = False
     prefix_share: float = Field(PREFIX_SHARE, ge=0, le=1)
-    parse_specials: bool = False
+    parse_specials: bool | None = None
 
 
 class FimBody(Common):
@@ -130,7 +132,8 @@ class ChatBody(Common):
     """/v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: int | None = Field(None, ge=-1)
+    n_predict: int | None = Field(None, ge=-1)  # llama.cpp's, as llama.vscode sends it
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_SCORES)
     tools: list[Any] | None = None
@@ -170,6 +173,8 @@ class OpenAICall:
     ) -> None:
         self._served, self._body, self._prompts = served, body, prompts
         self._is_chat, self._is_answer = is_chat, is_answer
+        # Clients of Mistral's protocol read a text from every chunk, the last one too.
+        self._last_delta = {} if is_answer else {"content": ""}
         self._echoes = echoes
         self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
@@ -258,7 +263,7 @@ class OpenAICall:
     ) -> bytes:
         choice: dict[str, Any] = {"index": index}
         if self._is_chat:
-            choice["delta"] = {} if reason else {"content": text}
+            choice["delta"] = self._last_delta if reason else {"content": text}
         else:
             choice["text"] = text
         choice |= {"logprobs": scores, "finish_reason": reason}
@@ -346,38 +351,9 @@ def completions(served: Served, content: bytes) -> OpenAICall:
         raise UsageError("best_of is not supported", hint="leave it out")
     if body.echo and (body.logprobs is not None or body.suffix):
         raise UsageError("echo cannot be combined with logprobs or suffix")
-    most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    most = COMPLETION_TOKENS if body.max_tokens is None else most_of(body.max_tokens)
     given = texts_of(body.prompt)
-    prompts = []
-    for part in given:
-        if isinstance(part, list):
-            if body.suffix:
-                raise UsageError("a prompt of ids takes no suffix", hint="give the prompt as text")
-            prompts.append(served.prompts.given(part))
-        elif body.suffix is not None and (body.suffix or body.form is not None):
-            prompts.append(
-                served.prompts.infilling(
-                    part,
-                    body.suffix,
-                    most,
-                    form=body.form,
-                    truncate=body.truncate or "window",
-                    prefix_share=body.prefix_share,
-                    healed=body.heal,
-                    prediction=body.predicted,
-                )
-            )
-        else:
-            prompts.append(
-                served.prompts.completion(
-                    part,
-                    most,
-                    truncate=body.truncate or "off",
-                    specials="parse" if body.parse_specials else "text",
-                    healed=body.heal,
-                    prediction=body.predicted,
-                )
-            )
+    prompts = [_prompt(served, body, part, most) for part in given]
     tokenizer = served.prompts.tokenizer
     echoes = [p if isinstance(p, str) else tokenizer.decode(p) for p in given if body.echo]
     return OpenAICall(
@@ -391,6 +367,43 @@ def completions(served: Served, content: bytes) -> OpenAICall:
     )
 
 
+def _prompt(
+    served: Served, body: CompletionBody, part: str | list[int], most: int | None
+) -> Prompt:
+    """One prompt of a request to /v1/completions.
+
+    Raises:
+        UserError: it is wrong, or does not fit.
+    """
+    if isinstance(part, list):
+        if body.suffix:
+            raise UsageError("a prompt of ids takes no suffix", hint="give the prompt as text")
+        return served.prompts.given(part)
+    gap = None
+    if body.suffix is not None and (body.suffix or body.form is not None):
+        gap = part, body.suffix
+    elif body.parse_specials is None and not body.echo:
+        gap = gap_in_template(served, part)
+    if gap is not None:
+        return served.prompts.infilling(
+            *gap,
+            served.prompts.context // 4 if most is None else most,
+            form=body.form,
+            truncate=body.truncate or "window",
+            prefix_share=body.prefix_share,
+            healed=body.heal,
+            prediction=body.predicted,
+        )
+    return served.prompts.completion(
+        part,
+        most or 0,
+        truncate=body.truncate or "off",
+        specials="parse" if body.parse_specials else "text",
+        healed=body.heal,
+        prediction=body.predicted,
+    )
+
+
 def chat(served: Served, content: bytes) -> OpenAICall:
     """The call of a POST to /v1/chat/completions.
 
@@ -399,7 +412,8 @@ def chat(served: Served, content: bytes) -> OpenAICall:
     """
     body = parsed(ChatBody, content)
     body.refuse_unsupported()
-    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    limits = (body.max_completion_tokens, body.max_tokens, body.n_predict)
+    most = most_of(next((limit for limit in limits if limit is not None), None))
     prompt = served.prompts.answer(
         dialog_of(body.messages),
         most,
@@ -425,7 +439,7 @@ def fim(served: Served, content: bytes) -> OpenAICall:
     """
     body = parsed(FimBody, content)
     body.refuse_unsupported()
-    most = body.max_tokens
+    most = most_of(body.max_tokens)
     prompt = served.prompts.infilling(
         body.prompt,
         body.suffix or "",

@@ -22,6 +22,7 @@ MOST_SAMPLES = 16
 MOST_PROMPTS = 64
 MOST_STOPS = 16
 STOP_CHARACTERS = 512
+GAP_TEMPLATE = ("<PRE> ", " <SUF>", " <MID>")  # Code Llama's release, README: infilling
 SEVERAL_TEMPERATURE = 0.8  # of several samples, where nobody says: greedy ones would all be equal
 
 
@@ -193,6 +194,31 @@ def samples_of(n: int | None) -> int:
     if not 1 <= n <= MOST_SAMPLES:
         raise UsageError(f"n is {n}: from 1 to {MOST_SAMPLES} completions are given")
     return n
+
+
+def gap_in_template(served: Served, text: str) -> tuple[str, str] | None:
+    """(prefix, suffix) of a prompt that an editor wrote in Code Llama's template for gaps.
+
+    Editors whose protocol has no suffix, such as Zed, write `<PRE> prefix <SUF>suffix <MID>`
+    themselves. Read as text it would be these letters. The parts are still read as text, so
+    nothing in them becomes a special token.
+
+    Args:
+        served: the model; one that fills no gaps has no template.
+        text: the whole prompt; None is returned where it is not exactly one template.
+    """
+    start, between, end = GAP_TEMPLATE
+    if served.prompts.tokenizer.infill is None or text.count(between) != 1:
+        return None
+    if not text.startswith(start) or not text.endswith(end):
+        return None
+    prefix, _, suffix = text[len(start) : -len(end)].partition(between)
+    return prefix, suffix
+
+
+def most_of(tokens: int | None) -> int | None:
+    """A limit of tokens; None where a request names none, or a negative number for none."""
+    return None if tokens is None or tokens < 0 else tokens
 
 
 def task_of(

@@ -110,8 +110,10 @@ def serve(served_model: Path) -> Serve:
     generator = Generator.load(served_model, device="cpu", dtype="float32")
 
     @contextmanager
-    def run(limits: Limits | None = None, **settings: Any) -> Iterator[Served]:
-        listening = server.listen("127.0.0.1", 0, key=settings.get("key", ""))
+    def run(
+        limits: Limits | None = None, *, host: str = "127.0.0.1", **settings: Any
+    ) -> Iterator[Served]:
+        listening = server.listen(host, 0, key=settings.get("key", ""))
         state = start(
             generator,
             Settings(name="small", limits=limits or Limits(), **settings),
