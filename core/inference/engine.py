@@ -205,13 +205,12 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         """One pass over the live sequences with their drafts."""
+        began = time.perf_counter()
         live = list(self._live)
         drafts = [draft_of(decoding, self._gate, len(live) - 1) for decoding in live]
         before = list(self._runner.lengths[: len(live)])
         tokens = [[d.ids[-1], *draft.tokens] for d, draft in zip(live, drafts, strict=True)]
-        began = time.perf_counter()
         scores = self._runner.decode(0, tokens)
-        self._gate.costs.record(len(scores), time.perf_counter() - began)
         scores = allowed(scores, [d for d, some in zip(live, tokens, strict=True) for _ in some])
         best = scores.argmax(-1).tolist()
         events: list[Event] = []
@@ -223,6 +222,8 @@ class Engine:
             if kept <= len(draft.tokens):
                 self._runner.truncate(row, before[row] + kept)
             events += self._events(decoding, text)
+        # With all that a token costs besides the pass: a draft has to earn that, too.
+        self._gate.costs.record(at, time.perf_counter() - began)
         self._drop({d.number for d in live if d.finish_reason is not None})
         return events
 

@@ -13,8 +13,8 @@ from codecria.core.inference.drafting import (
     Draft,
     Drafter,
     Gate,
+    Places,
     Sources,
-    SuffixAutomaton,
 )
 
 
@@ -28,12 +28,49 @@ def longest_match(tokens: list[int]) -> tuple[int, int]:
     return 0, 0
 
 
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=40))
-def test_the_match_is_the_longest_end_that_stood_earlier(tokens: list[int]) -> None:
-    automaton = SuffixAutomaton()
-    for count, token in enumerate(tokens, 1):
-        automaton.extend([token])
-        assert automaton.match() == longest_match(tokens[:count])
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(0, 40), st.booleans())
+def test_the_match_is_the_longest_end_that_stood_earlier(
+    tokens: list[int], given: int, always: bool
+) -> None:
+    places = Places(tokens[:given])
+    for count in range(len(tokens[:given]), len(tokens) + 1):
+        if count > given:
+            places.push(tokens[count - 1])
+        if not (always or count % 3):  # a match that was not asked for is found later
+            continue
+        length, end = places.match()
+        longest, _ = longest_match(tokens[:count])
+        assert length == longest if longest > 1 else length <= 1
+        if length:
+            assert end < count
+            assert tokens[end - length : end] == tokens[count - length : count]
+
+
+def test_of_equal_places_the_one_behind_the_last_change_counts_else_the_latest() -> None:
+    places = Places([1, 2, 9, 1, 2, 8, 1, 2, 7, 1, 2])
+    assert places.match() == (2, 8)
+    places = Places([5, 6, 1, 2, 9, 1, 2, 8, 1, 2, 7, BREAK, 5, 6])
+    places.match()
+    for token in (4, 1, 2):  # 4 instead of 1
+        places.push(token)
+    assert places.match() == (2, 4)
+
+
+def test_an_edited_text_goes_on_a_token_after_the_change() -> None:
+    old = (20, 21, 22, 23, 24, 25, 26, 27, 28, 29)
+    made = drafter([40, 41], prediction=old)
+    made.push((20, 21, 22))
+    assert made.draft(2).tokens == (23, 24)
+    made.push((99,))  # instead of 23
+    assert made.draft(2) == Draft()
+    made.push((24,))
+    assert made.draft(3) == Draft((25, 26, 27), 1)
+    made.push((25, 26, 28))  # without 27
+    assert made.draft(3) == Draft((29,), 1)
+
+
+def test_a_match_within_a_document_does_not_reach_across_its_start() -> None:
+    assert drafter([1, 2], [1, 2, 3]).draft(3) == Draft((3,), 2)
 
 
 def drafter(history: list[int], *documents: list[int], prediction: tuple[int, ...] = ()) -> Drafter:
@@ -75,7 +112,7 @@ def test_an_answer_begins_as_its_prediction_and_goes_on_with_it_after_a_change()
     made.push((30,))  # instead of 3
     assert made.draft(4) == Draft()
     made.push((4, 5))
-    assert made.draft(8).tokens == (6, 7, 8)
+    assert made.draft(8) == Draft((6, 7, 8), 2)
 
 
 def gate(cost: float) -> Gate:
