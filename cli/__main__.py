@@ -1,6 +1,6 @@
 """`python -m codecria.cli`, also under torchrun."""
 
-from .app import main
+from .quick import main
 
 if __name__ == "__main__":
     main()

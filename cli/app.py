@@ -1,34 +1,23 @@
-"""The root of the command line: its verbs, its configuration file, and the one error boundary."""
+"""The root of the command line: its verbs and its configuration file."""
 
 from __future__ import annotations
 
 import copy
-import errno
-import io
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from codecria.data.errors import (
-    ExitStatus,
-    Interrupted,
-    ReportedElsewhere,
-    UsageError,
-    UserError,
-)
+from codecria.data.errors import ExitStatus, UsageError
 
 from . import (
     adapt,
     convert,
     doctor,
     evaluate,
-    generate,
     inspect,
-    parser_errors,
     prepare_data,
     recipes,
     render,
@@ -36,8 +25,11 @@ from . import (
     serve,
     train,
 )
-from .commands import ENV_PREFIX, QuickCommand, RootGroup, near_name, variables
+from .boundary import guarded
+from .commands import QuickCommand, RootGroup, variables
 from .config import PROG, found_files, read_config, read_found
+from .generate import command as generate
+from .names import ENV_PREFIX, near_name
 
 MODULES = (
     prepare_data,
@@ -197,7 +189,7 @@ def _launched() -> bool:
 
 
 def main() -> None:
-    """Run the command line; the one place where errors become messages and exit statuses."""
+    """Run the command line and end the process with its status."""
     status = run()
     if _launched():
         # The threads of gloo now and then abort the process as it is torn down (torch 2.13).
@@ -208,27 +200,16 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and return its exit status."""
-    debug = "--debug" in sys.argv[1:]
-    _prepare_streams()
-    render.set_quiet(False)
+    return guarded(_parsed, debug="--debug" in sys.argv[1:])
+
+
+def _parsed() -> int:
+    """Let Typer parse the command line and run what it asks for; the exit status."""
     try:
         status = asked_for()(prog_name=PROG, standalone_mode=False)
-    except SystemExit as end:
-        # Typer ends with 1 where the reader of stdout went away.
-        if isinstance(end.__context__, BrokenPipeError):
-            return _broken_pipe()
-        return _flush(end.code if isinstance(end.code, int) else ExitStatus.DONE)
-    except (KeyboardInterrupt, typer.Abort):
-        return ExitStatus.INTERRUPTED
-    except BrokenPipeError:
-        return _broken_pipe()
-    except Exception as error:  # the boundary: whatever goes wrong ends as a line or two
-        if debug:
-            import traceback
-
-            traceback.print_exception(error)
-        return _report(error)
-    return _flush(status if isinstance(status, int) else ExitStatus.DONE)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return status if isinstance(status, int) else ExitStatus.DONE
 
 
 def asked_for() -> typer.Typer:
@@ -246,76 +227,3 @@ def asked_for() -> typer.Typer:
     alone = copy.copy(app)
     alone.registered_commands, alone.registered_groups = commands, groups
     return alone
-
-
-def _report(error: Exception) -> int:
-    """Say on stderr why the work ended; its exit status."""
-    if isinstance(error, ReportedElsewhere):
-        return error.status
-    if isinstance(error, Interrupted):
-        if error.message:
-            render.error(error.message)
-        return error.status
-    if hasattr(error, "format_message"):  # Typer's parser, whose error classes are private
-        return parser_errors.report(error)
-    if isinstance(error, UserError):
-        message, hint = error.message, error.hint
-    elif _out_of_memory(error):
-        message = "out of memory"
-        hint = "use a smaller --micro-batch-size, --partition-mb, context or model"
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        message, hint = f"cannot write: {error.strerror}", ""
-    else:
-        message = f"internal error: {type(error).__name__}: {error}"
-        hint = f"run `{PROG} --debug VERB ...` for the traceback"
-    render.error(f"error: {message}")
-    if hint:
-        render.error(f"hint: {hint}")
-    return error.status if isinstance(error, UserError) else ExitStatus.FAILED
-
-
-def _prepare_streams() -> None:
-    """Let every stream be there and stdout be UTF-8, whatever the shell and its locale left."""
-    if sys.stdin is None:  # closed by the shell with <&-
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - for the process
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name that is not UTF-8 shows as \udcff, which JSON understands.
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether Python, numpy, Arrow, or PyTorch on either kind of device ran out of memory."""
-    # By name and text: torch may not be there yet, and its CPU allocator has no type of its own.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-    )
-
-
-def _flush(status: int) -> int:
-    """Write what is left to stdout, so that a failure shows here and not at exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return _broken_pipe()
-    except OSError as error:
-        render.error(f"error: cannot write to stdout: {error.strerror}")
-        _drop_stdout()
-        return ExitStatus.FAILED
-    return status
-
-
-def _broken_pipe() -> int:
-    """The reader of stdout went away (`| head`): end as other tools do, quietly."""
-    _drop_stdout()
-    return 128 + signal.SIGPIPE
-
-
-def _drop_stdout() -> None:
-    """Let what is left go nowhere: Python would complain once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

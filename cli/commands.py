@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from codecria.data.errors import UsageError
 
 from . import options
+from .names import ENV_PREFIX
 
-ENV_PREFIX = "CODECRIA"
 GENERAL = "Options"  # the panel of options that belong to no other
 
 
@@ -99,13 +99,6 @@ def _examples_as_typed(help: str | None) -> str | None:
         for part in help.split("\n\n")
     ]
     return "\n\n".join(marked)
-
-
-def near_name(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that is most like a mistyped name, or nothing."""
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), "")
 
 
 def variables(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from codecria.data.errors import UsageError, UserError
 
-from .commands import near_name
+from .names import near_name
 
 PROG = "codecria"
 WORKING_NAME = "codecria.toml"

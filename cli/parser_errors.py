@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import render
-from .commands import near_name
+from .names import near_name
 
 
 def report(error: Any) -> int:

@@ -1,7 +1,7 @@
 """The errors that are meant for the person at the keyboard, and the exit status each ends with.
 
 Raise these for anything a user can cause or mend; use `assert` for our own mistakes. The command
-line's error boundary (`cli/app.py`) turns them into two lines on stderr and an exit status.
+line's error boundary (`cli/boundary.py`) turns them into two lines on stderr and an exit status.
 """
 
 from __future__ import annotations

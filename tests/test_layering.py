@@ -203,7 +203,7 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
 # Beside the boundary, the loader: its thread hands what went wrong to whoever asks for the batch.
 # And the sandbox's processes, where the program that raises is not ours.
 # And the server's engine thread, which tells every client that waits.
-BROAD = ("cli/app.py", "data/rows/loader.py", "core/serving/worker.py", *PROCESSES)
+BROAD = ("cli/boundary.py", "data/rows/loader.py", "core/serving/worker.py", *PROCESSES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=everywhere)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from codecria.cli import options, render
+from codecria.cli import options
 from codecria.data.errors import UsageError
 
-from . import output
-from .prompt import Asked, Source, dialog_of, read, show_tokens
-from .request import Request
-
-if TYPE_CHECKING:
-    from codecria.data.formats.cursor import Gap
+from .job import Job
+from .prompt import Source, show_tokens
 
 HELP = """Complete a prompt, fill a gap in a file, or answer a question.
 
@@ -247,8 +242,8 @@ def generate(
     threads: options.EngineThreads = None,
 ) -> None:
     """Read the prompt, fit it to the context, complete it."""
-    asked = read(
-        Source(
+    job = Job(
+        source=Source(
             prompt=prompt,
             prompt_file=prompt_file,
             file=file,
@@ -257,25 +252,14 @@ def generate(
             prefix=prefix,
             suffix=suffix,
             chat=chat,
-        )
-    )
-    _check_combination(asked, chat=chat, file=file, in_place=in_place, diff=diff, heal=heal)
-    many = samples > 1 or as_json
-    _check_output(file=file, out=out, in_place=in_place, diff=diff, many=many)
-    _check_echo(echo=echo, chat=chat, many=many, other=in_place or diff)
-    if heal and asked.gap is not None and form == "psm":
-        render.warn("--heal has no effect with --form psm")
-
-    request = Request(
-        asked=asked,
-        chat=chat,
+        ),
         system=system,
         refuse_tags=refuse_tags,
         form=form,
         prefix_share=prefix_share,
         context=context,
         truncate=truncate,
-        heal=heal and (asked.gap is None or form == "spm"),
+        heal=heal,
         parse_specials=parse_specials,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -283,29 +267,21 @@ def generate(
         top_k=top_k,
         seed=seed,
         samples=samples,
-        stops=tuple(_unescape(text) for text in stop or ()),
+        stop=tuple(stop or ()),
         draft=draft == "auto",
+        in_place=in_place,
+        diff=diff,
+        out=out,
+        as_json=as_json,
+        echo=echo,
     )
-
-    def write(events: output.Events) -> None:
-        if echo:
-            output.echoed(events, asked, out)
-        elif asked.gap is not None and (in_place or diff):
-            _fill(events, asked.gap, asked.content, file if in_place else None, file, diff, out)
-        else:
-            _print(events, request, as_json=as_json, out=out)
-
+    asked, request = job.read()
     if server is not None:
-        from . import remote
-
         if show_prompt or dry_run:
             raise UsageError("--show-tokens and --dry-run need --model", hint="leave out --server")
         if adapter is not None:
             raise UsageError("--adapter is the server's", hint="give it to codecria serve")
-        if chat:
-            dialog_of(asked.text, system, refuse_tags=refuse_tags)
-        with remote.completing(request, server, key) as events:
-            write(events)
+        job.ask(request, server, key)
         return
     if model is None:
         raise UsageError("there is no model", hint="name one with --model, or a --server")
@@ -331,96 +307,4 @@ def generate(
     if dry_run:
         return
     with local.completing(request, prompt_built, loading) as events:
-        write(events)
-
-
-def _fill(
-    events: output.Events,
-    gap: Gap,
-    content: bytes | None,
-    written: Path | None,
-    named: Path | None,
-    diff: bool,
-    out: Path | None,
-) -> None:
-    """Print a filled gap as a patch, or write it into its file, or both."""
-    completion = output.middle_of(events)
-    if diff:
-        with output.payload(out) as write:
-            write(gap.diff(completion.text, output.patch_name(named)))
-    if written is not None:
-        assert content is not None, "a file without content"
-        output.write_in_place(written, content, gap, completion, printed=diff)
-
-
-def _print(events: output.Events, request: Request, *, as_json: bool, out: Path | None) -> None:
-    """Print completions."""
-    if request.chat:
-        events = output.stripped(events)
-    if request.asked.gap is not None:
-        events = output.with_line_ends(events, request.asked.gap)
-    with output.payload(out) as write:
-        if as_json:
-            output.json_lines(events, write)
-        elif request.samples == 1:
-            output.stream(events, write, to_terminal=out is None and sys.stdout.isatty())
-        else:
-            output.in_order(events, write)
-
-
-def _check_combination(
-    asked: Asked, *, chat: bool, file: Path | None, in_place: bool, diff: bool, heal: bool
-) -> None:
-    """Check that the options go together.
-
-    Raises:
-        UsageError: naming two that do not.
-    """
-    if in_place and file is None:
-        raise UsageError("--in-place needs a file to write", hint="name it with --file")
-    if in_place and file is not None and not file.is_file():
-        raise UsageError(f"{file} is not a regular file", hint="leave out --in-place")
-    if diff and asked.gap is None:
-        raise UsageError("--diff needs a gap to fill", hint="name one, as with --file and --at")
-    if chat and heal:
-        raise UsageError("--heal cannot be combined with --chat", hint="leave out one of them")
-
-
-def _check_output(
-    *, file: Path | None, out: Path | None, in_place: bool, diff: bool, many: bool
-) -> None:
-    """Check that the output has one meaning.
-
-    Raises:
-        UsageError: it has not.
-    """
-    if (in_place or diff) and many:
-        raise UsageError(
-            "--in-place and --diff take one completion", hint="leave out --samples and --json"
-        )
-    if out is None:
-        return
-    if in_place and not diff:
-        raise UsageError("--in-place prints nothing for --out", hint="leave out --out")
-    if file is not None and out.resolve() == file.resolve():
-        raise UsageError(
-            f"--out would replace {file} by its middle", hint="--in-place fills the gap in it"
-        )
-
-
-def _check_echo(*, echo: bool, chat: bool, many: bool, other: bool) -> None:
-    """Check that --echo has one text to print.
-
-    Raises:
-        UsageError: it has not.
-    """
-    if echo and (chat or many or other):
-        raise UsageError(
-            "--echo prints one text with its completion",
-            hint="leave out --chat, --samples, --json, --in-place and --diff",
-        )
-
-
-def _unescape(stop: str) -> str:
-    """A stop string as typed in a shell, where a line break is hard to type."""
-    return stop.replace("\\n", "\n").replace("\\t", "\t")
+        job.write(events, request)

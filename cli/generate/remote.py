@@ -1,23 +1,22 @@
 """Generation by a server: `codecria serve`, which holds a loaded model, answers in milliseconds.
 
-Only the standard library is imported: a shell call must not pay for torch or numpy.
+Little of the standard library is imported, and nothing else: a shell call should cost
+milliseconds.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from codecria.data.errors import UsageError, UserError
 
+from .connection import Address, Answer, posted
 from .output import Events, Shown
 from .request import Request
 
-CONNECT_S = 5.0
 MOST_LINE = 1 << 20  # bytes of one event
 
 
@@ -29,28 +28,24 @@ def completing(request: Request, server: str, key: str) -> Iterator[Events]:
         UserError: the server is not there, refuses the request, or ends too soon.
     """
     path, body = body_of(request)
-    connection, base = _connection(server)
+    address = Address.of(server)
     headers = {"Content-Type": "application/json"}
+    if not key.isprintable():
+        raise UsageError("the server's key holds what no header may hold, such as a line's end")
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    try:
+    with ExitStack() as stack:
         try:
-            connection.connect()
-            if connection.sock is not None:
-                connection.sock.settimeout(None)  # a long prompt may take minutes
-            connection.request("POST", base + path, json.dumps(body).encode(), headers)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            answer = posted(address, path, json.dumps(body).encode(), headers, stack)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
             raise UserError(
                 f"no answer from {server}: {reason}",
                 hint="start a server: codecria serve -m CHECKPOINT",
             ) from error
-        if response.status != 200:
-            raise UserError(f"{server}: {_error_of(response)}", hint=_hint(response.status))
-        yield _streamed(response, server) if body["stream"] else _whole(response, server)
-    finally:
-        connection.close()
+        if answer.status != 200:
+            raise UserError(f"{server}: {_error_of(answer)}", hint=_hint(answer.status))
+        yield _streamed(answer, server) if body["stream"] else _whole(answer, server)
 
 
 def body_of(request: Request) -> tuple[str, dict[str, Any]]:
@@ -100,29 +95,9 @@ def body_of(request: Request) -> tuple[str, dict[str, Any]]:
     return "/v1/completions", body
 
 
-def _connection(server: str) -> tuple[http.client.HTTPConnection, str]:
-    """A connection that is not open yet, and what comes before each path.
-
-    Raises:
-        UsageError: the address is none.
-    """
-    parts = urlsplit(server if "//" in server else f"http://{server}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-        raise UsageError(
-            f"--server {server} is not an address", hint="such as http://127.0.0.1:8012"
-        )
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    base = parts.path.rstrip("/").removesuffix("/v1")
-    return kind(parts.hostname, port, timeout=CONNECT_S), base
-
-
-def _whole(response: http.client.HTTPResponse, server: str) -> Events:
+def _whole(answer: Answer, server: str) -> Events:
     """The completions of a response that is one document."""
-    document = _parsed(_read(response, server), server)
+    document = _parsed(_read(answer, server), server)
     usage = document.get("usage") or {}
     choices = document.get("choices") or []
     share = (usage.get("completion_tokens") or 0) // max(1, len(choices))
@@ -136,13 +111,13 @@ def _whole(response: http.client.HTTPResponse, server: str) -> Events:
         yield choice.get("index", 0), _shown(text, choice, usage | {"completion_tokens": share}, {})
 
 
-def _streamed(response: http.client.HTTPResponse, server: str) -> Events:
+def _streamed(answer: Answer, server: str) -> Events:
     """The pieces of one completion as they come."""
     text = ""
     last: Any = None
     usage: dict[str, Any] = {}
     times: dict[str, Any] = {}
-    for event in _events(response, server):
+    for event in _events(answer, server):
         if "error" in event:
             error = event["error"]
             raise UserError(error.get("message", str(error)) if isinstance(error, dict) else error)
@@ -162,23 +137,23 @@ def _streamed(response: http.client.HTTPResponse, server: str) -> Events:
     yield 0, _shown(text, last, usage, times)
 
 
-def _events(response: http.client.HTTPResponse, server: str) -> Iterator[Any]:
+def _events(answer: Answer, server: str) -> Iterator[Any]:
     """The JSON values of a stream of server-sent events."""
     try:
-        while line := response.readline(MOST_LINE):
+        while line := answer.body.readline(MOST_LINE):
             if line.startswith(b"data:"):
                 data = line[5:].strip()
                 if data == b"[DONE]":
                     return
                 yield _parsed(data, server)
-    except (OSError, http.client.HTTPException):
+    except OSError:
         return  # too soon, or at the end: the caller knows
 
 
-def _read(response: http.client.HTTPResponse, server: str) -> bytes:
+def _read(answer: Answer, server: str) -> bytes:
     try:
-        return response.read()
-    except (OSError, http.client.HTTPException) as error:
+        return answer.body.read()
+    except OSError as error:
         raise UserError(f"{server} ended before the completion did") from error
 
 
@@ -206,17 +181,17 @@ def _shown(text: str, choice: Any, usage: Any, times: Any) -> Shown:
     )
 
 
-def _error_of(response: http.client.HTTPResponse) -> str:
+def _error_of(answer: Answer) -> str:
     """What a server says is wrong."""
     try:
-        content = response.read(MOST_LINE)
-    except (OSError, http.client.HTTPException):
+        content = answer.body.read(MOST_LINE)
+    except OSError:
         content = b""
     try:
         found = json.loads(content)["error"]
         return str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status} {response.reason}"
+        return f"HTTP {answer.status} {answer.reason}"
 
 
 def _hint(status: int) -> str:

@@ -130,18 +130,33 @@ def test_what_a_server_refuses_is_one_clear_line(process: dict[str, Any], genera
         assert generate(*options)[0] == 2, options
 
 
-def test_a_server_call_imports_nothing_that_is_slow(process: dict[str, Any]) -> None:
+def test_a_server_call_prints_the_same_without_what_is_slow_to_import(
+    process: dict[str, Any], generate: Call
+) -> None:
     code = (
-        "import sys; from codecria.cli import app; status = app.run();"
-        "slow = {'torch', 'numpy', 'pydantic', 'sentencepiece'} & set(sys.modules);"
-        "sys.exit(str(slow) if slow else status)"
+        "import sys; from codecria.cli import quick\n"
+        "try: quick.main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, "generate", "--server", process["url"], "--key", KEY]
-    for prompt in (PROMPT, "a<FILL_ME>b"):
+    options = ["--server", process["url"], "--key", KEY, "--max-tokens", "2"]
+    slow = {"torch", "numpy", "pydantic", "sentencepiece", "typer", "http.client", "email"}
+    for more in ([PROMPT], ["a<FILL_ME>b"], ["--json", "-n", "2", PROMPT], ["--chat", PROMPT]):
         found = subprocess.run(
-            [*command, prompt, "--max-tokens", "2"], capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, "generate", *options, *more],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert found.returncode == 0, found.stderr
+        assert not slow & set(found.stderr.split()), more
+        status, expected, _ = generate(*options, *more)
+        assert status == 0
+        if "--json" in more:
+            assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == [
+                json.loads(line)["text"] for line in expected.splitlines()
+            ]
+        else:
+            assert found.stdout == expected
 
 
 def test_a_signal_ends_the_server_and_what_it_read_is_kept(

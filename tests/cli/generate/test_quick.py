@@ -1,0 +1,154 @@
+"""The way around Typer: it understands what Typer would, or leaves it to Typer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from codecria.cli import app as cli
+from codecria.cli import quick
+from codecria.cli.generate.command import generate
+from codecria.cli.generate.job import Job
+
+SERVER = ("--server", "http://127.0.0.1:1")
+
+
+@pytest.fixture(scope="module")
+def verb() -> Any:
+    """The verb as Typer knows it."""
+    return typer.main.get_command(cli.app).commands["generate"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variables and no config files."""
+    for name in [name for name in os.environ if name.startswith("CODECRIA_")]:
+        monkeypatch.delenv(name)
+    empty = tmp_path_factory.mktemp("empty")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(empty))
+    monkeypatch.chdir(empty)
+
+
+def test_the_options_are_the_verbs(verb: Any) -> None:
+    known = {spelled: parameter for parameter in verb.params for spelled in parameter.opts}
+    for name, (argument, kind) in quick.OPTIONS.items():
+        parameter = known[name]
+        if argument == "quiet":
+            continue
+        assert parameter.name == argument
+        assert (kind is bool) == bool(parameter.is_flag), name
+        assert (kind is list) == bool(parameter.multiple), name
+        limits = (getattr(parameter.type, limit, None) for limit in ("min", "max"))
+        assert all(limit is None for limit in limits), f"{name} has limits, which Typer checks"
+        choices = getattr(parameter.type, "choices", None)
+        assert tuple(choices or ()) == (kind if isinstance(kind, tuple) else ()), name
+        named = {int: "integer", float: "float"}.get(kind)
+        assert named is None or named in parameter.type.name, name
+
+
+def test_the_defaults_are_the_verbs() -> None:
+    defaults = {n: p.default for n, p in inspect.signature(generate).parameters.items()}
+    assert defaults["marker"] == quick.MARKER
+    for field in fields(Job):
+        if field.default is MISSING:
+            continue
+        expected = defaults["stop" if field.name == "stops" else field.name]
+        expected = {"stop": (), "draft": True}.get(field.name, expected)
+        assert field.default == expected, field.name
+
+
+TEXTS = st.text(st.sampled_from("ab -=1."), max_size=4)
+WORDS = st.one_of(
+    st.sampled_from([*quick.OPTIONS, "--top-k", "--dry-run", "-", "--", "-nt"]), TEXTS
+)
+VALUES = st.sampled_from(["1", "-1", "0.5", "psm", "left", "x.py", "", "--file", "1e3", "-2.5"])
+LINES = st.lists(st.one_of(WORDS, VALUES, st.builds("{}={}".format, WORDS, VALUES)), max_size=6)
+
+
+@given(LINES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_is_understood_is_what_typer_understands(verb: Any, words: list[str]) -> None:
+    line = [*SERVER, *words]
+    found = quick.understood(["generate", *line], {})
+    if found is None:
+        return
+    with verb.make_context("generate", list(line)) as context:
+        wanted = context.params
+    found.pop("quiet", None)
+    for name, value in found.items():
+        assert wanted[name] == value, (name, line)
+    for name, parameter in {p.name: p for p in verb.params}.items():
+        if name not in found and name in wanted:
+            assert wanted[name] == parameter.default, name
+
+
+def test_plain_lines_are_understood() -> None:
+    for words in (
+        ("def f(",),
+        ("--file", "x.py", "--at", "3:1", "--diff"),
+        ("-n", "2", "-t", "0.8", "--seed=7", "--stop", "a", "--stop=b", "-"),
+        ("--chat", "What?", "-q", "--json"),
+    ):
+        assert quick.understood(["generate", *SERVER, *words], {}) is not None, words
+
+
+def test_the_rest_is_typers(tmp_path: Path) -> None:
+    line = ["generate", *SERVER, "x"]
+    assert quick.understood(line, {"PATH": "/bin"}) is not None
+    for arguments in (
+        [],
+        ["generate", "x"],
+        ["serve", *SERVER],
+        [*line, "y"],
+        [*line, "--help"],
+        [*line, "--top-k", "3"],
+        [*line, "--seed", "x"],
+        [*line, "--seed", "1", "--seed", "2"],
+        [*line, "--form", "x"],
+        [*line, "--json=1"],
+        [*line, "--out"],
+        [*line, "--out", "--json"],
+        ["--debug", *line],
+    ):
+        assert quick.understood(arguments, {}) is None, arguments
+    for environment in (
+        {"CODECRIA_GENERATE_SEED": "1"},
+        {"CODECRIA_MODEL": "x"},
+        {"_CODECRIA_COMPLETE": "x"},
+        {"WORLD_SIZE": "2"},
+    ):
+        assert quick.understood(line, environment) is None, environment
+    found = quick.understood(line, {"CODECRIA_SERVE_KEY": "k"})
+    assert found is not None
+    assert found["key"] == "k"
+    Path("codecria.toml").write_text("")
+    assert quick.understood(line, {}) is None
+
+
+def test_a_quick_call_loads_no_parser_and_no_http_library() -> None:
+    code = (
+        "import sys; from codecria.cli import quick\n"
+        "try: quick.main()\n"
+        "finally: print(*sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, "generate", *SERVER, "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: no answer from http://127.0.0.1:1: ")
+    loaded = set(told.stdout.split())
+    assert "codecria.cli.generate.remote" in loaded
+    assert not loaded & {"typer", "click", "rich", "http.client", "email", "ssl", "numpy", "torch"}
