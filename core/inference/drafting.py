@@ -134,7 +134,8 @@ class Places:
         """The first place of a token just behind a match that broke."""
         if self._since > RESUMED_WITHIN:
             return 0, 0
-        near = self._tokens[self._followed : self._followed + RESUMED_WITHIN].tolist()
+        behind = min(self._followed + RESUMED_WITHIN, self._size - 1)
+        near = self._tokens[self._followed : behind].tolist()
         self._resuming = token in near
         return (1, self._followed + near.index(token) + 1) if self._resuming else (0, 0)
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from codecria.data.errors import UserError
-from codecria.data.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # `generate --server` looks for tags alone
+    from codecria.data.tokenizer.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
