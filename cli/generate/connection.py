@@ -11,7 +11,7 @@ import re
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from codecria.data.errors import UsageError
 
@@ -104,8 +104,8 @@ def posted(
     """
     if address.secure:
         return _posted_by_tls(address, path, content, headers, stack)
-    # As bytes the host needs no table of international names.
-    where = (address.host.encode(), address.port)
+    # As bytes the host needs no table of international names; typeshed knows text alone.
+    where: Any = (address.host.encode(), address.port)
     connection = stack.enter_context(socket.create_connection(where, CONNECT_S))
     connection.settimeout(None)  # a long prompt may take minutes
     host = f"[{address.host}]" if ":" in address.host else address.host

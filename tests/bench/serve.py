@@ -1,17 +1,17 @@
-"""Load, soak and drafts: `codecria serve` beside llama-cpp-python's server and llama.cpp's drafts.
+"""Load, soak and a shell's call: `codecria serve` beside llama-cpp-python's server.
 
     python tests/bench/serve.py load MODEL --gguf MODEL.gguf --clients 1 4 16 --rounds 3
     python tests/bench/serve.py soak MODEL --requests 10000
-    python tests/bench/serve.py draft MODEL --gguf MODEL.gguf --rounds 3
-    python tests/bench/serve.py edit MODEL --rounds 5
+    python tests/bench/serve.py call MODEL --rounds 20
 
 load    streamed completions of real code by 1, 4 and 16 clients: seconds to the first token, tokens
         a second of all clients together; in every round each server in turn.
-soak    well-behaved and misbehaving clients mixed; what is left of memory, descriptors, sequences.
-draft   infilling and continuing this project's files with drafts on and off, and llama.cpp's
-        prompt lookup; a model that knows code is needed for these figures to mean anything.
-edit    the saving of a prediction: the answer of the model itself with a token changed here and
-        there, so any model will do. And a text that shares nothing, where a gate must shut.
+soak    well-behaved and misbehaving clients mixed, some of them at a time: what is left of memory,
+        descriptors, threads and sequences. A polite client must get the same text every time.
+call    `codecria generate --server` from a shell to its end, for one token: the time of the whole
+        process, of Python alone, and of the request alone.
+
+Drafts have a benchmark of their own (drafts.py).
 
 MODEL is a checkpoint; `codecria convert --to gguf` makes the GGUF file of the same weights. The
 llama.cpp server decodes one request at a time. Figures count on a quiet machine only.
@@ -21,17 +21,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import http.client
 import json
 import os
 import random
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,23 +186,55 @@ def crowd(server: Server, clients: int, round_: int, tokens: int) -> tuple[float
 
 
 def soak(arguments: argparse.Namespace) -> None:
-    """Many requests, half of them from clients that misbehave."""
-    rng = random.Random(0)
+    """Many requests, most of them from clients that misbehave, a few at a time."""
     quiet = ("--threads", str(arguments.threads), "--cache-memory", "50MB", "--cache-disk", "0")
+    kinds: Counter[str] = Counter()
     with codecria(arguments.model, *quiet) as server:
         server.post("/completion", {"prompt": "x", "n_predict": 4})
-        shown = 0
-        kinds: dict[str, int] = {}
-        for number in range(arguments.requests):
-            if number >= shown:
-                print(f"{number:6} requests: {state(server)}", flush=True)
-                shown += max(1, arguments.requests // 10)
+
+        def client(number: int) -> None:
+            rng = random.Random(number)
             kind = rng.choice(list(CLIENTS))
             CLIENTS[kind](server, rng)
-            kinds[kind] = kinds.get(kind, 0) + 1
+            kinds[kind] += 1
+
+        began, part = time.perf_counter(), max(1, arguments.requests // 10)
+        with ThreadPoolExecutor(arguments.clients[0]) as pool:
+            for start in range(0, arguments.requests, part):
+                print(f"{start:6} requests: {state(server)}", flush=True)
+                # What a client raises ends the run: an answer was lost, or was another one.
+                list(pool.map(client, range(start, min(start + part, arguments.requests))))
         time.sleep(2)
-        print(f"{arguments.requests:6} requests: {state(server)}")
+        took = time.perf_counter() - began
+        print(f"{arguments.requests:6} requests: {state(server)}, after {took:.0f} s")
         print(", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
+
+
+def call(arguments: argparse.Namespace) -> None:
+    """A shell's call, and what of it is Python's start and the request."""
+    script = Path(sys.executable).with_name("codecria")
+    prompt = code(3, 400)
+    with codecria(arguments.model, "--threads", str(arguments.threads)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        request = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
+        asked = [str(script), "generate", "--server", url, "--max-tokens", "1", prompt]
+        ways: dict[str, Callable[[], object]] = {
+            "codecria generate --server": lambda: _run(asked),
+            "python -c pass": lambda: _run([sys.executable, "-c", "pass"]),
+            "the request alone": lambda: server.post("/v1/completions", request),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way()
+                times[name].append(1000 * (time.perf_counter() - began))
+    for name, taken in times.items():
+        print(f"{name:26} {statistics.median(taken):7.1f} ms, at least {min(taken):7.1f}")
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def state(server: Server) -> str:
@@ -213,8 +249,11 @@ def state(server: Server) -> str:
         lines = connection.getresponse().read().decode().splitlines()
     gauges = [line.removeprefix("codecria_") for line in lines if "_in_progress " in line]
     gauges = [line for line in gauges if not line.startswith("#")]
-    descriptors = len(list((folder / "fd").iterdir()))
-    return f"{int(memory) / 1024:.0f} MB, {descriptors} descriptors, {', '.join(gauges)}"
+    held = (f"{len(list((folder / part).iterdir()))} {name}" for part, name in HELD)
+    return f"{int(memory) / 1024:.0f} MB, {', '.join(held)}, {', '.join(gauges)}"
+
+
+HELD = (("fd", "descriptors"), ("task", "threads"))
 
 
 def _asked(server: Server, rng: random.Random) -> socket.socket:
@@ -238,8 +277,13 @@ def _head(length: int) -> bytes:
 
 
 def _polite(server: Server, rng: random.Random) -> None:
-    body = {"prompt": code(rng.randrange(40), 600), "max_tokens": 4}
-    assert server.post("/v1/completions", body)["choices"]
+    number = rng.randrange(40)
+    body = {"prompt": code(number, 600), "max_tokens": 4, "temperature": 0}
+    text = server.post("/v1/completions", body)["choices"][0]["text"]
+    assert TEXTS.setdefault(number, text) == text, "another text than before"
+
+
+TEXTS: dict[int, str] = {}  # that polite clients got, by the number of their prompt
 
 
 def _leaves(server: Server, rng: random.Random) -> None:
@@ -271,6 +315,27 @@ def _garbage(server: Server, rng: random.Random) -> None:
         assert b" 400 " in client.recv(100)
 
 
+def _compressed(server: Server, rng: random.Random) -> None:
+    content = gzip.compress(json.dumps({"prompt": "x" * rng.randrange(1000)}).encode())
+    head = _head(len(content)).replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(head + content)
+        assert b" 415 " in client.recv(100)
+
+
+def _reads_nothing(server: Server, rng: random.Random) -> None:
+    with _asked(server, rng) as client:
+        time.sleep(rng.random() / 5)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
+
+
+def _pipeline(server: Server, rng: random.Random) -> None:
+    content = json.dumps({"prompt": "x", "max_tokens": 2}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall((_head(len(content)) + content) * 3)
+        client.recv(rng.randrange(1, 500))
+
+
 CLIENTS: dict[str, Callable[[Server, random.Random], None]] = {
     "polite": _polite,
     "leaves at once": _leaves,
@@ -278,115 +343,10 @@ CLIENTS: dict[str, Callable[[Server, random.Random], None]] = {
     "half a body": _half,
     "10 MB": _long,
     "no UTF-8": _garbage,
+    "compressed": _compressed,
+    "reads nothing": _reads_nothing,
+    "leaves a pipeline": _pipeline,
 }
-
-
-def cases() -> list[tuple[str, dict[str, Any]]]:
-    """(kind, body) of infillings and continuations of real files."""
-    rng = random.Random(1)
-    found = []
-    for number in range(12):
-        lines = FILES[(number * 17) % len(FILES)].read_text(encoding="utf-8").splitlines(True)
-        at = rng.randrange(len(lines) // 3, len(lines))
-        prefix, suffix = "".join(lines[max(0, at - 120) : at]), "".join(lines[at + 4 : at + 40])
-        found.append(("infill", {"input_prefix": prefix, "input_suffix": suffix}))
-        found.append(("continue", {"prompt": prefix}))
-    return found
-
-
-def draft(arguments: argparse.Namespace) -> None:
-    """Real files with drafts, without, and with llama.cpp's prompt lookup."""
-    threads = str(arguments.threads)
-    quiet = ("--threads", threads, "--cache-memory", "0")
-    rates: dict[tuple[str, str], list[float]] = {}
-    with (
-        codecria(arguments.model, *quiet) as on,
-        codecria(arguments.model, *quiet, "--draft", "off") as off,
-    ):
-        for _ in range(arguments.rounds):
-            for kind, body in cases():
-                path = "/infill" if kind == "infill" else "/completion"
-                texts = set()
-                for name, server in (("drafts", on), ("plain", off)):
-                    body |= {"n_predict": arguments.tokens, "temperature": 0}
-                    found = server.post(path, body)
-                    texts.add(found["content"])
-                    times = found["timings"]
-                    rates.setdefault((kind, name), []).append(times["predicted_per_second"])
-                    if times.get("draft_n"):
-                        share = times["draft_n_accepted"] / times["draft_n"]
-                        rates.setdefault((kind, "accepted"), []).append(share)
-                if len(texts) > 1:
-                    print("the texts differ: drafts are not exact here")
-    if arguments.gguf is not None:
-        for name, lookup in (("llama.cpp", False), ("llama.cpp lookup", True)):
-            for kind, rate in llama_rates(arguments, lookup=lookup):
-                rates.setdefault((kind, name), []).append(rate)
-    for (kind, name), values in sorted(rates.items()):
-        print(f"{kind:10} {name:18} {statistics.median(values):9.2f}")
-
-
-def llama_rates(arguments: argparse.Namespace, *, lookup: bool) -> Iterator[tuple[str, float]]:
-    """(kind, tokens a second) of llama.cpp in this process, with or without its own drafts."""
-    from llama_cpp import Llama
-    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-
-    model = Llama(
-        str(arguments.gguf),
-        n_ctx=4096,
-        n_threads=arguments.threads,
-        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=10) if lookup else None,
-        logits_all=lookup,
-        verbose=False,
-    )
-    for kind, body in cases():
-        prompt = (
-            body.get("prompt") or f"<PRE> {body['input_prefix']} <SUF>{body['input_suffix']} <MID>"
-        )
-        model.reset()
-        stamps = []
-        ids = model.tokenize(prompt.encode(), special=True)[-3500:]
-        for _ in zip(model.generate(ids, temp=0), range(arguments.tokens), strict=False):
-            stamps.append(time.perf_counter())
-        if len(stamps) > 1:
-            yield kind, (len(stamps) - 1) / (stamps[-1] - stamps[0])
-
-
-def edit(arguments: argparse.Namespace) -> None:
-    """A prediction that is right but for a token here and there, and one that is wrong."""
-    threads = str(arguments.threads)
-    rng = random.Random(2)
-    ratios: dict[str, list[float]] = {}
-    drafted: list[int] = []
-    quiet = ("--threads", threads, "--cache-disk", "0")
-    with (
-        codecria(arguments.model, *quiet) as on,
-        codecria(arguments.model, *quiet, "--draft", "off") as off,
-    ):
-        for round_ in range(arguments.rounds):
-            body = {"prompt": code(round_ * 5, 900), "max_tokens": arguments.tokens}
-            plain = off.post("/v1/completions", body | {"temperature": 0})
-            answer = plain["choices"][0]["text"]
-            words = answer.split(" ")
-            for every in (10, 30):
-                changed = [w if rng.randrange(every) else "changed" for w in words]
-                guess = {"type": "content", "content": " ".join(changed)}
-                found = on.post("/v1/completions", body | {"temperature": 0, "prediction": guess})
-                assert found["choices"][0]["text"] == answer, "drafts changed the text"
-                ratio = found["timings"]["predicted_per_second"]
-                ratio /= plain["timings"]["predicted_per_second"]
-                ratios.setdefault(f"a word in {every} changed", []).append(ratio)
-            sampled = body | {"temperature": 1.0, "seed": round_}
-            guess = {"type": "content", "content": code(round_ * 5 + 3, 3000)}
-            without = off.post("/v1/completions", sampled)["timings"]
-            found = on.post("/v1/completions", sampled | {"prediction": guess})["timings"]
-            if without["predicted_n"] > 20:  # else it ended before there was anything to measure
-                ratio = found["predicted_per_second"] / without["predicted_per_second"]
-                ratios.setdefault("nothing in common", []).append(ratio)
-                drafted.append(found.get("draft_n", 0))
-    for name, values in ratios.items():
-        print(f"{name:26} {statistics.median(values):6.2f} times the speed without drafts")
-    print(f"tokens drafted with nothing in common: {statistics.mean(drafted):.1f} an answer")
 
 
 def main() -> None:
@@ -394,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("load", "soak", "draft", "edit"))
+    parser.add_argument("what", choices=("load", "soak", "call"))
     parser.add_argument("model", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
@@ -403,7 +363,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    {"load": load, "soak": soak, "draft": draft, "edit": edit}[arguments.what](arguments)
+    {"load": load, "soak": soak, "call": call}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
