@@ -49,6 +49,7 @@ def doctor(
         ("training type", found["training_dtype"]),
         ("memory bandwidth", f"{found['memory_bandwidth_gb_s']} GB/s"),
         ("prefix cache", _prefix_cache(found["prefix_cache"])),
+        ("packed weights", _packed_cache(found["packed_cache"])),
         ("config files", ", ".join(found["config_files"]) or "none found"),
     ]
     render.table("machine", ["", ""], rows, to_stdout=True)
@@ -61,6 +62,14 @@ def _prefix_cache(survey: dict[str, Any]) -> str:
     return (
         f"{survey['bytes'] / 1e6:.1f} MB in {survey['folder']}, at most"
         f" {survey['limit'] / 1e9:.1f} GB unless --cache-disk says otherwise"
+    )
+
+
+def _packed_cache(survey: dict[str, Any]) -> str:
+    """What --keep-packed keeps on disk."""
+    return (
+        f"{survey['bytes'] / 1e9:.2f} GB in {survey['folder']}, at most"
+        f" {survey['limit'] / 1e9:.0f} GB"
     )
 
 

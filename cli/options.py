@@ -118,6 +118,15 @@ CacheDtype = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+KeepPacked = Annotated[
+    bool,
+    typer.Option(
+        "--keep-packed",
+        help="Keep weights that --dtype packs (q8, q4) in the user's cache: the next start maps"
+        " them.",
+        rich_help_panel=MACHINE,
+    ),
+]
 EngineThreads = Annotated[
     int | None,
     typer.Option(

@@ -132,6 +132,7 @@ def serve(
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
     cache_dtype: options.CacheDtype = "auto",
+    keep_packed: options.KeepPacked = False,
     threads: options.EngineThreads = None,
 ) -> None:
     """Load the model, listen, answer until a signal ends it."""
@@ -153,7 +154,12 @@ def serve(
     from codecria.core.serving.start import Settings, start
 
     compute = Compute(
-        device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        threads=threads,
+        cache_dtype=cache_dtype,
+        keep_packed=keep_packed,
     )
     generator = Generator.computed(model, compute, say=render.note)
     cache = _cache(generator, cache_memory, cache_disk)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from codecria.core.inference import prefix_cache
+from codecria.core.inference import packed_cache, prefix_cache
 from codecria.core.machine import (
     bf16_pays,
     compiler_available,
@@ -49,6 +49,7 @@ def survey(folder: Path) -> dict[str, Any]:
         "attention": {"backend": backend, "why": why},
         "sandbox": sandboxes.survey(),
         "prefix_cache": prefix_cache.survey(),
+        "packed_cache": packed_cache.survey(),
         "compiler": compiler_available(),
         "float32_gflops": round(matmul_flops(torch.float32, device) / 1e9, 1),
         "bfloat16_gflops": round(matmul_flops(torch.bfloat16, device) / 1e9, 1),

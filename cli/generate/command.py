@@ -239,6 +239,7 @@ def generate(
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
     cache_dtype: options.CacheDtype = "auto",
+    keep_packed: options.KeepPacked = False,
     threads: options.EngineThreads = None,
 ) -> None:
     """Read the prompt, fit it to the context, complete it."""
@@ -293,7 +294,12 @@ def generate(
     loading = local.Loading(
         model=model,
         compute=Compute(
-            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            keep_packed=keep_packed,
         ),
         cache_bytes=cache_disk if cache else 0,
     )

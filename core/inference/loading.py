@@ -52,6 +52,7 @@ class Compute:
         threads: CPU threads; None lets the engine choose.
         cache_dtype: of the key-value cache; "auto" is the weights' type, and bfloat16 for packed
             weights.
+        keep_packed: keep weights that are packed in the user's cache, for the next start.
     """
 
     device: str = "auto"
@@ -59,6 +60,7 @@ class Compute:
     engine: EngineName = "auto"
     threads: int | None = None
     cache_dtype: CacheDtype = "auto"
+    keep_packed: bool = False
 
     def __post_init__(self) -> None:
         """Check the names.
@@ -166,6 +168,9 @@ class _ByName(Mapping[str, Any]):
             target="half_split",
         )
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._ours)
 
@@ -181,15 +186,23 @@ def _native(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
     """
     from codecria.core.native import kernels
     from codecria.core.native.runner import NativeRunner
+    from codecria.core.native.weights import Weights
 
     try:
         loaded = kernels.load(say=say)
     except (RuntimeError, OSError) as error:  # LLVM's own, or of the cache's folder
         raise kernels.KernelError(f"the CPU kernels do not load: {error}") from error
     dtype: Any = native_dtype(checkpoint, compute.dtype, available_memory(), say)
+    weights: Weights = _ByName(checkpoint)
+    if compute.keep_packed and dtype not in PACKED:
+        say(f"weights are {dtype}: --keep-packed keeps those of --dtype q8 or q4")
+    elif compute.keep_packed:
+        from .packed_cache import kept
+
+        weights = kept(checkpoint, weights, dtype, loaded, say)
     return NativeRunner(
         checkpoint.config,
-        _ByName(checkpoint),
+        weights,
         loaded,
         dtype=dtype,
         cache_dtype=None if compute.cache_dtype == "auto" else compute.cache_dtype,

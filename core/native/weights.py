@@ -188,7 +188,8 @@ class PreparedWeights:
                 self.table[layer, LAYER_FIELDS.index(name)] = norm.ctypes.data
         self.final_norm = self._norm(NORM)
         self._embedding = weights[EMBEDDING]
-        head = EMBEDDING if config.tied else HEAD
+        # What is tied may be there once more, packed, beside the embedding as it is stored.
+        head = EMBEDDING if config.tied and HEAD not in weights else HEAD
         self.head = matrix(weights[head], head_dtype(dtype), config.vocab_size, config.dim, kernels)
 
     @property

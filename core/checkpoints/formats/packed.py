@@ -101,6 +101,10 @@ class PackedWeights(SafetensorsWeights):
             for ours, part in self._bytes.items()
         }
 
+    def packed_kind(self, ours: str) -> PackedKind | None:
+        """The type of a packed matrix."""
+        return self._kinds.get(ours)
+
     def packed(self, ours: str) -> tuple[PackedKind, npt.NDArray[np.uint8]] | None:
         """The type and the (B,G,S) bytes of a matrix, mapped; None for a weight in full precision.
 

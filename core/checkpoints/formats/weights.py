@@ -110,6 +110,10 @@ class Weights(ABC):
         tensor = self.raw(ours)
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
+    def packed_kind(self, ours: str) -> PackedKind | None:  # noqa: ARG002
+        """The type of a matrix that `packed` gives; None for any other weight."""
+        return None
+
     def packed(self, ours: str) -> tuple[PackedKind, npt.NDArray[np.uint8]] | None:  # noqa: ARG002
         """The type and the bytes of a matrix that is stored packed; None for any other weight.
 

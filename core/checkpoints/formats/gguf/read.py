@@ -112,13 +112,18 @@ class GgufWeights(Weights):
             return raw.view(plain[stored.dtype]).reshape(stored.shape)
         return dequantised(raw, stored.dtype, stored.shape)
 
+    def packed_kind(self, ours: str) -> PackedKind | None:
+        """The type of a matrix in Q8_0 or Q4_0."""
+        stored = self.stored[ours]
+        return _PACKED.get(stored.dtype) if len(stored.shape) == 2 else None
+
     def packed(self, ours: str) -> tuple[PackedKind, npt.NDArray[np.uint8]] | None:
         """A matrix in Q8_0 or Q4_0 as the kernels take it, with our model's order of rows.
 
         The codes and scales are the file's own. None for every other weight.
         """
-        kind = _PACKED.get(self.stored[ours].dtype)
-        if kind is None or len(self.stored[ours].shape) != 2:
+        kind = self.packed_kind(ours)
+        if kind is None:
             return None
         heads = rotary_heads(ours, self.facts.config)
         codes, scales = codes_and_scales(kind, self.file.raw(self._names[ours]))
