@@ -3,7 +3,7 @@
 Field names and meanings are those of llama.cpp's server (tools/server/README.md). `samplers`,
 penalties and slot numbers are ignored: tokens are drawn by temperature, top_k and top_p alone.
 `t_max_prompt_ms` and `t_max_predict_ms` are limits that hold: what was read of a prompt until then
-stays in the cache, and what was generated until then is the answer.
+stays in the cache, and what was generated until then is the answer. `n_predict: 0` reads all.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ class LlamaCall:
                 stops=stops_of(body.stop),
                 samples=samples,
                 top_scores=body.n_probs or None,
-                prompt_s=budget_s(body.t_max_prompt_ms),
+                # Nobody waits for a request that only warms the cache, and llama.vim's limit of
+                # 1 ms would end it before it has.
+                prompt_s=budget_s(body.t_max_prompt_ms) if body.most else None,
                 predict_s=budget_s(body.t_max_predict_ms),
             )
             for prompt in prompts

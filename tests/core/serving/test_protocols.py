@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from codecria.cli import app as cli
+from codecria.core.serving.start import CHUNK
 from tests.core.serving.conftest import Serve, Served
 
 CODE = 'def add(a, b):\n    """The sum."""\n    return a + b\n\n\ndef sub(a, b):\n    '
@@ -148,12 +149,13 @@ def test_the_vim_plugin_reads_flat_fields(served: Served) -> None:
 
 
 def test_warming_generates_nothing_and_helps_the_next_request(serve: Serve) -> None:
-    with serve() as served:
-        warm = WARM | {"t_max_prompt_ms": 10_000}
-        assert served.post("/infill", warm) == {}
+    with serve(context=4096) as served:
+        # More than a pass reads, and its limit is 1 ms, as the plug-in sends it.
+        chunk = {"text": "def old(a):\n    return a\n" * 40, "time": 1.5, "filename": "old.py"}
+        assert served.post("/infill", WARM | {"input_extra": [chunk]}) == {}
         assert served.metric("generated_tokens_total") == 0
-        found = served.post("/infill", VIM | {"response_fields": []})
-        assert found["timings"]["cache_n"] > 0
+        found = served.post("/infill", VIM | {"input_extra": [chunk], "response_fields": []})
+        assert found["timings"]["cache_n"] > found["tokens_evaluated"] / 2 > CHUNK / 2
 
 
 def test_several_suggestions_are_a_list(served: Served) -> None:
