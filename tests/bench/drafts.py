@@ -10,11 +10,12 @@ rewritten   the same, but with a word in ten of the prediction changed, so that 
 continue    a file goes on.
 foreign     sampled at temperature 1, with another file as the prediction: nothing in common.
 
-Each case is generated without and with drafts in turn, by two servers on one model; figures are the
-medians of the cases' ratios and of tokens a pass. Drafts must not change a greedy text. llama.cpp
-(`--gguf`, the same weights) does the same from the same ids, without and with its prompt lookup, in
-this process. The model must have learnt to fill gaps and to copy, or ratios mean little. Ratios
-hold on a machine that does other things; tokens a second do not.
+Each case is generated without and with drafts in turn, by two servers on one model, once its prompt
+is in their caches; figures are the medians of the cases' ratios, by the clock and by the servers'
+CPU time, and of tokens a pass. Drafts must not change a greedy text. llama.cpp (`--gguf`, the same
+weights) does the same from the same ids, without and with its prompt lookup, in this process. The
+model must have learnt to fill gaps and to copy, or ratios mean little. On a machine that does other
+things take `--threads 1` and the ratios by CPU time: the clock's mean nothing there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class Case:
 class Found:
     """What was measured of a kind, a number a case."""
 
-    ratios: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)  # by the clock
+    cpu: list[float] = field(default_factory=list)  # by CPU time
     rates: list[float] = field(default_factory=list)
     per_pass: list[float] = field(default_factory=list)
     wrong: list[float] = field(default_factory=list)  # drafted and not accepted, a token
@@ -150,31 +152,51 @@ def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], Found]:
         for round_ in range(arguments.rounds):
             for number, case in enumerate(chosen):
                 servers = (off, on) if (round_ + number) % 2 else (on, off)
-                answers = {id(s): _asked(s, case, arguments.tokens) for s in servers}
-                (text, plain), (same, drafted) = answers[id(off)], answers[id(on)]
+                if not round_:
+                    for server in servers:
+                        _asked(server, case, 0)
+                answers = {s.port: _asked(s, case, arguments.tokens) for s in servers}
+                plain, drafted = answers[off.port], answers[on.port]
                 total += 1
-                differing += text != same
-                if plain["predicted_n"] < 16:
+                differing += plain.text != drafted.text
+                if plain.timings["predicted_n"] < 16:
                     continue  # it ended before there was anything to measure
                 _note(found.setdefault((case.kind, "codecria"), Found()), plain, drafted)
     print(f"{differing} of {total} texts differ from those without drafts")
     return found | (llama(arguments, chosen) if arguments.gguf is not None else {})
 
 
-def _asked(server: Server, case: Case, tokens: int) -> tuple[str, dict[str, Any]]:
-    """(text, timings) of a case."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server sent, and the CPU time that it took, in seconds."""
+
+    text: str
+    timings: dict[str, Any]
+    cpu_s: float
+
+
+def _asked(server: Server, case: Case, tokens: int) -> Answer:
     limits = {"n_predict": tokens, "max_tokens": tokens}
+    before = _cpu_s(server)
     answer = server.post(case.path, {"temperature": 0} | case.body | limits)
     text = answer["content"] if case.path == "/infill" else answer["choices"][0]["text"]
-    return text, answer["timings"]
+    return Answer(text, answer["timings"], _cpu_s(server) - before)
 
 
-def _note(found: Found, plain: dict[str, Any], drafted: dict[str, Any]) -> None:
-    count, right = drafted["predicted_n"], drafted.get("draft_n_accepted", 0)
-    found.rates.append(drafted["predicted_per_second"])
-    found.ratios.append(drafted["predicted_per_second"] / plain["predicted_per_second"])
+def _cpu_s(server: Server) -> float:
+    """CPU time of a server's threads so far."""
+    parts = Path(f"/proc/{server.pid}/task").glob("*/schedstat")
+    return sum(int(part.read_text().split()[0]) for part in parts) / 1e9
+
+
+def _note(found: Found, plain: Answer, drafted: Answer) -> None:
+    before, after = plain.timings, drafted.timings
+    count, right = after["predicted_n"], after.get("draft_n_accepted", 0)
+    found.rates.append(after["predicted_per_second"])
+    found.ratios.append(after["predicted_per_second"] / before["predicted_per_second"])
+    found.cpu.append(plain.cpu_s / drafted.cpu_s)
     found.per_pass.append((count - 1) / max(1, count - 1 - right))
-    found.wrong.append((drafted.get("draft_n", 0) - right) / count)
+    found.wrong.append((after.get("draft_n", 0) - right) / count)
 
 
 def llama(arguments: argparse.Namespace, chosen: list[Case]) -> dict[tuple[str, str], Found]:
@@ -198,25 +220,29 @@ def llama(arguments: argparse.Namespace, chosen: list[Case]) -> dict[tuple[str, 
     for _, case in itertools.product(range(arguments.rounds), chosen):
         if case.kind == "foreign":
             continue
-        rates = {n: _rate(model, case.ids, arguments.tokens) for n, model in models.items()}
-        if None in rates.values():
+        rates = {n: _rates(model, case.ids, arguments.tokens) for n, model in models.items()}
+        if any(rate[0] == 0 for rate in rates.values()):
             continue
         for drafted in LOOKUPS:
             noted = found.setdefault((case.kind, f"llama.cpp, {drafted}"), Found())
-            noted.rates.append(rates[drafted])
-            noted.ratios.append(rates[drafted] / rates[0])
+            noted.rates.append(rates[drafted][0])
+            noted.ratios.append(rates[drafted][0] / rates[0][0])
+            noted.cpu.append(rates[drafted][1] / rates[0][1])
     return found
 
 
-def _rate(model: Any, ids: tuple[int, ...], tokens: int) -> float | None:
-    """Tokens a second after the first; None where there are too few."""
+def _rates(model: Any, ids: tuple[int, ...], tokens: int) -> tuple[float, float]:
+    """Tokens a second after the first, and a second of CPU time; zero where there are too few."""
     model.reset()
     stamps = []
     for token, _ in zip(model.generate(list(ids), temp=0), range(tokens), strict=False):
-        stamps.append(time.perf_counter())
+        stamps.append((time.perf_counter(), time.process_time()))
         if token in (model.token_eos(), *ENDS):
             break
-    return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) >= 16 else None
+    if len(stamps) < 16:
+        return 0.0, 0.0
+    clock, cpu = (stamps[-1][n] - stamps[0][n] for n in (0, 1))
+    return (len(stamps) - 1) / clock, (len(stamps) - 1) / cpu
 
 
 ENDS: list[int] = []
@@ -229,7 +255,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--dtype", default="q8")
+    parser.add_argument("--dtype", default="float32", help="of the weights, as in the GGUF")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
@@ -240,19 +266,20 @@ def main() -> None:
     if infill is not None:
         ENDS.append(infill.end)
     found = measure(arguments)
-    print(f"{'kind':11} {'by':14} {'times':>6} {'lowest':>7} {'tokens/s':>9} {'a pass':>7} wrong")
+    print(
+        f"{'kind':11} {'by':14} {'times':>6} {'CPU':>6} {'lowest':>6} {'tokens/s':>9} {'a pass':>7}"
+        " wrong"
+    )
     for (kind, name), values in sorted(found.items(), key=lambda e: (KINDS.index(e[0][0]), e[0])):
-        lowest, ratio = min(values.ratios), statistics.median(values.ratios)
-        line = (
-            f"{kind:11} {name:14} {ratio:6.2f} {lowest:7.2f} {statistics.median(values.rates):9.0f}"
-        )
+        clock, cpu, rate = map(statistics.median, (values.ratios, values.cpu, values.rates))
+        line = f"{kind:11} {name:14} {clock:6.2f} {cpu:6.2f} {min(values.cpu):6.2f} {rate:9.0f}"
         if values.per_pass:
             line += (
                 f" {statistics.median(values.per_pass):7.2f} {statistics.mean(values.wrong):5.2f}"
             )
         print(line)
     if arguments.json is not None:
-        document = {f"{kind}, {name}": values.ratios for (kind, name), values in found.items()}
+        document = {f"{kind}, {name}": asdict(values) for (kind, name), values in found.items()}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 
 

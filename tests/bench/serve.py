@@ -26,6 +26,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import statistics
 import struct
@@ -187,7 +188,8 @@ def crowd(server: Server, clients: int, round_: int, tokens: int) -> tuple[float
 
 def soak(arguments: argparse.Namespace) -> None:
     """Many requests, most of them from clients that misbehave, a few at a time."""
-    quiet = ("--threads", str(arguments.threads), "--cache-memory", "50MB", "--cache-disk", "0")
+    # A small cache, full soon: what grows after that is lost.
+    quiet = ("--threads", str(arguments.threads), "--cache-memory", "8MB", "--cache-disk", "0")
     kinds: Counter[str] = Counter()
     with codecria(arguments.model, *quiet) as server:
         server.post("/completion", {"prompt": "x", "n_predict": 4})
@@ -247,12 +249,12 @@ def state(server: Server) -> str:
     with contextlib.closing(connection):
         connection.request("GET", "/metrics")
         lines = connection.getresponse().read().decode().splitlines()
-    gauges = [line.removeprefix("codecria_") for line in lines if "_in_progress " in line]
-    gauges = [line for line in gauges if not line.startswith("#")]
+    gauges = [line.removeprefix("codecria_") for line in lines if GAUGES.match(line)]
     held = (f"{len(list((folder / part).iterdir()))} {name}" for part, name in HELD)
     return f"{int(memory) / 1024:.0f} MB, {', '.join(held)}, {', '.join(gauges)}"
 
 
+GAUGES = re.compile("codecria_([a-z]+_in_progress|prefix_cache_bytes) ")
 HELD = (("fd", "descriptors"), ("task", "threads"))
 
 
