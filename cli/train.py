@@ -166,6 +166,12 @@ OPTIONS: dict[str, Any] = {
         " tensor and context parallel.",
         rich_help_panel=MACHINE,
     ),
+    "process_timeout": typer.Option(
+        min=1,
+        help="Time that one of torchrun's processes may keep the others waiting, seconds; then all"
+        " end.",
+        rich_help_panel=MACHINE,
+    ),
     "device": Device,
     "dtype": Dtype,
     "compile": typer.Option(
@@ -257,7 +263,8 @@ def carry_out(request: StageRequest, out: Path, *, as_json: bool = False) -> Non
     from codecria.core.training.stage import run_stage
     from codecria.core.training.world import joined
 
-    with joined(choose_device(request.device)) as world:
+    device = choose_device(request.device)
+    with joined(device, timeout_s=request.process_timeout) as world:
         stage, world = _resolve(request, out, world)
         with _watching(stage, as_json=as_json) as (signal, watchers):
             outcome = run_stage(stage, out, warn=render.warn, world=world, **watchers)
@@ -353,11 +360,14 @@ def _request(given: dict[str, Any], threads: int | None) -> StageRequest:
 
 def _resolve(request: StageRequest, out: Path, world: World) -> tuple[Stage, World]:
     """The stage and its processes, with what is about to happen on stderr of the main one."""
-    from codecria.core.training.resolve import resolve
+    from codecria.core.training.resolve import known_init, resolve
     from codecria.core.training.stage import agreed
 
+    # Of many processes on one disk only the main one reads the whole checkpoint.
+    known = world.on_main(lambda: known_init(request, out)) if world.size > 1 else None
+
     def opened() -> Stage:
-        stage = resolve(request, out=out)
+        stage = resolve(request, out=out, known=known)
         stage.standing(out)  # refuse before announcing
         return stage
 

@@ -240,6 +240,17 @@ class Checkpoint:
         weights = self.weights
         return weights.base_config if isinstance(weights, MergedWeights) else self.config
 
+    def stamp(self) -> dict[str, Any]:
+        """Shape, sizes and times of its files: while these stay, so does the digest.
+
+        Large checkpoints take minutes to read; this reads no weights.
+        """
+        files = [(path.resolve(), path.stat()) for path in sorted(self.weights.files)]
+        return {
+            "shape": digest_json(self.config.to_hugging_face(dtype="")),
+            "files": [[str(path), found.st_size, found.st_mtime_ns] for path, found in files],
+        }
+
     def digest(self) -> str:
         """The digest of its shape and weights, files read whole."""
         parts = [digest_json(self.config.to_hugging_face(dtype="")).encode()]

@@ -27,7 +27,13 @@ from .world import ALONE, World
 
 
 def initial_model(
-    run: RunConfig, start: Start, *, known_rows: int, device: torch.device, world: World = ALONE
+    run: RunConfig,
+    start: Start,
+    *,
+    known_rows: int,
+    device: torch.device,
+    world: World = ALONE,
+    restored: bool = False,
 ) -> Transformer:
     """The model before its first step, split over the processes; every process calls it.
 
@@ -37,6 +43,8 @@ def initial_model(
         known_rows: rows of the embeddings that a checkpoint has trained; the others are new.
         device: where this process computes.
         world: the processes.
+        restored: a saved step will be put into the model next: what it holds is left unset. That is
+            every weight, but of a run that trains an adapter.
 
     Raises:
         UserError: the checkpoint is damaged, or is of another shape.
@@ -47,6 +55,8 @@ def initial_model(
         attach(model, run.recipe, dtype=DTYPES[run.dtype], known_rows=known_rows)
     shard(model, world, dtype=DTYPES[run.dtype])
     model.to_empty(device=device)
+    if restored and not run.recipe.lora_rank:
+        return model
     with torch.no_grad():
         if isinstance(start, FromCheckpoint):
             _read(model, run, start, known_rows, world)

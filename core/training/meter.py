@@ -1,6 +1,15 @@
 """Speed, losses and memory of training, as records of metrics.jsonl.
 
-Each process measures its own time; the record has that of the slowest.
+Each process measures its own time, and the record has that of the slowest. Processes wait for each
+other within a step, so a fast one's step takes as long as the slowest one's:
+
+    rank 0   | waits for data |         | step: computes . . . waits . . computes |
+    rank 1   | waits for data, for longer | step: computes, for longer . computes |
+                                          began
+    data_wait_s   the longest wait for one's own data (here rank 1's)
+    step_s        from `began`, when every process has its batch
+    compute_s     the longest time that a process computed itself, on CPUs, and
+    slowest       its rank
 """
 
 from __future__ import annotations
@@ -9,6 +18,7 @@ import itertools
 import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +29,7 @@ from torch import Tensor
 from codecria.core.model.batch import mean_loss
 from codecria.data.formats.infill import Order
 from codecria.data.journal import read_journal
+from codecria.data.rows.loader import Batch
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.rows import DIALOG, KINDS, Counts
 
@@ -37,6 +48,7 @@ class Stepped:
         skipped: the loss or the gradient was not finite, and the step changed nothing.
         by_kind: (4,2) sums of losses and counts of targets, see `loss_by_kind`.
         counts: of the step's documents, where infilling is on.
+        began: when every process had its batch, by `time.perf_counter`.
     """
 
     loss: Tensor
@@ -44,6 +56,7 @@ class Stepped:
     lr: float
     by_kind: Tensor
     counts: Counts | None
+    began: float
     skipped: bool = False
 
 
@@ -80,16 +93,26 @@ class Meter:
         self.by_kind = torch.zeros(KINDS, 2, dtype=torch.float64)
         self.counts = Counts()
         self.grad_norm = self.lr = 0.0
-        self.wait_s = self.step_s = 0.0
-        self.since = time.perf_counter()
+        self.wait_s = self.step_s = self.compute_s = self.whole_s = 0.0
+        self.since, self.computed = time.perf_counter(), thread_seconds()
 
-    def received(self) -> None:
-        """The next batch is here: the time until now was spent waiting for it."""
-        self.wait_s += self._lap()
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that this process waits for each."""
+        coming = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            batch = next(coming, None)
+            if batch is None:
+                return
+            self.wait_s += time.perf_counter() - begin
+            self.computed = thread_seconds()
+            yield batch
 
     def add(self, result: Stepped) -> None:
-        """Count one step's result; the time since its batch came was spent on the step."""
-        self.step_s += self._lap()
+        """Count the result of a step that ends now."""
+        self.whole_s += self._lap()
+        self.step_s += self.since - result.began
+        self.compute_s += thread_seconds() - self.computed
         self.steps += 1
         if result.counts is not None:
             self.counts += result.counts
@@ -110,15 +133,15 @@ class Meter:
 
     def read(self, done: int, mixture: Mixture) -> dict[str, Any]:
         """The record of the steps since the last call."""
-        wait_s, step_s, memory, busy_s = self.world.largest(
+        wait_s, step_s, memory, whole_s = self.world.largest(
             [
                 self.wait_s / self.steps,
                 self.step_s / self.steps,
                 peak_memory_bytes(self.device),
-                self.wait_s + self.step_s,
+                self.whole_s,
             ]
         )
-        speed = tokens_per_second(self.steps * self.recipe.batch_tokens, busy_s)
+        speed = tokens_per_second(self.steps * self.recipe.batch_tokens, whole_s)
         recipe = self.recipe
         ledger = mixture.ledger(
             done * recipe.rows, context=recipe.context, seed=recipe.seed, infill=recipe.infill
@@ -130,6 +153,7 @@ class Meter:
             "mfu": mfu(speed, self.flops, self.peak_flops),
             "data_wait_s": round(wait_s, 6),
             "step_s": round(step_s, 6),
+            **self._slowest(),
             "memory_gb": round(memory / 1e9, 3),
             "shares": {entry.name: round(entry.achieved, 6) for entry in ledger},
             "epochs": {entry.name: round(entry.epochs, 6) for entry in ledger},
@@ -144,9 +168,33 @@ class Meter:
                 "dialog_loss": mean_loss(self.by_kind, slice(DIALOG, None)),
                 "replay_loss": mean_loss(self.by_kind, slice(0, DIALOG)),
             }
-        self.losses, self.steps, self.wait_s, self.step_s = [], 0, 0.0, 0.0
+        self.losses, self.steps = [], 0
+        self.wait_s = self.step_s = self.compute_s = self.whole_s = 0.0
         self.by_kind, self.counts = torch.zeros_like(self.by_kind), Counts()
         return record
+
+    def _slowest(self) -> dict[str, float]:
+        """Which of several processes on CPUs computed for longest, and for how long a step.
+
+        A GPU's thread waits for the device, so its time says nothing.
+        """
+        if self.world.size == 1 or self.device.type != "cpu":
+            return {}
+        found = self.world.from_all(self.compute_s / self.steps)
+        slowest = max(range(len(found)), key=found.__getitem__)
+        return {"compute_s": round(found[slowest], 6), "slowest": slowest}
+
+
+def thread_seconds() -> float:
+    """Seconds that this thread has computed or, on Linux, waited for a core to compute on.
+
+    What it spends waiting for other processes is not in it.
+    """
+    try:  # nanoseconds on a core, and in its queue
+        running, queued = Path("/proc/thread-self/schedstat").read_text().split()[:2]
+    except (OSError, ValueError):  # another system, or a kernel without these figures
+        return time.thread_time()
+    return (int(running) + int(queued)) / 1e9
 
 
 def infilling_record(by_kind: Tensor, counts: Counts) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from codecria.data.errors import UsageError
 INSTRUCT = "instruct"  # the one recipe that trains on dialogs
 
 DEFAULT_RANK = 16  # of --qlora without --lora
+PROCESS_TIMEOUT_S = 600.0
 
 Switch = Literal["auto", "on", "off"]
 
@@ -43,6 +44,7 @@ class StageRequest:
         extend: a finished or unfinished run may get more steps.
         force: replace the run in the output folder.
         mesh: how several processes share the work, see `parse_mesh`.
+        process_timeout: seconds that one of them may keep the others waiting; see `joined`.
         device, dtype, compile, attention, recompute: see `RunConfig`.
         log_every, eval_every, save_every, eval_rows, keep: see `RunConfig`.
     """
@@ -69,6 +71,7 @@ class StageRequest:
     extend: bool = False
     force: bool = False
     mesh: str = "auto"
+    process_timeout: float = PROCESS_TIMEOUT_S
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Switch = "auto"

@@ -24,11 +24,44 @@ from .run import RunConfig, SourceSpec, check_place, recorded
 from .settle import Settings, settle
 from .sources import Sources, open_sources, tokens_of_epochs, too_long
 from .stage import Stage
-from .start import FromScratch, Start, open_start
+from .start import FromScratch, Known, Start, open_start
 from .vocabulary import Vocabulary, check_follows, with_objective
 
 
-def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> Stage:
+def known_init(request: StageRequest, out: Path) -> Known | None:
+    """The digest of the checkpoint to start from, read once for all processes of a launch.
+
+    Args:
+        request: what was asked for.
+        out: the run folder, which may record it.
+
+    Returns:
+        what `resolve` takes; None for fresh weights.
+
+    Raises:
+        UserError: the checkpoint cannot be opened.
+        UsageError: the options do not go together.
+    """
+    request.check()
+    request.check_inputs()
+    start = open_start(request.size, request.init)
+    if start.checkpoint is None:
+        return None
+    check_place(out)
+    earlier = None if request.force else recorded(out)
+    return Known(start.stamp(), start.digest(_recorded_init(earlier)))
+
+
+def _recorded_init(earlier: dict[str, Any] | None) -> Known | None:
+    """The digest that an earlier start of the run has recorded."""
+    if earlier is None or "init_stamp" not in earlier:
+        return None
+    return Known(earlier["init_stamp"], earlier["run"]["init"])
+
+
+def resolve(
+    request: StageRequest, *, out: Path | None, plan: bool = False, known: Known | None = None
+) -> Stage:
     """Open and check everything, and settle what the request left open.
 
     Args:
@@ -37,6 +70,7 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
             there is none.
         plan: nothing will be trained: write nothing, and do not read the weights of the checkpoint
             to identify it, unless there is a run to compare with.
+        known: the digest of the checkpoint to start from, see `known_init`.
 
     Raises:
         UserError: data or checkpoint cannot be used, or do not belong together.
@@ -71,7 +105,7 @@ def resolve(request: StageRequest, *, out: Path | None, plan: bool = False) -> S
             sources,
             vocabulary,
             settings,
-            init=(digest := start.digest() if identify else ""),
+            init=(digest := start.digest(known or _recorded_init(earlier)) if identify else ""),
             base=_base(start, recipe, digest),
             ancestors=start.ancestors(),
             extended=tuple(before.get("extended", ())),

@@ -138,13 +138,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def record(folder: Path, run: RunConfig, *, mesh: str) -> None:
+def record(folder: Path, run: RunConfig, *, mesh: str, init_stamp: dict[str, Any]) -> None:
     """Write `run.json` into a fresh run folder.
 
     Args:
         folder: of the run.
         run: what it trains.
         mesh: how its processes share the work.
+        init_stamp: of the checkpoint it starts from, so that resuming need not read that again.
     """
     spelled = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _NESTED}
     spelled["recipe"] = asdict(run.recipe)
@@ -157,6 +158,7 @@ def record(folder: Path, run: RunConfig, *, mesh: str) -> None:
             "run": spelled,
             "identity": run.identity(),
             "environment": environment() | {"mesh": mesh},
+            "init_stamp": init_stamp,
         },
     )
 

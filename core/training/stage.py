@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from codecria.core import machine
 from codecria.core.checkpoints.adapters.folder import PUBLISHED_ADAPTER
 from codecria.data.errors import UserError
 from codecria.data.files import atomic_write, locked, remove_leftovers, require_free_space
-from codecria.data.identity import differences
 from codecria.data.rows.dialog_shards import DialogReport
 from codecria.data.rows.mixture import Mixture
 from codecria.data.rows.shards import ShardSet
@@ -100,22 +97,16 @@ def agreed(stage: Stage, world: World) -> tuple[Stage, World]:
         the stage, and the processes arranged for it.
 
     Raises:
-        UserError: a process has other data, another checkpoint or version, or the work cannot be
-            shared as asked.
+        UserError: a process has other data or another checkpoint, or the work cannot be shared as
+            asked.
     """
     if world.size == 1:
         parse_mesh(stage.mesh, 1)
         return stage, world
+    world.require_alike(run_facts(stage.run), what="would train another run than process 0")
     run = world.from_main(stage.run)
-    others = world.from_all(run_facts(stage.run) | {"torch": torch.__version__})
 
     def choose() -> tuple[Mesh, bool]:
-        for rank, facts in enumerate(others):
-            if changed := differences(others[0], facts):
-                raise UserError(
-                    f"process {rank} would train another run than process 0: {'; '.join(changed)}",
-                    hint="give every machine the same data, checkpoint, options and versions",
-                )
         mesh = parse_mesh(stage.mesh, world.size) or _chosen_mesh(run, stage.settings, world.size)
         check_mesh(mesh, run.recipe, run.model)
         way = Way(
@@ -187,7 +178,7 @@ def run_stage(
             goes_on = now.action in ("resume", "extend")
             for warning in now.warnings + (mesh_warning(out, str(world.mesh)) if goes_on else ()):
                 warn(warning)
-        begin = functools.partial(_begin, stage.run, now, out, mesh=str(world.mesh))
+        begin = functools.partial(_begin, stage, now, out, mesh=str(world.mesh))
         stage = replace(stage, run=world.on_main(begin))
         vocabulary = stage.vocabulary
         if vocabulary.content is not None:
@@ -201,6 +192,7 @@ def run_stage(
                 known_rows=vocabulary.known_rows,
                 device=stage.settings.device,
                 world=world,
+                restored=world.on_main(lambda: resume.newest_step(out) > 0),
             ),
             stage.mixture,
             validation=stage.validation,
@@ -216,8 +208,9 @@ def run_stage(
         return trainer.fit()
 
 
-def _begin(run: RunConfig, now: Standing, out: Path, *, mesh: str) -> RunConfig:
+def _begin(stage: Stage, now: Standing, out: Path, *, mesh: str) -> RunConfig:
     """Bring the run folder to where training begins; the run, with its extensions."""
+    run = stage.run
     _require_space(run, out)
     if now.action == "replace":
         for name in OF_A_RUN:
@@ -231,7 +224,7 @@ def _begin(run: RunConfig, now: Standing, out: Path, *, mesh: str) -> RunConfig:
         resume.drop_after(out, now.rewind)
         run = replace(run, extended=(*run.extended, resume.newest_step(out)))
     if now.action != "resume":
-        record(out, run, mesh=mesh)
+        record(out, run, mesh=mesh, init_stamp=stage.start.stamp())
     return run
 
 

@@ -13,6 +13,19 @@ from .recipes import LCFT, LCFT_PYTHON, PYTHON
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """The digest of a checkpoint that has been read.
+
+    Attributes:
+        stamp: what it had then, see `Checkpoint.stamp`.
+        digest: of its weights.
+    """
+
+    stamp: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class FromScratch:
     """Fresh weights.
 
@@ -28,9 +41,13 @@ class FromScratch:
         """The recipe that a verb means for it."""
         return verb
 
-    def digest(self) -> str:
+    def digest(self, known: Known | None) -> str:  # noqa: ARG002
         """Fresh weights follow from the seed: there is nothing to record."""
         return ""
+
+    def stamp(self) -> dict[str, Any]:
+        """What stays while the digest does: nothing is read."""
+        return {}
 
     def ancestors(self) -> tuple[dict[str, Any], ...]:
         """The stages before, newest first: none."""
@@ -62,9 +79,19 @@ class FromCheckpoint:
         python = self.checkpoint.lineage().get("recipe") == PYTHON.name
         return LCFT_PYTHON.name if verb == LCFT.name and python else verb
 
-    def digest(self) -> str:
-        """The digest of its weights; reads them all."""
+    def digest(self, known: Known | None) -> str:
+        """The digest of its weights; reads them all, unless it is known.
+
+        Args:
+            known: from the run's earlier start, or from the main process.
+        """
+        if known is not None and known.stamp == self.stamp():
+            return known.digest
         return self.checkpoint.digest()
+
+    def stamp(self) -> dict[str, Any]:
+        """What stays while the digest does, see `Checkpoint.stamp`."""
+        return self.checkpoint.stamp()
 
     def ancestors(self) -> tuple[dict[str, Any], ...]:
         """The stages before, newest first: the checkpoint's own, then those it records."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -187,8 +188,7 @@ class Trainer:
             learn=self.recipe.learn,
             share=(self.world.dp_rank, self.world.mesh.dp),
         ) as batches:
-            for step, batch in enumerate(batches, start=first):
-                meter.received()
+            for step, batch in enumerate(meter.timed(batches), start=first):
                 meter.add(self.step(step, batch))
                 done = step + 1
                 if self._due(done, self.run.log_every):
@@ -223,6 +223,7 @@ class Trainer:
         counts = self._counts_of_all(batch.counts)
         batch = self._own_places(batch)
         count = int(self.world.total(torch.tensor(batch.n_targets, device=self.device)))
+        began = time.perf_counter()  # no process has gone on before all had their batch
         parts = batch.split(self.run.micro_batch_size)
         for number, part in enumerate(parts, start=1):
             if self.accumulate:
@@ -238,12 +239,12 @@ class Trainer:
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             self.optimizer.zero_grad()
             self._not_finite(step, total.item(), norm.item())
-            return Stepped(total, norm.item(), lr, by_kind, counts, skipped=True)
+            return Stepped(total, norm.item(), lr, by_kind, counts, began, skipped=True)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Stepped(total, norm.item(), lr, by_kind, counts)
+        return Stepped(total, norm.item(), lr, by_kind, counts, began)
 
     def _counts_of_all(self, counts: Counts | None) -> Counts | None:
         """The counts of the whole batch, of which this process has its share.

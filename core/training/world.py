@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -23,14 +23,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from codecria.core.machine import launched_processes
+from codecria.core.machine import launched_processes, versions
 from codecria.data.errors import ReportedElsewhere, UserError
+from codecria.data.identity import differences
 
 from .faults import Failures
 from .mesh import ONE, Mesh
+from .request import PROCESS_TIMEOUT_S
 
 T = TypeVar("T")
-TIMEOUT_S = 600.0  # a process that keeps the others waiting longer ends the job
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,33 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
+    def require_alike(self, facts: Mapping[str, Any], *, what: str) -> None:
+        """Check that all processes have the same facts as the main one.
+
+        Args:
+            facts: of this process, as JSON values.
+            what: of a process that has others; such as "has other data than process 0".
+
+        Raises:
+            UserError: in every process, with the ranks that differ and how.
+        """
+        found = self.from_all(dict(facts))
+        differing: dict[tuple[str, ...], list[int]] = {}
+        for rank, theirs in enumerate(found):
+            if changed := differences(found[0], theirs):
+                differing.setdefault(tuple(changed), []).append(rank)
+        if not differing:
+            return
+        groups = [f"{_processes(ranks)} {what}" for ranks in differing.values()]
+        error = UserError(
+            "; ".join(
+                f"{group}: {', '.join(changed)}"
+                for group, changed in zip(groups, differing, strict=True)
+            ),
+            hint="give every machine the same data, checkpoint, options and versions",
+        )
+        raise error if self.is_main else ReportedElsewhere(error)
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process alone, while the others wait.
 
@@ -190,16 +218,16 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 @contextlib.contextmanager
-def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+def joined(device: torch.device, *, timeout_s: float = PROCESS_TIMEOUT_S) -> Iterator[World]:
     """Join the other processes of the launch; with one process, `World` of one.
 
     Args:
         device: what to compute on; of CUDA devices each process takes the one of its local rank.
-        timeout_s: how long a process waits for the others before it fails.
+        timeout_s: how long a process waits for the others before it fails; then all end.
 
     Raises:
-        UserError: another process ended, or did not answer in time. One process of them raises
-            what is to be reported, the others `ReportedElsewhere`.
+        UserError: another process ended, did not answer in time, or is of another version. One
+            process of them raises what is to be reported, the others `ReportedElsewhere`.
     """
     if launched_processes() == 1:
         yield World(0, 1, device)
@@ -231,8 +259,32 @@ def joined(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> Iterator[Wo
         files = distributed.new_group(backend="gloo", timeout=timeout)
         size = distributed.get_world_size()
         alike = World(distributed.get_rank(), size, device, files)
+        alike.require_alike(_versions(), what="would run another version than process 0")
         yield alike.arranged(Mesh(dp=size))
         distributed.barrier()  # nobody leaves while another still waits for it
+
+
+def _versions() -> dict[str, str | None]:
+    """What must be the same everywhere: a process of another version computes something else."""
+    return {"codecria": versions()["codecria"], "torch": torch.__version__}
+
+
+def _processes(ranks: Sequence[int]) -> str:
+    """Processes by their ranks, three or more neighbours as a range.
+
+    >>> _processes([1]), _processes([1, 2]), _processes([1, 2, 3, 6])
+    ('process 1', 'processes 1, 2', 'processes 1 to 3, 6')
+    """
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    words = [
+        f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
+    ]
+    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(words)}"
 
 
 def _attempt() -> str:

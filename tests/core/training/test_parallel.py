@@ -98,9 +98,10 @@ def struck(command: list[str], folder: Path, number: int, *, at: int) -> list[st
     return [str(script), str(folder / "struck"), str(number), str(at), *command[2:]]
 
 
-def signalled(shards: Path, out: Path, number: int) -> list[tuple[int, str, str]]:
+def signalled(shards: Path, out: Path, number: int, *more: str) -> list[tuple[int, str, str]]:
     """A run of two processes of which the second gets a signal after two steps."""
-    return Launch([struck(pretrain(shards, out), out.parent, number, at=2)] * 2).end()
+    command = pretrain(shards, out, *more)
+    return Launch([struck(command, out.parent, number, at=2)] * 2).end()
 
 
 def stopped(shards: Path, out: Path) -> None:
@@ -156,7 +157,17 @@ def test_processes_that_would_train_different_runs_are_refused_in_one_line(
     out = tmp_path / "run"
     different = [pretrain(enough, out), pretrain(enough, out, "--set", "seed=1")]
     uneven = [pretrain(enough, out)] * 3
+    for version in ("9.8", "9.9"):
+        installed = tmp_path / version / f"codecria-{version}.dist-info"
+        installed.mkdir(parents=True)
+        (installed / "METADATA").write_text(f"Name: codecria\nVersion: {version}\n")
+    mixed = [
+        ["-c", INSTALLED, str(tmp_path / version), *uneven[0][2:]]
+        for version in ("9.8", "9.9", "9.9")
+    ]
+    another = "processes 1, 2 would run another version than process 0: codecria: 9.8 -> 9.9"
     for commands, message, status in (
+        (mixed, another, 1),
         (different, "process 1 would train another run than process 0: recipe.seed: 0 -> 1", 1),
         (uneven, "a batch of 8 rows cannot be shared equally by dp=3", 2),
     ):
@@ -165,6 +176,13 @@ def test_processes_that_would_train_different_runs_are_refused_in_one_line(
         assert message in found[0][2]
         assert [errors for _, _, errors in found[1:]] == [""] * (len(commands) - 1)
 
+
+# A process that finds codecria's version in a folder of its own.
+INSTALLED = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("codecria.cli", run_name="__main__")
+"""
 
 # A process whose files may not grow beyond a size, as on a full disk: the writes then fail.
 LIMITED = """
@@ -180,20 +198,25 @@ def test_a_dead_process_or_a_full_disk_ends_all_with_one_error_and_the_run_resum
 ) -> None:
     # Kills: a process that waits for a dead one, a half-written step, a lost older one.
     out = tmp_path / "run"
-    (status, _, errors), (death, _, _) = signalled(enough, out, signal.SIGKILL)
+    (status, _, errors), (death, _, _) = signalled(
+        enough, out, signal.SIGKILL, "--process-timeout", "77"
+    )
     assert (status, death) == (1, -signal.SIGKILL)
-    assert "error: process 1 of 2 ended, or did not answer within 600 s" in errors
+    assert "error: process 1 of 2 ended, or did not answer within 77 s" in errors
     assert errors.count("error:") == 1
     assert not (out / "model").exists()
 
     before = contents(out / "checkpoints")
     command = pretrain(enough, out)
-    (status, _, errors), other = Launch([["-c", LIMITED, *command[2:]], command]).end()
-    assert (status, *other) == (1, 1, "", ""), errors
-    assert errors.count("error:") == 1
-    assert "Traceback" not in errors
-    assert "cannot write" in errors
-    assert contents(out / "checkpoints") == before
+    for full in (0, 1):  # which process's disk is full
+        commands = [command] * 2
+        commands[full] = ["-c", LIMITED, *command[2:]]
+        (status, _, errors), other = Launch(commands).end()
+        assert (status, *other) == (1, 1, "", ""), errors
+        assert errors.count("error:") == 1
+        assert "Traceback" not in errors
+        assert "cannot write" in errors
+        assert contents(out / "checkpoints") == before
 
     run(enough, out, size=2)
     assert_same_bits(two, out)
