@@ -19,7 +19,7 @@ from tests.core.training.launch import Launch
 def pretrain(shards: Path, out: Path, *more: str) -> list[str]:
     """A command that trains eight steps."""
     options = f"--steps 8 --save-every 3 --eval-every 4 --eval-rows 5 --log-every 1 {MACHINE}"
-    changes = "--set context=32 --set batch_tokens=256 --set peak_lr=5e-3 --micro-batch-size 2"
+    changes = "--set context=32 --set batch_tokens=256 --set peak_lr=1e-3 --micro-batch-size 2"
     words = ["-m", "codecria.cli", "pretrain", "--data", str(shards), "--size", "1m"]
     return [*words, "--out", str(out), *options.split(), *changes.split(), *more]
 
