@@ -4,12 +4,19 @@ A released package comes without its history. This one is made up, but its code 
 statements of each module are added by later commits, so a model can be asked for them.
 
     python examples/history.py PACKAGE_FOLDER NEW_REPOSITORY
+
+Where several releases are at hand, each folder becomes a commit, in the order given:
+
+    pip download --no-deps --no-binary :all: PACKAGE==1.0      (and so on; unpack each)
+    python examples/history.py --releases NEW_REPOSITORY PACKAGE-1.0 PACKAGE-1.1 PACKAGE-1.2
 """
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 
 COMMITS = 5  # the first holds most of the code
@@ -30,13 +37,29 @@ def versions(text: str) -> list[str]:
 
 def git(folder: Path, day: int, *words: str) -> None:
     """Run git with a made-up author and time, and without the user's settings."""
-    stamp = f"2026-01-{day:02d}T12:00:00+00:00"
+    stamp = (date(2026, 1, 1) + timedelta(days=day - 1)).isoformat() + "T12:00:00+00:00"
     identity = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (
         ("NAME", "demo"), ("EMAIL", "demo@example.org"), ("DATE", stamp))}  # fmt: skip
     settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     subprocess.run(
         ["git", "-C", str(folder), *words], env=os.environ | identity | settings, check=True
     )
+
+
+def releases(repository: Path, folders: list[Path]) -> None:
+    """Write a repository whose commits are these folders, unless it is there."""
+    if (repository / ".git").is_dir():
+        return
+    repository.mkdir(parents=True)
+    git(repository, 1, "init", "-q", "-b", "main")
+    for day, folder in enumerate(folders, start=1):
+        for old in repository.iterdir():
+            if old.name != ".git":
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        skipped = shutil.ignore_patterns(".git", "*.pyc", "__pycache__")
+        shutil.copytree(folder, repository, ignore=skipped, symlinks=True, dirs_exist_ok=True)
+        git(repository, day, "add", "-A", "-f")
+        git(repository, day, "commit", "-q", "--allow-empty", "-m", folder.name)
 
 
 def main(package: Path, repository: Path) -> None:
@@ -57,4 +80,7 @@ def main(package: Path, repository: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1] == "--releases":
+        releases(Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]])
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

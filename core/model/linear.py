@@ -33,6 +33,7 @@ class Linear(nn.Linear):
         self.register_parameter("lora_b", None)
         self.scale = 0.0
         self.quantised = False
+        self.summed = False  # its input is split over processes, and their outputs are summed
 
     def reset_parameters(self) -> None:
         """Leave the weights unset: the model draws them, or reads them."""
@@ -43,13 +44,22 @@ class Linear(nn.Linear):
         assert len(b) == self.out_features, f"B {b.shape} of {self.out_features} outputs"
         self.lora_a, self.lora_b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
 
-    def quantise(self) -> None:
-        """Keep the matrix in 4 bits from now on; it can no longer be trained."""
-        codes, scales = four_bits.quantise(self.weight)
+    def make_four_bits(self) -> None:
+        """Make place for the matrix in 4 bits instead of its own; it can no longer be trained."""
+        blocks = -(-self.weight.numel() // four_bits.BLOCK)
+        device = self.weight.device
+        codes = torch.empty(blocks, four_bits.BLOCK // 2, dtype=torch.uint8, device=device)
+        scales = torch.empty(blocks, dtype=torch.float16, device=device)
         del self.weight
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.quantised = True
+
+    def quantise(self, weight: Tensor) -> None:
+        """Put a matrix into 4 bits, in the place that `make_four_bits` made."""
+        codes, scales = four_bits.quantise(weight)
+        self.codes.copy_(codes)
+        self.scales.copy_(scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -57,10 +67,25 @@ class Linear(nn.Linear):
             shape = (self.out_features, self.in_features)
             y = four_bits.linear(x, self.codes, self.scales, shape)
         else:
-            y = F.linear(x, self.weight)
+            y = _product(x, self.weight)
         if self.lora_a is None or self.lora_b is None:
             return y
+        if self.summed:
+            from .tensor_parallel import summed_adapter
+
+            return y + summed_adapter(x, self.lora_a, self.lora_b, self.scale)
         return y + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T by one product of two matrices.
+
+    PyTorch folds the rows and tokens of x only where W is trained or the strides of x invite it.
+    Those of one row may differ when activations are computed again, which must give the same.
+    """
+    if weight.requires_grad or x.ndim < 3 or type(x) is not Tensor:
+        return F.linear(x, weight)
+    return F.linear(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
 
 
 def fresh_adapter(

@@ -96,7 +96,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         part: VocabularyPart | None,
         new_rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        assert part is None or new_rows is None, "last rows are trained by whole matrices alone"
         N, V = len(targets), len(weight)
         exact = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(N, dtype=exact, device=hidden.device)
@@ -181,7 +180,8 @@ def masked_cross_entropy(
         count: what the sum is divided by.
         part: which part that is. Every process of its group calls this on the same tokens; the
             loss is the whole one in each, the gradient of `hidden` that of its part alone.
-        new_rows: (n,C) that stand for the last rows of `weight`; they get the gradient.
+        new_rows: (n,C) that stand for the last rows of `weight`; they get the gradient. Of a part
+            that has none of them, n is 0.
 
     Returns:
         the loss, a float32 scalar with gradient (backward may be called once: its buffers are

@@ -15,6 +15,7 @@ Shapes: B rows, T tokens, C = dim, V vocabulary, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn import functional as F
 
+from .linear import Linear
 from .loss import VocabularyPart
 
 if TYPE_CHECKING:
@@ -56,12 +58,13 @@ class TensorSplit:
             start, min(share, vocab_size - start), vocab_size, mesh.get_group()
         )
 
-    def embed(self, ids: Tensor, weight: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, weight: Tensor, new_rows: Tensor | None = None) -> Tensor:
         """Embeddings from the parts of the matrix.
 
         Args:
             ids: (B,T).
             weight: (V,C), split by V.
+            new_rows: (n,C) that stand for the last rows, whole in every process.
 
         Returns:
             (B,T,C), or this process's tokens of it.
@@ -71,6 +74,13 @@ class TensorSplit:
         known = (own >= 0) & (own < self.part.rows)
         found = F.embedding(torch.where(known, own, 0), weight.to_local())
         found = torch.where(known.unsqueeze(-1), found, 0.0)
+        if new_rows is not None:
+            place = ids - (self.part.total - len(new_rows))
+            assert isinstance(new_rows, DTensor), "weights are on the mesh"
+            fresh = F.embedding(place.clamp(min=0), new_rows.to_local(grad_placements=[Partial()]))
+            # All are summed: one process gives these.
+            fresh = fresh if self.mesh.get_local_rank() == 0 else fresh * 0.0
+            found = torch.where((place >= 0).unsqueeze(-1), fresh, found)
         whole = DTensor.from_local(found, self.mesh, [Partial()], run_check=False)
         return whole.redistribute(placements=[self.layout]).to_local()
 
@@ -85,6 +95,14 @@ class TensorSplit:
         """(rows,C) this process's part of the output matrix (V,C)."""
         assert isinstance(weight, DTensor), "the output matrix is split"
         return weight.to_local()
+
+    def own_new_rows(self, new_rows: Tensor) -> Tensor:
+        """(n,C) those of the new rows that are the last of this process's part, perhaps none."""
+        assert isinstance(new_rows, DTensor), "weights are on the mesh"
+        first = self.part.total - len(new_rows)
+        start, end = self.part.start, self.part.start + self.part.rows
+        own = slice(max(start, first) - first, max(end, first) - first)
+        return new_rows.to_local(grad_placements=[Partial()])[own]
 
     def logits(self, scores: Tensor) -> Tensor:
         """(...,V) scores of the whole vocabulary from those of this process's part."""
@@ -103,6 +121,38 @@ def _as_multiplied(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa
     """What a norm gives, in the type of matrix products: half as much is gathered in bfloat16."""
     kind = output.device.type
     return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
+
+
+def summed_adapter(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The adapter of a matrix that is split by its input: this process's term of the sum.
+
+    B is linear, so it is applied to each process's own A x, and what leaves the layer is summed
+    once, with the term of the matrix itself.
+
+    Args:
+        x: (..., in) split by in.
+        a: (rank,in) split by in.
+        b: (out,rank) whole in every process.
+        scale: of the product.
+    """
+    assert isinstance(x, DTensor), "the input is split"
+    assert isinstance(a, DTensor), "A is split as its matrix"
+    assert isinstance(b, DTensor), "weights are on the mesh"
+    narrow = F.linear(x.to_local(), a.to_local())
+    term = scale * F.linear(narrow, b.to_local(grad_placements=[Partial()]))
+    return DTensor.from_local(term, x.device_mesh, [Partial()], run_check=False)
+
+
+def _split_adapters(
+    adapters: Mapping[Linear, tuple[Tensor, Tensor]], mesh: DeviceMesh, summed: Collection[Linear]
+) -> None:
+    """Split adapters as their matrices are: B by its output, or A by its input."""
+    for module, (a, b) in adapters.items():
+        module.summed = module in summed
+        places = (Shard(1), Replicate()) if module.summed else (Replicate(), Shard(0))
+        for name, whole, place in zip(("lora_a", "lora_b"), (a, b), places, strict=True):
+            part = distribute_tensor(whole.detach(), mesh, [place], src_data_rank=None)
+            module.register_parameter(name, nn.Parameter(part))
 
 
 def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True) -> None:
@@ -136,6 +186,11 @@ def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True)
         "feed_forward.w3": ColwiseParallel(),
         "feed_forward.w2": rows,
     }
+    adapters: dict[Linear, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, Linear) and module.lora_a is not None and module.lora_b is not None:
+            adapters[module] = (module.lora_a, module.lora_b)
+            module.lora_a = module.lora_b = None  # PyTorch's styles would split both by rows
     for layer in model.layers:
         parallelize_module(layer, mesh, plan, src_data_rank=None)
         for name in ("attention_norm", "ffn_norm"):
@@ -148,6 +203,19 @@ def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True)
         whole = getattr(module, name).detach()
         part = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(part))
+    _split_adapters(
+        adapters,
+        mesh,
+        [
+            module
+            for layer in model.layers
+            for module in (layer.attention.wo, layer.feed_forward.w2)
+        ],
+    )
+    for name in ("new_embeddings", "new_outputs"):
+        if (rows_of := getattr(model, name)) is not None:
+            part = distribute_tensor(rows_of.detach(), mesh, [Replicate()], src_data_rank=None)
+            model.register_parameter(name, nn.Parameter(part))
     for name, weight in model.named_parameters():
         weight.requires_grad_(trained[name])
     model.split = split

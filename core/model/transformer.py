@@ -208,7 +208,7 @@ class Transformer(nn.Module):
                 fresh = F.embedding(place.clamp(min=0), self.new_embeddings)
                 x = torch.where((place >= 0).unsqueeze(-1), fresh, x)
         else:
-            x = self.split.embed(ids, self.tok_embeddings)
+            x = self.split.embed(ids, self.tok_embeddings, self.new_embeddings)
         rope = rope_tables(positions, self.config)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
@@ -224,12 +224,14 @@ class Transformer(nn.Module):
         if targets is None:
             return hidden
         losses: tuple[Tensor, Tensor]
+        new_rows = self.new_embeddings if self.config.tied else self.new_outputs
         if self.split is None:
-            new_rows = self.new_embeddings if self.config.tied else self.new_outputs
             losses = self.head(hidden, self.output_weight, targets, None, new_rows)
         else:
             weight = self.split.own_rows(self.output_weight)
-            losses = self.head(hidden, weight, targets, self.split.part)
+            if new_rows is not None:
+                new_rows = self.split.own_new_rows(new_rows)
+            losses = self.head(hidden, weight, targets, self.split.part, new_rows)
         return losses
 
     def logits(self, hidden: Tensor) -> Tensor:

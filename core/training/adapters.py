@@ -87,10 +87,16 @@ def base_bytes(config: ModelConfig, recipe: Recipe, dtype: str) -> int:
     """
     table = config.vocab_size * config.dim
     tables = table * (1 if config.tied else 2)
-    layers = config.parameters - tables
     size = 4 if dtype == "float32" else 2
     output = 0 if config.tied else size * table
-    return int(layers * (BITS / 8 if recipe.qlora else size)) + output + 4 * table
+    layers = four_bit_bytes(config) if recipe.qlora else size * (config.parameters - tables)
+    return layers + output + 4 * table
+
+
+def four_bit_bytes(config: ModelConfig) -> int:
+    """Bytes of the layers in 4 bits, which every process of `--qlora` has whole."""
+    tables = config.vocab_size * config.dim * (1 if config.tied else 2)
+    return int((config.parameters - tables) * BITS / 8)
 
 
 def attach(model: Transformer, recipe: Recipe, *, dtype: torch.dtype, known_rows: int) -> None:
@@ -98,14 +104,18 @@ def attach(model: Transformer, recipe: Recipe, *, dtype: torch.dtype, known_rows
 
     Args:
         model: float32, with or without weights; its matrices become `dtype`.
-        recipe: gives rank, alpha, matrices and seed.
+        recipe: gives rank, alpha, matrices and seed, and whether the layers are in 4 bits, which
+            `fill_four_bits` fills.
         dtype: of matrix products: rounding to it is what they do in any case.
         known_rows: rows of the embeddings that the base has trained; the others are trained here.
     """
     model.requires_grad_(requires_grad=False)
+    if recipe.qlora:
+        for ours in four_bit_matrices(model.config):
+            _matrix(model, ours).make_four_bits()
     for ours in shapes_of(model.config):
         module = model.get_submodule(ours.rpartition(".")[0])
-        if isinstance(module, Linear):
+        if isinstance(module, Linear) and not module.quantised:
             module.weight.data = module.weight.data.to(dtype)
     device = model.tok_embeddings.device
     for ours, (rows, columns) in adapted_matrices(model.config, recipe).items():
@@ -136,12 +146,15 @@ def draws(model: Transformer, recipe: Recipe) -> Iterator[tuple[nn.Parameter, Te
         yield module.lora_b, b
 
 
-def quantise_layers(model: Transformer) -> None:
-    """Put the matrices of the layers into 4 bits."""
-    for layer in model.layers:
-        for module in layer.modules():
-            if isinstance(module, Linear):
-                module.quantise()
+def four_bit_matrices(config: ModelConfig) -> list[str]:
+    """The matrices that `--qlora` keeps in 4 bits: those of the layers."""
+    shapes = shapes_of(config)
+    return [name for name in shapes if name.startswith("layers.") and len(shapes[name]) == 2]
+
+
+def fill_four_bits(model: Transformer, name: str, weight: Tensor) -> None:
+    """Put a whole matrix into its place in a model from `attach`."""
+    _matrix(model, name).quantise(weight)
 
 
 def _matrix(model: Transformer, ours: str) -> Linear:

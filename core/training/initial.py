@@ -18,7 +18,7 @@ from codecria.core.model.dtypes import DTYPES
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import UserError
 
-from .adapters import NEW_ROWS, attach, draws, quantise_layers
+from .adapters import NEW_ROWS, attach, draws, fill_four_bits, four_bit_matrices
 from .parallel import placed, shard
 from .run import RunConfig
 from .start import FromCheckpoint, Start
@@ -62,8 +62,6 @@ def initial_model(
             _read(model, run, start, known_rows, world)
             for weight, draw in draws(model, run.recipe) if run.recipe.lora_rank else ():
                 weight.copy_(placed(draw, weight))
-            if run.recipe.qlora:
-                quantise_layers(model)
         else:
             for weight, draw in model.draws(run.recipe.seed):
                 weight.copy_(placed(draw, weight))
@@ -78,7 +76,10 @@ def _read(
     check_fits(checkpoint)
     stored = checkpoint.weights
     parameters = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {name: parameters[name] for name in shapes_of(run.model)}
+    packed = four_bit_matrices(run.model) if run.recipe.qlora else []
+    tensors: dict[str, Tensor] = {
+        name: parameters[name] for name in shapes_of(run.model) if name not in packed
+    }
     fresh = {
         name: world.on_main(lambda name=name: _new_rows(name, run, start, known_rows))  # type: ignore[misc]
         for name in MATRICES
@@ -99,6 +100,12 @@ def _read(
             target[border - rows.start :].copy_(new[(slice(None), *box[1:])])
 
     read_parts(tensors, fill, world.files)
+    # Each process has all of them: a part of a matrix has blocks that another part shares.
+    for name in packed:
+        shape = shapes_of(run.model)[name]
+        weight = torch.empty(shape, dtype=DTYPES[run.dtype])
+        stored.read_box(name, checkpoint.config, tuple(slice(0, n) for n in shape), weight)
+        fill_four_bits(model, name, weight.to(model.tok_embeddings.device))
     for name, table in NEW_ROWS.items():
         if name in parameters:
             parameters[name].copy_(placed(fresh[table], parameters[name]))

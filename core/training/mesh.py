@@ -161,14 +161,9 @@ def check_mesh(mesh: Mesh, recipe: Recipe, model: ModelConfig) -> None:
             f"rows of {recipe.context} tokens cannot be shared equally by tp={mesh.tp}",
             hint="choose a smaller tp in --mesh, or --set context",
         )
-    if recipe.lora_rank and mesh.tp > 1:
+    if recipe.qlora and mesh.tp > 1:
         raise UsageError(
-            f"an adapter is not trained with tp={mesh.tp}: its matrices are not split by width",
-            hint="use --mesh dp=N or cp=N",
-        )
-    if recipe.qlora and mesh.size > 1:
-        raise UsageError(
-            f"--qlora is for one process, and there are {mesh.size}",
-            hint="leave --qlora away: several processes share the base",
+            f"--qlora cannot be split by tp={mesh.tp}: every process has the whole base in 4 bits",
+            hint="use --mesh dp=N or cp=N, or leave --qlora away",
         )
     check_split(model, mesh.tp)

@@ -15,6 +15,7 @@ from codecria.core.model.config import ModelConfig
 from codecria.core.model.loss import CHUNK_BYTES
 from codecria.data.errors import UsageError
 
+from .adapters import four_bit_bytes, trained_parameters
 from .mesh import Mesh, check_mesh, parse_mesh
 from .plan import memory_bytes
 from .recipes import Recipe
@@ -117,6 +118,14 @@ def layer_parameters(config: ModelConfig) -> tuple[int, int]:
     return (config.parameters - outside) // config.n_layers, outside
 
 
+def _gathered(config: ModelConfig, recipe: Recipe | None) -> tuple[int, int]:
+    """`layer_parameters` of what is split: of a base in 4 bits, every device has the layers."""
+    layer, outside = layer_parameters(config)
+    if recipe is not None and recipe.qlora:
+        layer = -(-trained_parameters(config, recipe, 0) // config.n_layers)
+    return layer, outside
+
+
 def spread_memory(
     config: ModelConfig, context: int, way: Way, recipe: Recipe | None = None
 ) -> dict[str, int]:
@@ -145,10 +154,13 @@ def spread_memory(
             alone["bfloat16 copies"] = 2 * (copied + config.vocab_size * config.dim)
         return alone
     size = 4 if way.dtype == "float32" else 2
-    layer, outside = (-(-count // mesh.tp) for count in layer_parameters(config))
+    layer, outside = (-(-count // mesh.tp) for count in _gathered(config, recipe))
     matrix = -(-config.vocab_size * config.dim // mesh.tp)
     split = ("weights", "gradients", "optimizer moments")
+    whole = four_bit_bytes(config) if recipe is not None and recipe.qlora else 0
+    alone["weights"] -= whole
     return {part: -(-alone[part] // mesh.size) for part in split} | {
+        **({"weights in 4 bits": whole} if whole else {}),
         "gathered weights": 2 * size * layer + 4 * outside,
         "gathered gradients": 2 * (size + 4) * layer + 8 * outside,
         "activations": _activations(config, context // mesh.cp * micro, way, size),
@@ -186,7 +198,7 @@ def link_bytes(
     passes = -(-recipe.rows // mesh.dp // micro)
     sums = 1 if memory is not None and accumulates(config, recipe, way, memory) else passes
     tokens = recipe.rows // mesh.dp * recipe.context // mesh.cp  # of a step, of this device
-    layer, outside = layer_parameters(config)
+    layer, outside = _gathered(config, recipe)
     layers = config.n_layers * layer
     parts = mesh.token_parts  # all but one come from elsewhere
     found = {

@@ -59,6 +59,9 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_bdlora": (None, False),
 }
 
+# Ways to begin an adapter that change the base too: it belongs to that base, which is not saved.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 Array = npt.NDArray[np.float32]
 
 
@@ -266,6 +269,9 @@ def _refuse_other_kinds(config: Mapping[str, Any], folder: Path) -> None:
         for name, plain in _PLAIN.items()
         if name in config and config[name] not in plain
     ]
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(_CHANGES_BASE):
+        asked.append(f"init_lora_weights = {begun!r}, which changes the base")
     saved = set(config.get("modules_to_save") or ()) - {"embed_tokens", "lm_head"}
     asked += [f"modules_to_save = {sorted(saved)}"] if saved else []
     if asked or "r" not in config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,18 @@ def test_adapters_of_other_kinds_are_refused_by_name(
     folder = tmp_path / "adapter"
     shutil.copytree(adapter / "adapter", folder)
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(UserError, match="use_dora = True"):
-        Checkpoint.open(base, folder)
+    for name, value in (
+        ("use_dora", True),
+        ("peft_type", "IA3"),
+        ("bias", "lora_only"),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("modules_to_save", ["score"]),
+        ("target_parameters", ["experts.gate"]),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(UserError, match=f"{name} = "):
+            Checkpoint.open(base, folder)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     content = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(content[:-8])
@@ -289,7 +299,8 @@ def test_four_bits_lose_little_and_give_the_gradient_of_their_own_matrix() -> No
 
     layer = Linear(40, 24)
     layer.weight.data = weight.clone()
-    layer.quantise()
+    layer.make_four_bits()
+    layer.quantise(weight)
     x = torch.randn(3, 40, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, back.sum(0).expand(3, 40))
@@ -367,3 +378,26 @@ def test_options_that_do_not_go_together_are_refused(base: Path, shards: Path) -
         asked = request(**{"data": [str(shards)], "init": base, **options})
         with pytest.raises(UsageError, match=message):
             resolve(asked, out=None)
+
+
+@pytest.mark.parametrize("harm", ["nan", "overflow"])
+def test_a_merge_that_changes_the_model_fails_and_leaves_nothing(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    # Kills: a gap that is no number taken for none, weights beyond the type's range.
+    from codecria.cli import app as cli
+
+    broken = tmp_path / "broken"
+    shutil.copytree(adapter / "adapter", broken)
+    tensors = load_file(broken / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name][0, 0] = float("nan") if harm == "nan" else 1e7
+    save_file(tensors, broken / "adapter_model.safetensors")
+    (broken / "codecria.json").write_text(
+        json.dumps(json.loads((broken / "codecria.json").read_text()) | {"files": {}})
+    )
+    words = ["convert", str(base), str(tmp_path / "merged"), "--adapter", str(broken)]
+    more = [] if harm == "nan" else ["--dtype", "float16"]
+    monkeypatch.setattr(sys, "argv", ["codecria", *words, *more])
+    assert int(cli.run()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]

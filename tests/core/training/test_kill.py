@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.machine import compiler_available
@@ -28,7 +29,7 @@ from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.core.training.stage import run_stage
 
-shards, out, compiled, where, when, init, recipe, dialogs = sys.argv[1:]
+shards, out, compiled, where, when, init, recipe, dialogs, lora = sys.argv[1:]
 when = int(when)
 
 def die(*_, **__):
@@ -56,6 +57,7 @@ request = StageRequest(
     recipe=recipe, data=[] if dialogs else [shards], steps=9, any_init=True,
     dialogs=[dialogs] if dialogs else [], replay=[shards] if dialogs else [],
     size=None if init else "1m", init=Path(init) if init else None, device="cpu", dtype="float32",
+    lora=int(lora) or None,
     changes={"context": 32, "batch_tokens": 128, "peak_lr": 5e-3},
     save_every=2, eval_every=100, eval_rows=2, log_every=1, compile=compiled,
 )
@@ -74,6 +76,7 @@ def run(
     init: Path | None = None,
     recipe: str = "pretrain",
     dialogs: Path | None = None,
+    lora: int = 0,
 ) -> int:
     """Train in a process of its own; its return code, negative after a signal.
 
@@ -84,9 +87,10 @@ def run(
         init: the checkpoint to start from, instead of fresh weights.
         recipe: the stage.
         dialogs: what to tune on; the shards are replayed then.
+        lora: rank of an adapter that is trained instead of the weights.
     """
     arguments = [str(shards), str(out), compiled, where, str(when), str(init or "")]
-    arguments += [recipe, str(dialogs or "")]
+    arguments += [recipe, str(dialogs or ""), str(lora)]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
     )
@@ -95,6 +99,8 @@ def run(
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
+    if (out / "adapter").is_dir():
+        return load_file(out / "adapter" / "adapter_model.safetensors")
     model = load_model(Checkpoint.open(out / "model"), device=torch.device("cpu"))
     return dict(model.named_parameters())
 
@@ -126,7 +132,7 @@ def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["fim", "lcft", "instruct"])
+@pytest.mark.parametrize("recipe", ["fim", "lcft", "instruct", "adapter"])
 def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
     recipe: str, shards: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +146,8 @@ def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
         dialogs.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert run(shards, base, compiled="off") == 0
     options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
+    if recipe == "adapter":
+        options |= {"recipe": "fim", "lora": 4}
     assert run(shards, whole, compiled="off", **options) == 0
     for where, when in [("step", 1), ("step", 5), ("moments", 40), ("publish", 0)]:
         code = run(shards, killed, compiled="off", where=where, when=when, **options)

@@ -21,10 +21,12 @@ from tests.core.training.launch import Launch
 # cross the chunks of a row, and no two rows have as many targets.
 GRADIENTS = """
 import gc, os, sys
+from dataclasses import replace
 import numpy as np, torch
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
+from codecria.core.training.adapters import attach
 from codecria.core.training.mesh import parse_mesh
 from codecria.core.training.optim import build_optimizer, trained_weights
 from codecria.core.training.parallel import (
@@ -38,10 +40,17 @@ from codecria.data.rows.loader import stack
 torch.use_deterministic_algorithms(True)
 torch.set_num_threads(1)
 
-def model(tied, dtype):
+def model(tied, dtype, known_rows=None):
     made = Transformer(ModelConfig(dim=24, n_layers=2, n_heads=6, n_kv_heads=2, hidden_dim=34,
                                    vocab_size=41, tied=tied))
     made.initialise(5)
+    if known_rows is not None:  # an adapter, whose weights all matter
+        recipe = replace(recipe_for("fim", "1m"), lora_rank=3)
+        attach(made, recipe, dtype=torch.float32, known_rows=known_rows)
+        torch.manual_seed(7)
+        for weight in made.parameters():
+            if weight.requires_grad:
+                torch.nn.init.normal_(weight, 0.0, 0.3)
     return made.to(dtype)
 
 def rows():
@@ -64,10 +73,10 @@ def gradients(made, batch, count, dtype, split=None, once=False):
             total += loss.detach()
     return total
 
-def compare(world, tied, masked, dtype, tolerance):
+def compare(world, tied, masked, dtype, tolerance, known_rows=None):
     batch = stack(list(rows()), document_mask=masked)
     stored = torch.float32 if dtype == torch.bfloat16 else dtype
-    one, many = model(tied, stored), model(tied, stored)
+    one, many = model(tied, stored, known_rows), model(tied, stored, known_rows)
     one.recompute = many.recompute = masked
     shard(many, world, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     share = 4 // world.mesh.dp
@@ -82,7 +91,12 @@ def compare(world, tied, masked, dtype, tolerance):
     torch.testing.assert_close(found, wanted, atol=0, rtol=tolerance)
     for clipped in (False, True):
         for (name, mine), theirs in zip(many.named_parameters(), one.parameters(), strict=True):
-            if world.mesh.tp == 1 or mine.ndim == 2:  # no matrix is whole anywhere
+            assert mine.requires_grad == theirs.requires_grad, name
+            if not mine.requires_grad:
+                assert mine.grad is None, f"{name} is frozen"
+                continue
+            # No matrix is whole anywhere; with tp, half of an adapter is.
+            if world.mesh.tp == 1 or (mine.ndim == 2 and known_rows is None):
                 assert mine.to_local().numel() < mine.numel(), f"{name} is whole"
             gap = (whole(mine.grad) - theirs.grad).abs().max() / theirs.grad.abs().max()
             assert gap < tolerance, f"{name}: {gap:.2g}"
@@ -108,7 +122,10 @@ with joined(torch.device("cpu"), timeout_s=60) as base:
         optimizer = build_optimizer(weights, recipe_for("pretrain", "1m"))
         counts = [objects_after(n, list(weights.values()), optimizer) for n in (5, 1, 20)]
         assert counts[2] - counts[1] < 20, f"{text}: a step leaves objects behind: {counts}"
-        for tied, masked, dtype, tolerance in (
+        for tied, masked, dtype, tolerance, *known_rows in (
+            (True, True, torch.float64, 1e-12, 38),
+            (False, False, torch.float64, 1e-12, 19),
+            (False, True, torch.float64, 1e-12, 41),
             (True, True, torch.float64, 1e-13),
             (False, True, torch.float64, 1e-13),
             (False, False, torch.float64, 1e-13),
@@ -116,9 +133,10 @@ with joined(torch.device("cpu"), timeout_s=60) as base:
             (False, True, torch.bfloat16, 2e-2),
         ):
             try:
-                compare(world, tied, masked, dtype, tolerance)
+                compare(world, tied, masked, dtype, tolerance, *known_rows)
             except AssertionError as error:
-                raise AssertionError(f"{text}, {tied=} {masked=} {dtype}: {error}") from error
+                case = f"{text}, {tied=} {masked=} {dtype} {known_rows}"
+                raise AssertionError(f"{case}: {error}") from error
     print("equal", flush=True)
 os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
