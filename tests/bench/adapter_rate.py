@@ -4,9 +4,9 @@
     python tests/bench/adapter_rate.py MODEL shards --out sweep [--steps 60] [--rate 1e-4]
 
 The full rate is the one of training every weight: the recipe's, or --rate. An adapter of each rank
-is trained at 1, 3, 10 and 30 times it, and every weight at 0.3, 1 and 3 times, from the same model on
-the same rows. The validation loss of the last step is printed, a line a run. A run that is there is
-not trained again.
+is trained at 1, 3, 10 and 30 times it, and every weight at 0.3, 1 and 3 times, from the same model
+on the same rows. The validation loss of the last step is printed, a line a run. A run that is there
+is not trained again.
 """
 
 from __future__ import annotations
