@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .transformer import Transformer
 
 
+BY_INPUT = ("attention.wo", "feed_forward.w2")  # matrices whose input is split, not their output
+
+
 class TensorSplit:
     """The part of a tensor-parallel group that this process has, at both ends of the network.
 
@@ -144,7 +147,9 @@ def summed_adapter(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _split_adapters(
-    adapters: Mapping[Linear, tuple[Tensor, Tensor]], mesh: DeviceMesh, summed: Collection[Linear]
+    adapters: Mapping[Linear, tuple[Tensor, Tensor]],
+    mesh: DeviceMesh,
+    summed: Collection[nn.Module],
 ) -> None:
     """Split adapters as their matrices are: B by its output, or A by its input."""
     for module, (a, b) in adapters.items():
@@ -203,15 +208,9 @@ def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True)
         whole = getattr(module, name).detach()
         part = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(part))
-    _split_adapters(
-        adapters,
-        mesh,
-        [
-            module
-            for layer in model.layers
-            for module in (layer.attention.wo, layer.feed_forward.w2)
-        ],
-    )
+    by_input = {f"layers.{n}.{name}" for n in range(len(model.layers)) for name in BY_INPUT}
+    summed = [module for name, module in model.named_modules() if name in by_input]
+    _split_adapters(adapters, mesh, summed)
     for name in ("new_embeddings", "new_outputs"):
         if (rows_of := getattr(model, name)) is not None:
             part = distribute_tensor(rows_of.detach(), mesh, [Replicate()], src_data_rank=None)

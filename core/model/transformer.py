@@ -224,7 +224,7 @@ class Transformer(nn.Module):
         if targets is None:
             return hidden
         losses: tuple[Tensor, Tensor]
-        new_rows = self.new_embeddings if self.config.tied else self.new_outputs
+        new_rows: Tensor | None = self.new_embeddings if self.config.tied else self.new_outputs
         if self.split is None:
             losses = self.head(hidden, self.output_weight, targets, None, new_rows)
         else:
