@@ -30,6 +30,10 @@ class Kept:
         self._journal = journal
         self._values = values
 
+    def __bool__(self) -> bool:
+        """Whether anything was found so far."""
+        return bool(self._values)
+
     def of(self, kind: str) -> dict[str, Any]:
         """The values of a kind, by key."""
         return {key: value for (each, key), value in self._values.items() if each == kind}
@@ -49,7 +53,8 @@ class Kept:
 
 @contextmanager
 def open_kept(out: Path | None, identity: Mapping[str, Any]) -> Iterator[Kept]:
-    """What an earlier call left beside a result file; removed when the block ends well.
+    """What an earlier call left beside a result file; removed when the block ends well, or has
+    found nothing.
 
     Args:
         out: the result file; None keeps nothing.
@@ -82,5 +87,11 @@ def open_kept(out: Path | None, identity: Mapping[str, Any]) -> Iterator[Kept]:
                 what="an unfinished evaluation",
                 hint=f"repeat its options, or remove {path}",
             )
-        yield Kept(journal, values)
-    path.unlink()
+        kept = Kept(journal, values)
+        ended = False
+        try:
+            yield kept
+            ended = True
+        finally:
+            if ended or not kept:
+                path.unlink()
