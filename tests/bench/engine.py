@@ -185,7 +185,7 @@ def made(folder: Path, size: str, kind: str, tokenizer: Path) -> dict[str, str]:
     """The folder and the GGUF file of a size and type, made where they are missing."""
     source = folder / size
     if not source.exists():
-        _random_model(source, size, tokenizer)
+        random_model(source, size, tokenizer)
     own, theirs = TYPES[kind]
     paths = {"ours": folder / f"{size}-{kind}", "llama": folder / f"{size}-{kind}.gguf"}
     for name, dtype in (("ours", own), ("llama", theirs)):
@@ -196,7 +196,8 @@ def made(folder: Path, size: str, kind: str, tokenizer: Path) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
-def _random_model(folder: Path, size: str, tokenizer: Path) -> None:
+def random_model(folder: Path, size: str, tokenizer: Path) -> None:
+    """Publish a checkpoint of a preset with random float32 weights."""
     import torch
 
     from codecria.core.checkpoints.saving import publish
