@@ -16,13 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 from codecria.data.files import read_json
 
 from .layout import EMBEDDING, OUTPUT, RotaryOrder, meta_name
-from .pth import read_pickle
-from .weights import Box, Stored, Weights, forget
+from .pickled import Pickled
+from .pth import as_tensor, read_pickle
+from .weights import Box, Stored, Weights, forget, forget_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,9 +203,21 @@ class MetaWeights(Weights):
         """Meta's name."""
         return meta_name(ours)
 
+    def array(self, ours: str) -> npt.NDArray[Any]:
+        """As `raw`, without PyTorch where the files are as it writes them."""
+        parts = [part.data for part in self._of(ours)]
+        axis = _axis(ours)
+        if len(parts) == 1 or axis is None or parts[0].ndim != 2:
+            return parts[0]
+        whole = np.concatenate(parts, axis=axis)
+        if self._parts_mapped:
+            for part in parts:
+                forget_memory(part.ctypes.data, part.nbytes)
+        return whole
+
     def raw(self, ours: str) -> Tensor:
         """A weight, of one rank mapped from its file, of several joined in memory."""
-        parts = self._of(ours)
+        parts = [as_tensor(part) for part in self._of(ours)]
         axis = _axis(ours)
         if len(parts) == 1 or axis is None or parts[0].ndim != 2:
             return parts[0]
@@ -215,7 +231,7 @@ class MetaWeights(Weights):
     @contextlib.contextmanager
     def borrow_box(self, ours: str, box: Box) -> Iterator[Tensor]:
         """A box of `raw`, read from the ranks that hold some of it."""
-        parts, axis = self._of(ours), _axis(ours)
+        parts, axis = [as_tensor(part) for part in self._of(ours)], _axis(ours)
         if len(parts) == 1 or axis is None or parts[0].ndim != 2:
             with super().borrow_box(ours, box) as part:
                 yield part
@@ -234,14 +250,14 @@ class MetaWeights(Weights):
         if self._parts_mapped:
             forget(parts)
 
-    def _of(self, ours: str) -> list[Tensor]:
+    def _of(self, ours: str) -> list[Pickled]:
         return [part[self._names[ours]] for part in self._parts]
 
     def _stored(self, ours: str) -> Stored:
         parts = self._of(ours)
-        shape = list(parts[0].shape)
+        shape = list(parts[0].data.shape)
         for path, part in zip(self.files, parts, strict=True):
-            if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+            if part.data.shape != parts[0].data.shape or part.dtype != parts[0].dtype:
                 raise UserError(
                     f"{path} and {self.files[0].name} differ in the shape or type of"
                     f" {self._names[ours]}",
@@ -250,7 +266,7 @@ class MetaWeights(Weights):
         axis = _axis(ours)
         if axis is not None and len(shape) == 2:
             shape[axis] *= len(parts)
-        return Stored(tuple(shape), str(parts[0].dtype).removeprefix("torch."))
+        return Stored(tuple(shape), parts[0].dtype)
 
     def _check_count(self, folder: Path) -> None:
         """That as many ranks are there as the parts' sizes say.

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from codecria.data.errors import UserError
 from codecria.data.files import refuse_lfs_pointer
 
+from .pickled import Pickled, read_pickled
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64  # of a tensor's bytes within the file, as torch writes them
 
 
-def read_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
+def read_pickle(path: Path, *, mapped: bool) -> dict[str, Pickled]:
     """The tensors of a .pth; nothing in it is ever executed.
+
+    PyTorch is asked where the file is not as it writes them today, or damaged.
 
     Args:
         path: of the file.
@@ -31,9 +35,12 @@ def read_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
     Raises:
         UserError: it is damaged, or holds anything but tensors.
     """
+    refuse_lfs_pointer(path)
+    plain = read_pickled(path) if mapped else None
+    if plain is not None:
+        return plain
     import torch
 
-    refuse_lfs_pointer(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -56,7 +63,26 @@ def read_pickle(path: Path, *, mapped: bool) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is not a dictionary of tensors", hint="it is not a model in Meta's layout"
         )
-    return found
+    return {name: _pickled(tensor.detach()) for name, tensor in found.items()}
+
+
+def _pickled(tensor: Tensor) -> Pickled:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    elif tensor.dtype.itemsize == 1:  # also types that numpy has not got
+        tensor = tensor.view(torch.uint8)
+    return Pickled(dtype, tensor.numpy())
+
+
+def as_tensor(part: Pickled) -> Tensor:
+    """The same memory as PyTorch takes it."""
+    import torch
+
+    found = torch.from_numpy(part.data)
+    return found.view(torch.bfloat16) if part.dtype == "bfloat16" else found
 
 
 class _Storage:

@@ -352,15 +352,19 @@ def forget(tensors: Iterable[Tensor]) -> None:
     a large checkpoint would look as if it held the whole. Read again, they come from the disk. On
     other tensors it would erase them. Without Linux it does nothing.
     """
+    for tensor in tensors:
+        forget_memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+def forget_memory(start: int, size: int) -> None:
+    """`forget` of some bytes at an address."""
     if not sys.platform.startswith("linux"):
         return
-    for tensor in tensors:
-        start = tensor.data_ptr()
-        end = start + tensor.numel() * tensor.element_size()
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of this tensor alone
-        if end - first >= mmap.PAGESIZE:
-            size = (end - first) // mmap.PAGESIZE * mmap.PAGESIZE
-            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+    end = start + size
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of these bytes alone
+    if end - first >= mmap.PAGESIZE:
+        whole = (end - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
 
 
 @cache

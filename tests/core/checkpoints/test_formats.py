@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from codecria.core.checkpoints.formats.meta import (
     params_of,
     width_rule,
 )
+from codecria.core.checkpoints.formats.pickled import read_pickled
 from codecria.core.checkpoints.formats.pth import write_pickle
 from codecria.core.checkpoints.formats.weights import forget
 from codecria.core.checkpoints.parity import View, logits
@@ -174,6 +177,56 @@ def test_a_pickle_written_weight_by_weight_is_one_of_torch_s(mapped: bool, tmp_p
     torch.save(OrderedDict(weights), tmp_path / "theirs.pth")
     larger = (tmp_path / "consolidated.00.pth").stat().st_size
     assert larger <= 1.5 * (tmp_path / "theirs.pth").stat().st_size
+
+
+def test_a_pickle_is_read_without_torch_as_torch_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    whole = torch.randn(6, 8)
+    weights = OrderedDict(
+        a=torch.randn(7, 3).to(torch.bfloat16),
+        b=whole[2:4],  # lies within another's bytes
+        c=torch.nn.Parameter(torch.randn(5, dtype=torch.float64)),
+        d=torch.randn(3).half(),
+        e=torch.zeros(0, 4),
+        f=whole,
+    )
+    torch.save(weights, path)
+    found = read_pickled(path)
+    assert found is not None
+    assert list(found) == list(weights)
+    for name, one in weights.items():
+        data = torch.from_numpy(found[name].data)
+        data = data.view(torch.bfloat16) if found[name].dtype == "bfloat16" else data
+        assert data.dtype == one.dtype
+        assert torch.equal(data, one)
+    torch.save({"a": whole.T}, path)  # not one after the other: torch's own loader reads it
+    assert read_pickled(path) is None
+    for content in (b"", b"PK\x05\x06" + bytes(18), path.read_bytes()[:400]):
+        path.write_bytes(content)
+        assert read_pickled(path) is None
+
+
+def test_a_folder_of_metas_is_generated_from_without_pytorch(
+    meta_layout: ModuleType, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    ranks, config = meta_layout.NARROW["13b"]
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    meta_layout.meta_folder(tmp_path / "m", config, ranks=ranks, tokenizer=tokenizer.path)
+    texts = []
+    for engine in ("native", "torch"):
+        program = "import sys; from codecria.cli.app import run; run();"
+        program += "print('torch' in sys.modules, file=sys.stderr)"
+        options = ["--engine", engine, "--dtype", "float32", "--threads", "1", "--device", "cpu"]
+        options += ["--max-tokens", "4", "def f("]
+        done = subprocess.run(
+            [sys.executable, "-c", program, "generate", "-m", str(tmp_path / "m"), *options],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr.splitlines()[-1] == str(engine == "torch")
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
 
 
 class Hostile:
