@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from memory import peak_bytes
+
 TYPES = {  # ours -> (--dtype of the folder, --dtype of the GGUF file)
     "f32": ("float32", "float32"),
     "bf16": ("bfloat16", "bfloat16"),
@@ -120,14 +122,8 @@ def measured(system: str, path: str, threads: int, length: int, tokens: int) -> 
         "load_s": loaded,
         "prefill": length / (middle - start),
         "decode": tokens / (end - middle),
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_bytes() / 2**20,
     }
-
-
-def _peak_mb() -> float:
-    """This process's most memory; what getrusage tells counts the parent's at the fork too."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 LLAMA_PLAIN = """

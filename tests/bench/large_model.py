@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import peak_bytes
 
 from codecria.core.model.config import ModelConfig, preset
 from codecria.core.native import kernels
@@ -154,7 +154,7 @@ def measure(folder: Path, kind: PackedKind, prompt: int, tokens: int, threads: i
         scores = runner.decode(0, [[int(scores[-1].argmax())]])
     assert np.isfinite(scores).all()
     done = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_bytes() / 2**30
     print(
         f"load {loaded - began:.2f} s, prompt {prompt / (read - loaded):.1f} tokens/s,"
         f" generate {tokens / (done - read):.2f} tokens/s, peak memory {peak:.2f} GiB",

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from typing import Any
 
-
-def peak_gb() -> float:
-    """The most memory this process ever had, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+from memory import peak_bytes
 
 
 def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
@@ -42,7 +38,7 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
     model.initialise(0)
     model = model.to(device=device, dtype=dtype).eval()
     ids = np.random.default_rng(0).integers(3, model.config.vocab_size, length + 1).astype(np.int32)
-    floor = peak_gb()
+    floor = peak_bytes() / 1e9
 
     def work() -> None:
         if arguments.losses:
@@ -66,7 +62,9 @@ def measure(arguments: argparse.Namespace, length: int) -> dict[str, Any]:
         "tokens": length,
         "seconds": seconds,
         "tokens_per_s": length / seconds,
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else peak_gb(),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9
+        if device.type == "cuda"
+        else peak_bytes() / 1e9,
         "floor_gb": floor,
         "cache_gb": per_token * length / 1e9,
     }
