@@ -140,9 +140,12 @@ class _Stages:
                     c.call(kernels.store, s.record, s.layer, token)
 
     def attend(self, c: Code, s: _Share) -> None:
-        """Attention of up to 16 tokens of a row, of one key-value head."""
+        """Attention of up to 16 tokens of a row, of one key-value head.
+
+        Head by head, so that its keys and values are still in the cache for the next tokens.
+        """
         f = s.f
-        item, head = s.number // f.kv_heads, s.number % f.kv_heads
+        item, head = s.number % f.items, s.number // f.items
         for cache, kernels in enumerate(self.attention):
             with c.when(f.cache_kind.equals(cache)):
                 c.call(kernels.attend, s.record, s.layer, item, head, s.scratch)
