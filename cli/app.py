@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import sys
@@ -19,6 +20,7 @@ from . import (
     evaluate,
     inspect,
     prepare_data,
+    ranks,
     recipes,
     render,
     self_instruct,
@@ -142,12 +144,11 @@ def root(
         raise UsageError("--verbose needs --version", hint=f"run `{PROG} --version --verbose`")
     if context.invoked_subcommand is None:
         raise UsageError("no verb given", hint=f"see `{PROG} --help`")
-    if (
-        _launched()
-        and os.environ.get("RANK") != "0"
-        and context.invoked_subcommand not in train.VERBS
-    ):
-        raise typer.Exit  # the first process does what is not shared
+    if ranks.launched() and context.invoked_subcommand not in train.VERBS:
+        if context.invoked_subcommand in ranks.VERBS:
+            ranks.take_part(context.obj)
+        elif os.environ.get("RANK") != "0":
+            raise typer.Exit  # the first process does what is not shared
     _warn_of_unknown_variables(context)
     if config is not None:
         context.default_map = read_config(config, context)
@@ -183,15 +184,10 @@ def _print_version(*, verbose: bool) -> None:
 _register()
 
 
-def _launched() -> bool:
-    """Whether torchrun started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def main() -> None:
     """Run the command line and end the process with its status."""
     status = run()
-    if _launched():
+    if ranks.launched():
         # The threads of gloo now and then abort the process as it is torn down (torch 2.13).
         sys.stderr.flush()
         os._exit(status)
@@ -206,7 +202,8 @@ def run() -> int:
 def _parsed() -> int:
     """Let Typer parse the command line and run what it asks for; the exit status."""
     try:
-        status = asked_for()(prog_name=PROG, standalone_mode=False)
+        with contextlib.ExitStack() as stack:
+            status = asked_for()(prog_name=PROG, standalone_mode=False, obj=stack)
     except typer.Abort:
         raise KeyboardInterrupt from None
     return status if isinstance(status, int) else ExitStatus.DONE

@@ -92,6 +92,16 @@ Threads = Annotated[
     typer.Option(min=1, help="CPU threads; use 1 on a shared machine.", rich_help_panel=MACHINE),
 ]
 
+Mesh = Annotated[
+    str,
+    typer.Option(
+        metavar="MESH",
+        help="How torchrun's processes share the work: auto, or such as dp=4,tp=2 for problems and"
+        " layers (docs/several-devices.md).",
+        rich_help_panel=MACHINE,
+    ),
+]
+
 # --- what generates ---
 
 Engine = Annotated[

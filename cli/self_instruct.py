@@ -10,6 +10,7 @@ import typer
 from . import options, render
 from .commands import QuickGroup
 from .options import pairs_of
+from .ranks import sharing
 from .signals import ending_in_order
 
 if TYPE_CHECKING:
@@ -252,6 +253,7 @@ def self_instruct(
     ] = 3.0,
     memory_mb: options.MemoryMb = 1_024,
     batch: options.Batch = 16,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
@@ -291,7 +293,12 @@ def self_instruct(
         name: value for name, value in given.items() if value is not None
     }
     compute = Compute(
-        device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        threads=threads,
+        cache_dtype=cache_dtype,
+        sharing=sharing(mesh, device),
     )
     chosen: Form | None = None if prompt_form == "auto" else prompt_form
     request = Request(

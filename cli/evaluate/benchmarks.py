@@ -9,6 +9,7 @@ import typer
 
 from .. import options, render
 from ..picture import Plot, check_picture
+from ..ranks import sharing
 from ..signals import ending_in_order
 from . import output
 from .suites import FORMS, HELPS, ONLY, PresetName
@@ -248,6 +249,7 @@ def evaluate_task(
     ] = None,
     memory_mb: options.MemoryMb = 1_024,
     batch: options.Batch = 16,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
@@ -319,7 +321,12 @@ def evaluate_task(
         partial=partial,
         batch=batch,
         compute=Compute(
-            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            sharing=sharing(mesh, device),
         ),
     )
     if check:

@@ -10,6 +10,7 @@ import typer
 
 from .. import options, render
 from ..picture import Plot, check_picture, drawing
+from ..ranks import sharing
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.long_context.measure import ModelSpec, Request
@@ -89,6 +90,7 @@ def long_context(
     rope_scale: Annotated[
         float | None, typer.Option(help="Divide the positions of --model by this.")
     ] = None,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -144,7 +146,13 @@ def long_context(
         return
     with render.stages() as progress:
         summary = measure(
-            request, specs, device=device, dtype=dtype, note=render.note, progress=progress
+            request,
+            specs,
+            device=device,
+            dtype=dtype,
+            note=render.note,
+            progress=progress,
+            sharing=sharing(mesh, device),
         )
     if as_json:
         render.emit_json(summary)

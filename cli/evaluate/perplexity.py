@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import options, render
+from ..ranks import sharing
 
 HELP = """Measure the loss on text: nats per token, perplexity, bits per byte.
 
@@ -37,6 +38,7 @@ def perplexity(
         typer.Option(metavar="PERPLEXITY", help="Exit with status 3 above this perplexity."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -65,8 +67,9 @@ def perplexity(
         document_mask=not plain,
         batch_rows=batch,
     )
+    shared = sharing(mesh, device)
     with render.stages() as show:
-        summary = measure(model, reading, device=device, dtype=dtype, show=show)
+        summary = measure(model, reading, device=device, dtype=dtype, sharing=shared, show=show)
     if as_json:
         render.emit_json(summary)
     else:

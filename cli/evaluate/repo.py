@@ -11,6 +11,7 @@ import typer
 from codecria.data.errors import UsageError
 
 from .. import options, render
+from ..ranks import sharing
 
 HELP = """Score infilling of code that later commits of a git repository added.
 
@@ -118,6 +119,7 @@ def repo(
     sandbox: options.Tier = "auto",
     workers: options.Workers = None,
     batch: options.Batch = 8,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
@@ -183,6 +185,7 @@ def repo(
         "candidates": found.candidates,
         "known": found.known,
     }
+    shared = sharing(mesh, device)
     with open_kept(out, identity) as kept:
 
         def answer(n: int) -> list[measure.Answer]:
@@ -195,6 +198,7 @@ def repo(
                     batch=batch,
                     device=device,
                     dtype=dtype,
+                    sharing=shared,
                     known={k: measure.Answer(**v) for k, v in kept.of(f"answer {n}").items()},
                     keep=lambda new: kept.add(f"answer {n}", {a.id: asdict(a) for a in new}),
                     progress=progress,

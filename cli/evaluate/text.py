@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import options, render
+from ..ranks import sharing
 from ..signals import ending_in_order
 from .tasks import command_of
 
@@ -176,6 +177,7 @@ def evaluate_text_task(
         ),
     ] = None,
     batch: options.Batch = 16,
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
@@ -210,7 +212,12 @@ def evaluate_text_task(
         out=out,
         batch=batch,
         compute=Compute(
-            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            sharing=sharing(mesh, device),
         ),
     )
     with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from codecria.cli import options
+from codecria.cli.ranks import sharing_layers
 from codecria.data.errors import UsageError
 
 from .job import Job
@@ -235,6 +236,7 @@ def generate(
     ] = False,
     cache_disk: options.CacheDisk = 2_000_000_000,
     draft: options.Drafting = "auto",
+    mesh: options.Mesh = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     dtype: options.WeightsDtype = "auto",
@@ -300,6 +302,7 @@ def generate(
             threads=threads,
             cache_dtype=cache_dtype,
             keep_packed=keep_packed,
+            sharing=sharing_layers(mesh, device),
         ),
         cache_bytes=cache_disk if cache else 0,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codecria.core.model.attention import attend_few, attend_with_past, length_mask
 from codecria.core.model.config import ModelConfig
+from codecria.core.model.transformer import Transformer
 
 
 class KeyValueCache:
@@ -25,6 +26,7 @@ class KeyValueCache:
         positions: S, the longest any sequence may get.
         dtype: of the tensors; the model's own type or another.
         device: of the tensors; 2 L B K S D elements are allocated.
+        heads: K, where this process has some of the heads; None for all.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class KeyValueCache:
         positions: int,
         dtype: torch.dtype,
         device: torch.device,
+        heads: int | None = None,
     ) -> None:
-        shape = (config.n_layers, batch, config.n_kv_heads, positions, config.head_dim)
+        K = heads or config.n_kv_heads
+        shape = (config.n_layers, batch, K, positions, config.head_dim)
         # Zeros, not whatever lies there: a weight of zero does not silence a NaN. They cost nothing
         # until written, as the system hands out pages of zeros.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -84,6 +88,28 @@ class KeyValueCache:
         larger.values[:, :rows, :, :length] = self.values[:, :rows, :, :length]
         larger.lengths = [*self.lengths[:rows], *[0] * (batch - rows)]
         return larger
+
+
+def cache_of(
+    model: Transformer, *, batch: int, positions: int, dtype: torch.dtype | None = None
+) -> KeyValueCache:
+    """An empty cache for a model, of the heads that this process has.
+
+    Args:
+        model: whole, or split over processes for inference.
+        batch, positions: as of `KeyValueCache`.
+        dtype: of the tensors; None takes the model's.
+    """
+    config, weight = model.config, model.tok_embeddings
+    tp = 1 if model.split is None else model.split.part.group.size()
+    return KeyValueCache(
+        config,
+        batch=batch,
+        positions=positions,
+        dtype=dtype or weight.dtype,
+        device=weight.device,
+        heads=config.n_kv_heads // tp,
+    )
 
 
 class ChunkAttention:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codecria.core.checkpoints.adapters.folder import with_adapter
 from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
@@ -16,10 +17,11 @@ from .decoding import Completion, Limits
 from .drafting import Sources
 from .engine import BATCH, Engine, complete
 from .healing import Opening
-from .loading import CacheDtype, Compute, EngineName, Say, load_runner
+from .loading import CacheDtype, Compute, EngineName, Say, as_computed, load_runner
 from .prefix_cache import DiskBlocks, PrefixCache, default_folder, model_digest
 from .runner import Runner
 from .sampling import Sampling
+from .sharing import ALONE, Item, Loaded, Result, Sharing, Stopped, Work, never
 
 if TYPE_CHECKING:
     from codecria.core.model.transformer import Transformer
@@ -34,12 +36,16 @@ class Generator:
         tokenizer: the one the model was trained with.
         ends: ids that end a completion, as the checkpoint's files name them.
         files: that decide its scores: configuration and weights.
+        sharing: the processes that its work is shared over.
+        loaded: what the others load to have the same; None where nobody else does.
     """
 
     runner: Runner
     tokenizer: Tokenizer
     ends: frozenset[int]
     files: tuple[Path, ...] = ()
+    sharing: Sharing = field(default=ALONE, repr=False)
+    loaded: Loaded | None = None
 
     @classmethod
     def load(
@@ -51,13 +57,14 @@ class Generator:
         engine: EngineName = "auto",
         threads: int | None = None,
         cache_dtype: CacheDtype = "auto",
+        sharing: Sharing = ALONE,
         say: Say = lambda _: None,
     ) -> Generator:
         """Load a checkpoint folder or a run folder.
 
         Args:
             path: the folder, with its tokenizer.model.
-            device, dtype, engine, threads, cache_dtype: see `Compute`.
+            device, dtype, engine, threads, cache_dtype, sharing: see `Compute`.
             say: takes a sentence for the user about the engine or the type that was chosen.
 
         Raises:
@@ -65,7 +72,12 @@ class Generator:
                 the engine cannot run.
         """
         compute = Compute(
-            device=device, dtype=dtype, engine=engine, threads=threads, cache_dtype=cache_dtype
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            sharing=sharing,
         )
         return cls.computed(path, compute, say=say)
 
@@ -91,11 +103,16 @@ class Generator:
                 f" {checkpoint.config.vocab_size} rows",
                 hint="the tokenizer does not belong to this model",
             )
+        runner = load_runner(checkpoint, compute, say)
+        files = _files_of(checkpoint)
+        facts = (runner.layout, *(f"{path.name} {path.stat().st_size}" for path in files))
         return cls(
-            load_runner(checkpoint, compute, say),
+            runner,
             tokenizer,
             frozenset(checkpoint.end_ids(tokenizer)),
-            files=_files_of(checkpoint),
+            files=files,
+            sharing=compute.sharing,
+            loaded=Loaded(path_of(checkpoint), as_computed(compute, runner), facts),
         )
 
     @property
@@ -106,10 +123,11 @@ class Generator:
     @property
     def model(self) -> Transformer:
         """The model in PyTorch, in evaluation."""
-        from .torch_runner import TorchRunner
+        from codecria.core.model.transformer import Transformer
 
-        assert isinstance(self.runner, TorchRunner), "another engine was loaded"
-        return self.runner.model
+        found = getattr(self.runner, "model", None)
+        assert isinstance(found, Transformer), "another engine was loaded"
+        return found
 
     def banned(self, *, specials: bool = False) -> frozenset[int]:
         """Ids that are never drawn unless they end a completion, because they are no text.
@@ -140,6 +158,28 @@ class Generator:
             cache=cache,
             chunk=chunk,
         )
+
+    def map(
+        self,
+        work: Work[Item, Result],
+        items: Iterable[Item],
+        *,
+        stopped: Stopped = never,
+        together: bool = False,
+    ) -> Iterator[Result]:
+        """What comes of work on each item, in their order; the processes of a launch share it.
+
+        Args:
+            work: a function at the top level of a module.
+            items: taken as they are needed, some ahead.
+            stopped: looked at between steps; once it is true, nothing more comes.
+            together: the work calls the model itself and not its runner, so processes that share
+                its layers all do it; then nothing in it may depend on time.
+
+        Raises:
+            UserError: the work raised it, or a process that shared it ended.
+        """
+        return self.sharing.map(self, work, items, stopped, together=together)
 
     def disk_blocks(self, most_bytes: int) -> DiskBlocks | None:
         """What the user's cache folder holds of prompts that this model read; None without room.
@@ -213,6 +253,13 @@ def tokenizer_in(checkpoint: Checkpoint) -> Tokenizer:
             hint="copy the one the model was trained with into that folder",
         )
     return Tokenizer.load(path)
+
+
+def path_of(checkpoint: Checkpoint) -> Path:
+    """The path by which another process opens the same checkpoint."""
+    adapter = checkpoint.adapter
+    base = checkpoint.folder.resolve()
+    return base if adapter is None else with_adapter(base, adapter.folder.resolve())
 
 
 def _files_of(checkpoint: Checkpoint) -> tuple[Path, ...]:

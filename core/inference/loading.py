@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from codecria.core.checkpoints.formats.weights import FLOATS
 from codecria.data.errors import UsageError
 
 from .runner import Runner
+from .sharing import ALONE, Sharing
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,7 @@ class Compute:
         cache_dtype: of the key-value cache; "auto" is the weights' type, and bfloat16 for packed
             weights.
         keep_packed: keep weights that are packed in the user's cache, for the next start.
+        sharing: the processes that compute, this one alone or several.
     """
 
     device: str = "auto"
@@ -61,6 +63,7 @@ class Compute:
     threads: int | None = None
     cache_dtype: CacheDtype = "auto"
     keep_packed: bool = False
+    sharing: Sharing = field(default=ALONE, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the names.
@@ -111,11 +114,31 @@ def load_runner(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
         raise UsageError(
             f"{wanted[0]} needs the native engine: {obstacle}", hint=f"leave out {wanted[0]}"
         )
+    if compute.sharing.tp > 1:
+        return compute.sharing.split(checkpoint, compute)
     return _torch(checkpoint, compute)
+
+
+def as_computed(compute: Compute, runner: Runner) -> Compute:
+    """What was asked for, with what "auto" left open as a runner decided it; for one process.
+
+    Another process that loads the same computes the same, however much memory it has free.
+    """
+    kind, *_, dtype, cache_dtype = runner.layout.replace("torch.", "").split()
+    own: Any = cache_dtype
+    return replace(
+        compute,
+        engine="native" if kind == "native" else "torch",
+        dtype=dtype if dtype in BITS else compute.dtype,  # float16 follows from the files
+        cache_dtype=own if kind == "native" else compute.cache_dtype,
+        sharing=ALONE,
+    )
 
 
 def _obstacle(compute: Compute) -> str:
     """Why the native engine is not tried, or nothing."""
+    if compute.sharing.tp > 1:
+        return "processes share the layers (--mesh), which PyTorch computes"
     if compute.engine == "torch":
         return "--engine torch was given"
     if compute.device.startswith("cuda"):
@@ -186,13 +209,16 @@ def _native(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
     """
     from codecria.core.native import kernels
     from codecria.core.native.runner import NativeRunner
+    from codecria.core.native.threads import available_threads
     from codecria.core.native.weights import Weights
 
     try:
         loaded = kernels.load(say=say)
     except (RuntimeError, OSError) as error:  # LLVM's own, or of the cache's folder
         raise kernels.KernelError(f"the CPU kernels do not load: {error}") from error
-    dtype: Any = native_dtype(checkpoint, compute.dtype, available_memory(), say)
+    neighbours = compute.sharing.neighbours
+    memory = available_memory() / neighbours
+    dtype: Any = native_dtype(checkpoint, compute.dtype, memory, say)
     weights: Weights = _ByName(checkpoint)
     if compute.keep_packed and dtype not in PACKED:
         say(f"weights are {dtype}: --keep-packed keeps those of --dtype q8 or q4")
@@ -200,13 +226,16 @@ def _native(checkpoint: Checkpoint, compute: Compute, say: Say) -> Runner:
         from .packed_cache import kept
 
         weights = kept(checkpoint, weights, dtype, loaded, say)
+    threads = compute.threads
+    if threads is None and neighbours > 1:
+        threads = max(1, available_threads() // neighbours)
     return NativeRunner(
         checkpoint.config,
         weights,
         loaded,
         dtype=dtype,
         cache_dtype=None if compute.cache_dtype == "auto" else compute.cache_dtype,
-        threads=compute.threads,
+        threads=threads,
     )
 
 
@@ -279,16 +308,21 @@ def _torch(checkpoint: Checkpoint, compute: Compute) -> Runner:
         torch.set_num_threads(compute.threads)
     device = machine.choose_device(compute.device)
     model = load_model(
-        checkpoint, device=device, dtype=_torch_dtype(compute.dtype, checkpoint, device)
+        checkpoint, device=device, dtype=torch_dtype(compute.dtype, checkpoint, device)
     )
     return TorchRunner(model.eval(), cache_dtype=DTYPES.get(compute.cache_dtype))
 
 
-def _torch_dtype(requested: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+def torch_dtype(requested: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The one type that all weights are loaded into, however many types they are stored in.
 
     auto keeps float32; other and mixed weights become bfloat16 where the device is fast at it,
     else float32. float16 stays only on a GPU: a CPU computes it about ten times slower.
+
+    Args:
+        requested: "auto" or the type.
+        checkpoint: an opened one.
+        device: that computes.
     """
     import torch
 

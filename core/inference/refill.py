@@ -19,11 +19,21 @@ from typing import Generic, TypeVar
 from .decoding import Completion, Limits
 from .generator import Generator
 from .sampling import Sampling
+from .sharing import Stopped
 
 # Groups that are decoded side by side where scores depend on their neighbours: such a window is
 # made anew with the same members, or not at all. The longer, the less waits at its end.
 WINDOW = 8
+SHARES = 8  # so many windows at least, if there are as many groups: for processes to share
 T = TypeVar("T")
+
+
+def window_of(groups: int) -> int:
+    """Groups of a window where there are so many of them.
+
+    It depends on what is asked alone: not on how many processes share it, nor on what is known.
+    """
+    return max(1, min(WINDOW, groups // SHARES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +77,57 @@ def completions(
         out.
     """
     checked = ([(item, is_missing(item)) for item in group] for group in groups)
+    parts = iter(lambda: list(itertools.islice(checked, window)), [])
+    windows = (part for part in parts if any(pair[1] for group in part for pair in group))
     if generator.runner.tolerance == 0:
-        wanted = ([pair for pair in group if pair[1]] for group in checked)
-        windows: Iterable[Iterable[list[tuple[T, bool]]]] = [wanted]
+        windows = ([[pair for pair in group if pair[1]] for group in part] for part in windows)
+    if generator.sharing.dp > 1:
+        decoded = _shared(generator, windows, request, batch, stopped)
+    elif generator.runner.tolerance == 0:
+        every = itertools.chain.from_iterable(windows)
+        decoded = _decoded(generator, every, request, batch, stopped)
     else:
-        parts = iter(lambda: list(itertools.islice(checked, window)), [])
-        windows = (part for part in parts if any(pair[1] for group in part for pair in group))
-    for one in windows:
-        for group in _decoded(generator, one, request, batch, stopped):
-            found = [(item, said) for (item, missing), said in group if missing]
-            if found:
-                yield found
-        if stopped():
-            return
+        decoded = itertools.chain.from_iterable(
+            _decoded(generator, one, request, batch, stopped)
+            for one in itertools.takewhile(lambda _: not stopped(), windows)
+        )
+    for group in decoded:
+        found = [(item, said) for (item, missing), said in group if missing]
+        if found:
+            yield found
+
+
+_Asked = tuple[int, list[list[Request | None]]]  # a batch, and what is asked in each group
+
+
+def _shared(
+    generator: Generator,
+    windows: Iterable[list[list[tuple[T, bool]]]],
+    request: Callable[[T], Request | None],
+    batch: int,
+    stopped: Callable[[], bool],
+) -> Iterator[list[tuple[tuple[T, bool], Completion | None]]]:
+    """As `_decoded`, each window by the process that is free."""
+    begun: deque[list[list[tuple[T, bool]]]] = deque()
+
+    def asked() -> Iterator[_Asked]:
+        for one in windows:
+            begun.append(one)
+            yield batch, [[request(item) for item, _ in group] for group in one]
+
+    for said in generator.map(_window, asked(), stopped=stopped):
+        for items, completed in zip(begun.popleft(), said, strict=True):
+            yield list(zip(items, completed, strict=True))
+
+
+def _window(generator: Generator, asked: _Asked, stopped: Stopped) -> list[list[Completion | None]]:
+    """The completions of a window's groups; the work of one process."""
+    batch, groups = asked
+    wanted = ([(each, True) for each in group] for group in groups)
+    return [
+        [said for _, said in group]
+        for group in _decoded(generator, wanted, lambda each: each, batch, stopped)
+    ]
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.transformer import Transformer
 
-from .cache import CachedAttention, ChunkAttention, KeyValueCache
+from .cache import CachedAttention, ChunkAttention, KeyValueCache, cache_of
 from .runner import Scores, Snapshot
 
 PREFILL_CHUNK = 2_048  # tokens; bounds the activations of a long prompt
@@ -87,9 +87,7 @@ class TorchRunner:
             self._cache = self.cache.resized(rows, positions)
             return
         self._cache = None  # its memory goes before the next one's comes
-        self._cache = KeyValueCache(
-            self.config, batch=rows, positions=positions, dtype=self._dtype, device=self._device
-        )
+        self._cache = cache_of(self.model, batch=rows, positions=positions, dtype=self._dtype)
 
     @torch.inference_mode()
     def prefill(self, row: int, prompts: Sequence[Sequence[int]]) -> Scores:

@@ -46,6 +46,16 @@ class VocabularyPart:
     group: distributed.ProcessGroup
 
 
+def vocabulary_part(vocab_size: int, rank: int, group: distributed.ProcessGroup) -> VocabularyPart:
+    """The part of a vocabulary that one process of a group has, as DTensor cuts.
+
+    All but the last have V / n ids, rounded up; the last may have fewer.
+    """
+    share = -(-vocab_size // group.size())
+    start = min(rank * share, vocab_size)
+    return VocabularyPart(start, min(share, vocab_size - start), vocab_size, group)
+
+
 def _losses_of_all(z: Tensor, t: Tensor, p: Tensor) -> Tensor:
     """The losses of a chunk that has scores of the whole vocabulary.
 

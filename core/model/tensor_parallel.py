@@ -33,7 +33,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional as F
 
 from .linear import Linear
-from .loss import VocabularyPart
+from .loss import vocabulary_part
 
 if TYPE_CHECKING:
     from .transformer import Transformer
@@ -48,18 +48,13 @@ class TensorSplit:
     Args:
         mesh: the group, one dimension.
         vocab_size: V.
-        by_tokens: between the layers each process keeps a part of the tokens; else all of them, as
-            single tokens cannot be split.
     """
 
-    def __init__(self, mesh: DeviceMesh, vocab_size: int, *, by_tokens: bool) -> None:
+    layout = Shard(1)  # between the layers each process keeps a part of the tokens
+
+    def __init__(self, mesh: DeviceMesh, vocab_size: int) -> None:
         self.mesh = mesh
-        self.layout: Shard | Replicate = Shard(1) if by_tokens else Replicate()
-        share = -(-vocab_size // mesh.size())  # as DTensor cuts: the last parts may be smaller
-        start = min(mesh.get_local_rank() * share, vocab_size)
-        self.part = VocabularyPart(
-            start, min(share, vocab_size - start), vocab_size, mesh.get_group()
-        )
+        self.part = vocabulary_part(vocab_size, mesh.get_local_rank(), mesh.get_group())
 
     def embed(self, ids: Tensor, weight: Tensor, new_rows: Tensor | None = None) -> Tensor:
         """Embeddings from the parts of the matrix.
@@ -70,7 +65,7 @@ class TensorSplit:
             new_rows: (n,C) that stand for the last rows, whole in every process.
 
         Returns:
-            (B,T,C), or this process's tokens of it.
+            (B,T / tp,C), this process's tokens.
         """
         assert isinstance(weight, DTensor), "the embedding is split"
         own = ids - self.part.start
@@ -106,18 +101,6 @@ class TensorSplit:
         start, end = self.part.start, self.part.start + self.part.rows
         own = slice(max(start, first) - first, max(end, first) - first)
         return new_rows.to_local(grad_placements=[Partial()])[own]
-
-    def logits(self, scores: Tensor) -> Tensor:
-        """(...,V) scores of the whole vocabulary from those of this process's part."""
-        parts = DTensor.from_local(
-            scores,
-            self.mesh,
-            [Shard(scores.ndim - 1)],
-            run_check=False,
-            shape=torch.Size((*scores.shape[:-1], self.part.total)),
-            stride=scores.new_empty((*scores.shape[:-1], self.part.total), device="meta").stride(),
-        )
-        return parts.full_tensor()
 
 
 def _as_multiplied(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ARG001
@@ -160,16 +143,17 @@ def _split_adapters(
             module.register_parameter(name, nn.Parameter(part))
 
 
-def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True) -> None:
+def split_model(model: Transformer, mesh: DeviceMesh) -> None:
     """Split a model's weights over a tensor-parallel group, and its forward with them.
+
+    Rows must be divisible by the group. Generation has single tokens: see tensor_inference.py.
 
     Args:
         model: whole, the same in every process of the group, or on meta.
         mesh: the group, one dimension.
-        by_tokens: see `TensorSplit`. Rows must then be divisible by the group.
     """
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
-    split = TensorSplit(mesh, model.config.vocab_size, by_tokens=by_tokens)
+    split = TensorSplit(mesh, model.config.vocab_size)
     own, all_tokens = split.layout, Replicate()
     inputs = PrepareModuleInput(
         input_layouts=(own, None, None), desired_input_layouts=(all_tokens, None, None)
@@ -177,7 +161,7 @@ def split_model(model: Transformer, mesh: DeviceMesh, *, by_tokens: bool = True)
     one_input = PrepareModuleInput(input_layouts=(own,), desired_input_layouts=(all_tokens,))
     rows = RowwiseParallel(output_layouts=own)
     norm = SequenceParallel()
-    norm.sequence_sharding = (own,)  # type: ignore[assignment]
+    norm.sequence_sharding = (own,)
     plan: dict[str, ParallelStyle] = {
         "attention_norm": norm,
         "attention": inputs,

@@ -30,6 +30,7 @@ from .linear import Linear
 from .rope import llama3_divisors
 
 if TYPE_CHECKING:
+    from .tensor_inference import InferenceSplit
     from .tensor_parallel import TensorSplit
 
 RopeTables = tuple[Tensor, Tensor]  # cosines and sines, each (B,T,1,D/2) float32
@@ -150,7 +151,8 @@ class Transformer(nn.Module):
     `recompute` turns activation checkpointing on: training keeps only each layer's input and
     computes its other activations again in backward, a third more work for less memory.
 
-    `split` is how processes share the layers and the vocabulary (tensor_parallel.py), None alone.
+    `split` is how processes share the layers and the vocabulary (tensor_parallel.py in training,
+    tensor_inference.py in generation), None alone.
 
     Where only the last rows of the embedding and the output matrix are trained (those of new
     pieces, beside an adapter), `new_embeddings` and `new_outputs` stand in their place.
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.split: TensorSplit | None = None
+        self.split: TensorSplit | InferenceSplit | None = None
         self.tok_embeddings = nn.Parameter(torch.empty(config.vocab_size, config.dim))
         self.layers = nn.ModuleList(Block(config, n) for n in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -235,10 +237,16 @@ class Transformer(nn.Module):
         return losses
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token in float32: (...,C) -> (...,V)."""
+        """Scores of every token in float32: (...,C) -> (...,V).
+
+        Where processes share the vocabulary, the first of them gets all scores, the others theirs.
+        """
         if self.split is None:
             scores: Tensor = self.head(hidden, self.output_weight)
             return scores
+        from .tensor_inference import InferenceSplit
+
+        assert isinstance(self.split, InferenceSplit), "training holds no logits"
         return self.split.logits(self.head(hidden, self.split.own_rows(self.output_weight)))
 
     def draws(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:

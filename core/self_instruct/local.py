@@ -16,7 +16,7 @@ from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.loading import Compute, Say
-from codecria.core.inference.refill import Request, completions
+from codecria.core.inference.refill import Request, completions, window_of
 from codecria.core.inference.sampling import Sampling
 from codecria.data.formats import chat
 
@@ -81,13 +81,15 @@ class LocalModel:
                 sample=number,
             )
 
+        parts = list(_parts(asks, self._batch))
         started = time.perf_counter()
         for part in completions(
             self._load(),
-            _parts(asks, self._batch),
+            parts,
             request,
             is_missing=lambda item: item[1] not in known,
             batch=self._batch,
+            window=window_of(len(parts)),
         ):
             now = time.perf_counter()
             share, started = (now - started) / len(part), now

@@ -21,6 +21,7 @@ GRACE_S = 5.0  # how long the main process waits for the word of the others
 BEAT_S = 0.5  # between beats of the main process
 SILENCE_S = 4.0  # without a beat it is taken for gone
 POLL_S = 0.05
+STOPPED = "stopped by a signal"  # what a process writes that was asked to end
 RESUME = "see its error; then rerun the same command to resume"
 
 
@@ -66,7 +67,7 @@ class Failures:
             in one process what a person is to read, in the others `ReportedElsewhere`; after a
             signal, the error as it is.
         """
-        with _no_termination():
+        with no_termination():
             try:
                 self.store.set(f"end/{self.rank}", "" if lost else _message(error))
                 if isinstance(error, Interrupted):
@@ -74,13 +75,13 @@ class Failures:
                 if self.rank == 0:
                     if not lost:
                         return error
-                    _wait_for(lambda: len(self._heard()) == self.size, GRACE_S)
+                    wait_for(lambda: len(self.heard()) == self.size, GRACE_S)
                     return self._found(timeout_s)
-                if lost and self.rank == 1 and not self._main_lives():
+                if lost and self.rank == 1 and not self.main_lives():
                     return self._found(timeout_s)
             except RuntimeError:  # the store went with the process that held it
                 if self.rank <= 1:
-                    return _gone([0], self.size, timeout_s) if lost else error
+                    return gone([0], self.size, timeout_s) if lost else error
             return ReportedElsewhere(
                 error if isinstance(error, UserError) else UserError(_message(error))
             )
@@ -105,31 +106,36 @@ class Failures:
         finally:
             stop.set()
 
-    def _main_lives(self) -> bool:
+    def main_lives(self) -> bool:
         """Whether the main process writes of its end, or beats."""
         first = self.store.add("beat", 0)
 
         def lives() -> bool:
             return self.store.check(["end/0"]) or self.store.add("beat", 0) != first
 
-        _wait_for(lives, SILENCE_S)
+        wait_for(lives, SILENCE_S)
         return lives()
 
-    def _heard(self) -> list[int]:
+    def heard(self) -> list[int]:
         """The processes that have written that they end."""
         return [rank for rank in range(self.size) if self.store.check([f"end/{rank}"])]
 
+    def word_of(self, rank: int) -> str:
+        """What a process that was heard wrote of its end; empty where it lost a connection."""
+        return self.store.get(f"end/{rank}").decode()
+
     def _found(self, timeout_s: float) -> UserError:
         """What broke the connections, as far as the others wrote it."""
-        heard = self._heard()
+        heard = self.heard()
         for rank in heard:
-            if message := self.store.get(f"end/{rank}").decode():
+            if message := self.word_of(rank):
                 return UserError(f"process {rank} of {self.size}: {message}", hint=RESUME)
         silent = [rank for rank in range(self.size) if rank not in heard]
-        return _gone(silent, self.size, timeout_s)
+        return gone(silent, self.size, timeout_s)
 
 
-def _gone(ranks: list[int], size: int, timeout_s: float) -> UserError:
+def gone(ranks: list[int], size: int, timeout_s: float) -> UserError:
+    """The error that names processes which ended without a word, or do not answer."""
     who = "another process of the run"
     if ranks:
         who = f"process {', '.join(map(str, ranks))} of {size}"
@@ -141,12 +147,12 @@ def _message(error: Exception) -> str:
     if isinstance(error, UserError):
         return error.message
     if isinstance(error, Interrupted):
-        return "stopped by a signal"
+        return STOPPED
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _wait_for(condition: Callable[[], bool], at_most_s: float) -> None:
+def wait_for(condition: Callable[[], bool], at_most_s: float) -> None:
     """Wait until something is so, for a while."""
     end = time.monotonic() + at_most_s
     while not condition() and time.monotonic() < end:
@@ -154,7 +160,7 @@ def _wait_for(condition: Callable[[], bool], at_most_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _no_termination() -> Iterator[None]:
+def no_termination() -> Iterator[None]:
     """Pass over SIGTERM for these seconds: torchrun sends it to all when one process has died."""
     if threading.current_thread() is not threading.main_thread():
         yield

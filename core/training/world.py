@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from codecria.core.machine import launched_processes, versions
@@ -217,6 +217,37 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"))
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The store of a launch, where processes find each other.
+
+    Attributes:
+        store: keys that all processes see, under a name of this start.
+        rank: of this process.
+        size: how many there are.
+        failures: what they write about their ends.
+    """
+
+    store: Store
+    rank: int
+    size: int
+    failures: Failures
+
+
+def connect(timeout_s: float = TIMEOUT_S) -> Connection:
+    """Connect to the store of the launch.
+
+    Args:
+        timeout_s: how long this process waits for the store, and for keys in it.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    # A connection of its own: a wait of the engine for a key would hold up the heartbeat.
+    failures = Failures(PrefixStore(f"ends-{_attempt()}", store.clone()), rank, size)
+    return Connection(PrefixStore(_attempt(), store), rank, size, failures)
+
+
 @contextlib.contextmanager
 def joined(device: torch.device, *, timeout_s: float = PROCESS_TIMEOUT_S) -> Iterator[World]:
     """Join the other processes of the launch; with one process, `World` of one.
@@ -238,18 +269,15 @@ def joined(device: torch.device, *, timeout_s: float = PROCESS_TIMEOUT_S) -> Ite
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_s)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
-    # A connection of its own: a wait of the engine for a key would hold up the heartbeat.
-    failures = Failures(PrefixStore(f"ends-{_attempt()}", store.clone()), rank, size)
-    store = PrefixStore(_attempt(), store)
+    link = connect(timeout_s)
+    failures = link.failures
     distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=timeout
+        backend, store=link.store, rank=link.rank, world_size=link.size, timeout=timeout
     )
 
     def ended(_: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, ReportedElsewhere):
-            lost = isinstance(error, RuntimeError) and _connection_lost(error)
+            lost = isinstance(error, RuntimeError) and connection_lost(error)
             raise failures.reported(error, lost=lost, timeout_s=timeout_s) from error
 
     with contextlib.ExitStack() as stack:
@@ -298,6 +326,6 @@ def _attempt() -> str:
     return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def _connection_lost(error: RuntimeError) -> bool:
+def connection_lost(error: RuntimeError) -> bool:
     """Whether an error is of the connection to other processes; gloo's has no type of its own."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator
-from codecria.core.inference.refill import Request, completions
+from codecria.core.inference.refill import Request, completions, window_of
 from codecria.core.inference.sampling import Sampling
 from codecria.core.seed import seed_of
 
@@ -80,6 +80,7 @@ def generate(
         request,
         is_missing=lambda item: (item[0].task_id, item[1]) not in known,
         batch=batch,
+        window=window_of(len(problems) * protocol.samples // batch),
         stopped=stopped,
     ):
         yield [sample(item, completion) for item, completion in part]

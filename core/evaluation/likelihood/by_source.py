@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codecria.core.inference.generator import Generator
+from codecria.core.inference.sharing import ALONE, Sharing, Stopped
 from codecria.data.corpus.documents import decode
 from codecria.data.corpus.reasons import Reason
 from codecria.data.errors import UserError
@@ -99,6 +101,7 @@ def measure(
     *,
     device: str,
     dtype: str,
+    sharing: Sharing = ALONE,
     show: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The losses of a checkpoint on each source, and on all together by tokens.
@@ -106,13 +109,13 @@ def measure(
     Args:
         model: checkpoint or run folder.
         reading: what is read.
-        device, dtype: as `Generator.load` takes them.
+        device, dtype, sharing: as `Generator.load` takes them.
         show: takes progress.
 
     Raises:
         UserError: a file cannot be read, or the shards are of another tokenizer.
     """
-    generator = Generator.load(model, device=device, dtype=dtype, engine="torch")
+    generator = Generator.load(model, device=device, dtype=dtype, engine="torch", sharing=sharing)
     context = reading.context or generator.config.max_context
     sources = _sources(generator.tokenizer, reading, context)
     weights = _byte_sizes(generator.tokenizer)
@@ -120,8 +123,8 @@ def measure(
     for number, (name, batches) in enumerate(sources.items()):
         show(Progress(stage="reading", done=number, total=len(sources), resumed=0))
         found[name] = Sum()
-        for batch in batches:
-            found[name].add(_read(generator, batch, weights))
+        for part in _read(generator, batches, weights):
+            found[name].add(part)
     show(Progress(stage="reading", done=len(sources), total=len(sources), resumed=0))
     total = Sum()
     for part in found.values():
@@ -136,14 +139,23 @@ def measure(
     }
 
 
-def _read(generator: Generator, batch: Batch, sizes: _Sizes) -> Sum:
-    """The losses of one batch."""
-    each = row_losses(generator.model, batch)
-    return Sum(
-        nats=float(each.double().sum()),
-        tokens=batch.n_targets,
-        bytes=sizes.of(batch.ids, batch.targets),
-    )
+def _read(generator: Generator, batches: Iterable[Batch], sizes: _Sizes) -> Iterator[Sum]:
+    """The losses of each batch."""
+    counts: deque[tuple[int, int]] = deque()
+
+    def counted() -> Iterator[Batch]:
+        for batch in batches:
+            counts.append((batch.n_targets, sizes.of(batch.ids, batch.targets)))
+            yield batch
+
+    for nats in generator.map(_nats, counted(), together=True):
+        tokens, size = counts.popleft()
+        yield Sum(nats=nats, tokens=tokens, bytes=size)
+
+
+def _nats(generator: Generator, batch: Batch, stopped: Stopped) -> float:  # noqa: ARG001
+    """The sum of a batch's losses."""
+    return float(row_losses(generator.model, batch).double().sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from codecria.core.inference.cache import ChunkAttention, KeyValueCache
+from codecria.core.inference.cache import ChunkAttention, cache_of
 from codecria.core.inference.torch_runner import PREFILL_CHUNK
 from codecria.core.model.attention import choose_backend
 from codecria.core.model.batch import batch_loss
@@ -58,13 +58,7 @@ def token_losses(
     device = model.tok_embeddings.device
     given = torch.from_numpy(ids[:-1].astype(np.int64)).to(device)
     targets = torch.from_numpy(ids[1:].astype(np.int64)).to(device)
-    cache = KeyValueCache(
-        model.config,
-        batch=1,
-        positions=len(given),
-        dtype=model.tok_embeddings.dtype,
-        device=device,
-    )
+    cache = cache_of(model, batch=1, positions=len(given))
     losses = torch.empty(len(given), dtype=torch.float32)
     for start in range(0, len(given), chunk):
         stop = min(start + chunk, len(given))

@@ -6,6 +6,7 @@ The evaluation of Code Llama, section 3.3 and appendix G.2, optionally beyond th
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,10 +28,9 @@ from codecria.core.evaluation.likelihood.perplexity import (
     token_losses,
 )
 from codecria.core.inference.generator import Generator, tokenizer_of
-from codecria.core.inference.torch_runner import TorchRunner
+from codecria.core.inference.sharing import ALONE, Sharing, Stopped
 from codecria.core.model.config import ModelConfig
-from codecria.core.model.transformer import Transformer
-from codecria.data.errors import UserError
+from codecria.data.errors import UsageError, UserError
 from codecria.data.files import digest_bytes
 from codecria.data.progress import Progress
 from codecria.data.rows.shards import ShardSet
@@ -132,15 +132,23 @@ class ModelSpec:
         tokenizer = tokenizer_of(path)
         return cls(path=path, checkpoint=checkpoint, tokenizer=tokenizer, config=config)
 
-    def load(self, *, device: str, dtype: str) -> Transformer:
-        """The model, in evaluation; see `Generator.load`.
+    def load(self, *, device: str, dtype: str, sharing: Sharing = ALONE) -> Generator:
+        """The model with its rotary base and scale; see `Generator.load`.
 
         Raises:
             UserError: the weights or the tokenizer do not fit.
+            UsageError: processes share its layers, and its rotary base or scale is not its own.
         """
-        model = Generator.load(self.path, device=device, dtype=dtype, engine="torch").model
-        model.config = self.config
-        return model
+        if sharing.tp > 1 and self.config != self.checkpoint.config:
+            raise UsageError(
+                "another rotary base or scale is for processes that hold whole models",
+                hint="leave tp out of --mesh, or --theta and --rope-scale",
+            )
+        found = Generator.load(
+            self.path, device=device, dtype=dtype, engine="torch", sharing=sharing
+        )
+        found.model.config = self.config
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """What it is, its weights' digest included: its files are read whole."""
@@ -166,6 +174,7 @@ def measure(
     dtype: str,
     note: Callable[[str], None],
     progress: Callable[[Progress], None],
+    sharing: Sharing = ALONE,
 ) -> dict[str, Any]:
     """Perplexity by position and the retrieval grid of one model or two, as JSON values.
 
@@ -176,7 +185,8 @@ def measure(
         specs: one or two.
         device, dtype: see `Generator.load`.
         note: takes a line for the user.
-        progress: called as tokens are read and prompts answered.
+        progress: called as texts are read and prompts answered.
+        sharing: the processes that read and answer.
 
     Raises:
         UserError: there is too little to read, or a model does not load.
@@ -204,32 +214,36 @@ def measure(
     found: list[Sums] = []
     cells: list[list[dict[str, Any]]] = []
     for n, spec in enumerate(specs):
-        model = spec.load(device=device, dtype=dtype)
-        weight = model.tok_embeddings
+        generator = spec.load(device=device, dtype=dtype, sharing=sharing)
+        weight = generator.model.tok_embeddings
         kind = {"device": str(weight.device), "dtype": str(weight.dtype).removeprefix("torch.")}
         models.append(spec.as_json() | kind)
         name = f" {'AB'[n]}" if len(specs) > 1 else ""
         if cuts:
             count = _Counter(f"reading{name}", readings[n].tokens, progress)
-            losses = [token_losses(model, ids, done=count.add) for ids in readings[n].ids]
+            losses = []
+            texts = ((spec.config, ids) for ids in readings[n].ids)
+            for each in generator.map(_losses, texts, together=True):
+                losses.append(each)
+                count.add(len(each))
             found.append(sums(losses, readings[n].sizes, readings[n].ends))
         if lengths:
             total = len(lengths) * len(request.retrieval_positions) * request.examples
             count = _Counter(f"asking{name}", total, progress)
+            ends_here = frozenset(spec.checkpoint.end_ids(spec.tokenizer))
             cells.append(
                 retrieval.grid(
-                    TorchRunner(model),
+                    functools.partial(_answers, generator, spec.config, ends_here),
                     spec.tokenizer,
                     fillers[n],
                     lengths=lengths,
                     positions=request.retrieval_positions,
                     examples=request.examples,
                     seed=request.seed,
-                    ends=frozenset(spec.checkpoint.end_ids(spec.tokenizer)),
                     done=count.one,
                 )
             )
-        del model, weight  # before the next is loaded
+        del generator, weight  # before the next is loaded
     return {
         "task": "long-context",
         "models": models,
@@ -238,6 +252,36 @@ def measure(
         "perplexity": _perplexity(found, ends, same=same, seed=request.seed) if cuts else None,
         "retrieval": _retrieval(cells, request.examples, len(functions)) if lengths else None,
     }
+
+
+def _losses(
+    generator: Generator,
+    item: tuple[ModelConfig, Ids],
+    stopped: Stopped,  # noqa: ARG001 - a text is read whole
+) -> npt.NDArray[np.float32]:
+    """The losses of a text under a rotary base and scale; a `Work`."""
+    generator.model.config, ids = item
+    return token_losses(generator.model, ids)
+
+
+def _answers(
+    generator: Generator,
+    config: ModelConfig,
+    ends: frozenset[int],
+    prompts: Iterator[retrieval.Prompt],
+) -> Iterator[retrieval.Answer]:
+    """The model's answers to prompts, in their order."""
+    return generator.map(_answer, ((config, ends, prompt) for prompt in prompts))
+
+
+def _answer(
+    generator: Generator,
+    item: tuple[ModelConfig, frozenset[int], retrieval.Prompt],
+    stopped: Stopped,  # noqa: ARG001 - a prompt is answered at once
+) -> retrieval.Answer:
+    """The answer to one prompt under a rotary base and scale; a `Work`."""
+    generator.model.config, ends, prompt = item
+    return retrieval.ask(generator.runner, generator.tokenizer, prompt, ends=ends)
 
 
 class _Counter:

@@ -15,12 +15,14 @@ model sees what it would see in a file, with either kind.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import math
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -439,7 +441,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def grid(
-    runner: Runner,
+    answers: Callable[[Iterator[Prompt]], Iterator[Answer]],
     tokenizer: Tokenizer,
     filler: Sequence[Filler],
     *,
@@ -447,47 +449,53 @@ def grid(
     positions: Sequence[float],
     examples: int,
     seed: int,
-    ends: frozenset[int],
     done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Every length and position, as JSON values: a row a cell.
 
     Args:
-        runner: whose first row it may use.
+        answers: gives the model's answers to prompts, in their order.
         tokenizer: its own.
         filler: see `measured`.
         lengths: of the prompts, in tokens; at least `shortest`.
         positions: of the key, from 0 to 1.
         examples: of each cell.
         seed: of the prompts.
-        ends: ids that end an answer.
         done: called after each prompt.
     """
-    cells = []
-    for length in lengths:
-        for position in positions:
-            prompts, answers = [], []
-            for example in range(examples):
-                prompt = make_prompt(
-                    tokenizer, filler, length=length, position=position, seed=seed, example=example
-                )
-                prompts.append(prompt)
-                answers.append(ask(runner, tokenizer, prompt, ends=ends))
-                done()
-            greedy, forced = (sum(getattr(a, way) for a in answers) for way in ("greedy", "forced"))
-            cells.append(
-                {
-                    "length": length,
-                    "position": position,
-                    "examples": examples,
-                    "tokens": sum(len(p.ids) for p in prompts) / examples,
-                    "placed": sum(p.placed for p in prompts) / examples,
-                    "repeats": sum(p.repeats for p in prompts) / examples,
-                    "greedy": greedy / examples,
-                    "greedy_interval": list(wilson(greedy, examples)),
-                    "forced": forced / examples,
-                    "forced_interval": list(wilson(forced, examples)),
-                    "mean_rank": sum(a.rank for a in answers) / examples,
-                }
+    made: deque[Prompt] = deque()
+
+    def prompts() -> Iterator[Prompt]:
+        for length, position, example in itertools.product(lengths, positions, range(examples)):
+            prompt = make_prompt(
+                tokenizer, filler, length=length, position=position, seed=seed, example=example
             )
+            made.append(prompt)
+            yield prompt
+
+    answered = answers(prompts())
+    cells = []
+    for length, position in itertools.product(lengths, positions):
+        found: list[tuple[Prompt, Answer]] = []
+        for answer in itertools.islice(answered, examples):
+            found.append((made.popleft(), answer))
+            done()
+        cells.append({"length": length, "position": position} | _cell(found))
     return cells
+
+
+def _cell(found: Sequence[tuple[Prompt, Answer]]) -> dict[str, Any]:
+    """What the answers to the prompts of a cell amount to."""
+    n = len(found)
+    greedy, forced = (sum(getattr(a, way) for _, a in found) for way in ("greedy", "forced"))
+    return {
+        "examples": n,
+        "tokens": sum(len(p.ids) for p, _ in found) / n,
+        "placed": sum(p.placed for p, _ in found) / n,
+        "repeats": sum(p.repeats for p, _ in found) / n,
+        "greedy": greedy / n,
+        "greedy_interval": list(wilson(greedy, n)),
+        "forced": forced / n,
+        "forced_interval": list(wilson(forced, n)),
+        "mean_rank": sum(a.rank for _, a in found) / n,
+    }

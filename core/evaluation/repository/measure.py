@@ -20,6 +20,7 @@ from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.refill import Request, completions
 from codecria.core.inference.sampling import Sampling
+from codecria.core.inference.sharing import ALONE, Sharing, Stopped
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.formats.syntax import parses
 from codecria.data.formats.window import Room, fit_completion, fit_infill
@@ -82,6 +83,7 @@ def answers(
     batch: int = 8,
     device: str = "auto",
     dtype: str = "auto",
+    sharing: Sharing = ALONE,
     known: Mapping[str, Answer] | None = None,
     keep: Callable[[Sequence[Answer]], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -94,7 +96,7 @@ def answers(
         form: of the prompt; "auto" is "psm" where the model can infill, else "left".
         context: longest sequence in tokens; None takes the model's trained one.
         batch: spans that are decoded side by side.
-        device, dtype: as `Generator.load` takes them.
+        device, dtype, sharing: as `Generator.load` takes them.
         known: answers that it has given before, by id.
         keep: called with each batch of new ones.
         progress: called as it goes on.
@@ -106,7 +108,7 @@ def answers(
     left = [span for span in spans if span.id not in found]
     if not left:
         return [found[span.id] for span in spans]
-    generator = Generator.load(model, device=device, dtype=dtype, engine="torch")
+    generator = Generator.load(model, device=device, dtype=dtype, engine="torch", sharing=sharing)
     tokenizer = generator.tokenizer
     infiller = None
     if form in ("psm", "spm") or (form == "auto" and tokenizer.infill is not None):
@@ -132,11 +134,10 @@ def answers(
         ),
         batch=batch,
     ):
+        losses = generator.map(_loss, (asked for (_, asked), _ in part), together=True)
         made = [
-            _scored(
-                generator, span, asked, said.text if said is not None else "", left=infiller is None
-            )
-            for (span, asked), said in part
+            _scored(span, asked, said.text if said is not None else "", loss, left=infiller is None)
+            for ((span, asked), said), loss in zip(part, losses, strict=True)
         ]
         keep(made)
         found |= {answer.id: answer for answer in made}
@@ -163,10 +164,15 @@ def _ask(
     return _Asked(ids, middle, Limits(max_tokens=most, context=context))
 
 
-def _scored(generator: Generator, span: Span, asked: _Asked, said: str, *, left: bool) -> Answer:
+def _loss(generator: Generator, asked: _Asked, stopped: Stopped) -> float:  # noqa: ARG001
+    """The loss of what was written, nats a token; a `Work`."""
+    losses = token_losses(generator.model, np.array([*asked.ids, *asked.middle], dtype=np.int32))
+    return float(losses[-len(asked.middle) :].mean())
+
+
+def _scored(span: Span, asked: _Asked, said: str, loss: float, *, left: bool) -> Answer:
     if left:  # it cannot know where to end: as many lines as were written
         said = "\n".join(said.split("\n")[: span.middle.count("\n") + 1])
-    losses = token_losses(generator.model, np.array([*asked.ids, *asked.middle], dtype=np.int32))
     whole = None
     if parses(span.prefix + span.middle + span.suffix, span.language):
         whole = parses(span.prefix + said + span.suffix, span.language)
@@ -176,7 +182,7 @@ def _scored(generator: Generator, span: Span, asked: _Asked, said: str, *, left:
         said=said,
         exact=said.strip() == span.middle.strip(),
         similarity=edit_similarity(said.strip(), span.middle.strip()),
-        loss=float(losses[-len(asked.middle) :].mean()),
+        loss=loss,
         tokens=len(asked.middle),
         parses=whole,
     )

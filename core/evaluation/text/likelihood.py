@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from codecria.core.inference.generator import Generator
 from codecria.core.inference.runner import Runner, Scores
+from codecria.core.inference.sharing import Stopped
 
+Continued = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of its continuations
 CONTINUATIONS = 16  # read side by side, after one prefill of the prompt
 
 
@@ -38,6 +41,19 @@ def log_likelihoods(
             found.append(float(first[ids[0]] + each.sum(dtype=np.float64)))
             place += len(ids)
     runner.keep([])
+    return found
+
+
+def batch_likelihoods(
+    generator: Generator, asked: Sequence[Continued], stopped: Stopped
+) -> list[list[float]]:
+    """The log-probabilities of the continuations of several prompts; a `Work`."""
+    found: list[list[float]] = []
+    for prompt, continuations in asked:
+        if stopped():
+            return []
+        some = bool(continuations)
+        found.append(log_likelihoods(generator.runner, prompt, continuations) if some else [])
     return found
 
 

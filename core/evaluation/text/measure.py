@@ -23,7 +23,7 @@ from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.engine import BATCH
 from codecria.core.inference.generator import Generator, tokenizer_of
 from codecria.core.inference.loading import Compute
-from codecria.core.inference.refill import Request, completions
+from codecria.core.inference.refill import Request, completions, window_of
 from codecria.core.inference.sampling import Sampling
 from codecria.core.seed import seed_of
 from codecria.core.training.run import environment
@@ -34,7 +34,7 @@ from codecria.data.formats.infill import Infiller, Order
 from codecria.data.progress import Progress
 
 from . import judges, lines, truthfulqa
-from .likelihood import log_likelihoods
+from .likelihood import Continued, batch_likelihoods
 from .questions import Question, QuestionSet, gather
 from .tasks import TASKS, Form, Scores, TextTask
 
@@ -263,9 +263,7 @@ def _lines(
     """The lines that are not known yet, a batch at a time."""
     if plan.form == "choice":
         left = [question for question in asked if (question.task_id, 0) not in kept.lines]
-        for start in range(0, len(left), request.batch):
-            part = left[start : start + request.batch]
-            yield [_chosen(plan, generator, question) for question in part]
+        yield from _chosen(plan, generator, left, request.batch)
         return
     for replies in completions(
         generator,
@@ -273,6 +271,7 @@ def _lines(
         lambda question: _request(plan, generator, question),
         is_missing=lambda question: (question.task_id, 0) not in kept.lines,
         batch=request.batch,
+        window=window_of(len(asked) // request.batch),
     ):
         batch, said = zip(*replies, strict=True)
         answers = [plan.task.answer(one.text) if one is not None else "" for one in said]
@@ -335,19 +334,32 @@ def _prompt(
     return ids, ends
 
 
-def _chosen(plan: _Plan, generator: Generator, question: Question) -> Line:
-    """The line of a question whose answers are chosen by their likelihood."""
+def _chosen(
+    plan: _Plan, generator: Generator, asked: Sequence[Question], batch: int
+) -> Iterator[list[Line]]:
+    """The lines of questions whose answers are chosen by their likelihood, some at a time."""
     tokenizer = generator.tokenizer
-    prompt = tokenizer.encode(question.before, bos=True)
-    answers = [*question.right, *question.wrong]
-    ids = [
-        tokenizer.encode(f"{question.before} {answer}", bos=True)[len(prompt) :]
-        for answer in answers
-    ]
-    if len(prompt) + max(map(len, ids)) > plan.context:
+    parts = [asked[start : start + batch] for start in range(0, len(asked), batch)]
+
+    def continued(question: Question) -> Continued:
+        prompt = tokenizer.encode(question.before, bos=True)
+        whole = [
+            tokenizer.encode(f"{question.before} {answer}", bos=True)
+            for answer in (*question.right, *question.wrong)
+        ]
+        fits = max(map(len, whole)) <= plan.context
+        return prompt, [ids[len(prompt) :] for ids in whole] if fits else []
+
+    asks = ([continued(question) for question in part] for part in parts)
+    for part, found in zip(parts, generator.map(batch_likelihoods, asks), strict=True):
+        yield [_chosen_line(*pair) for pair in zip(part, found, strict=True)]
+
+
+def _chosen_line(question: Question, found: Sequence[float]) -> Line:
+    """The line of a question from its answers' likelihoods; without any, it did not fit."""
+    if not found:
         return _line(question, {"mc1": 0.0, "mc2": 0.0}, None, "")
-    found = log_likelihoods(generator.runner, prompt, ids)
-    right = len(question.right)
+    answers, right = [*question.right, *question.wrong], len(question.right)
     scores = truthfulqa.choice_scores(found[:right], found[right:])
     line = _line(question, scores, None, "")
     del line["finish_reason"]

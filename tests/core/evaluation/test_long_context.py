@@ -330,10 +330,10 @@ def test_a_model_beside_itself_is_the_same_and_beside_another_theta_is_not(
 
 def test_the_rope_scale_divides_positions(small_model: Path, request_for: Request) -> None:
     halved = ModelSpec.open(small_model, rope_scale=2.0)
-    model = halved.load(device="cpu", dtype="float32")
+    model = halved.load(device="cpu", dtype="float32").model
     ids = some_ids(50)
     row = torch.from_numpy(ids[:-1].astype(np.int64)).unsqueeze(0)
-    plain = ModelSpec.open(small_model).load(device="cpu", dtype="float32")
+    plain = ModelSpec.open(small_model).load(device="cpu", dtype="float32").model
     # Positions 0, 2, 4 .. of the scaled model stand where 0, 1, 2 .. of the plain one do.
     with torch.no_grad():
         positions = torch.arange(row.shape[1]).unsqueeze(0)

@@ -238,15 +238,15 @@ def test_rank_and_choice_follow_the_scores(generator: Generator, filler: list[Fi
         assert answer.rank == order.index(prompt.value) + 1
         assert answer.forced == (order[0] == prompt.value)
         ranks.append(answer.rank)
+    runner, tokenizer, ends = generator.runner, generator.tokenizer, generator.ends
     [cell] = grid(
-        generator.runner,
-        generator.tokenizer,
+        lambda prompts: (ask(runner, tokenizer, prompt, ends=ends) for prompt in prompts),
+        tokenizer,
         filler,
         lengths=[130],
         positions=[0],
         examples=3,
         seed=0,
-        ends=generator.ends,
     )
     assert cell["mean_rank"] == pytest.approx(sum(ranks) / 3)
     assert cell["forced"] == sum(rank == 1 for rank in ranks) / 3
