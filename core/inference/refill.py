@@ -61,7 +61,8 @@ def completions(
 
     The native engine's scores do not depend on what is decoded beside a sequence: there, only what
     is missing is decoded. PyTorch's do, in their last bits, so a window of groups in which an item
-    is missing is decoded whole, as it was before it was stopped.
+    is missing is decoded whole, as it was before it was stopped. Processes that share the model's
+    work (`sharing.py`) take a window each.
 
     Args:
         generator: the model.
@@ -69,7 +70,7 @@ def completions(
         request: what is asked for an item; None where the model cannot be asked.
         is_missing: whether an item is wanted.
         batch: most sequences side by side.
-        window: groups that share a batch on PyTorch; 1 lets no two do so.
+        window: groups that share a batch on PyTorch, and that a process takes; 1 lets no two do so.
         stopped: looked at after every step; once it is true, nothing more comes.
 
     Yields:
