@@ -50,13 +50,14 @@ def cli(*words: object) -> list[str]:
     return ["-m", "codecria.cli", *map(str, words)]
 
 
-SAMPLED = "--generate-only --temperature 0.8 --max-tokens 10 --batch 4 --device cpu"
+SAMPLED = "--generate-only --preset paper-sampled --max-tokens 10 --batch 4"
+CPU = "--device cpu --engine torch --dtype float32 --threads 1"
 
 
 def sampled(problems: Path, model: Path, out: Path, samples: int) -> list[str]:
     """Samples of each task, in batches that may hold those of two tasks."""
     words = ("evaluate", "humaneval", "--problems", problems, "-m", model, "-o", out, "-n", samples)
-    return cli(*words, *SAMPLED.split())
+    return cli(*words, *SAMPLED.split(), *CPU.split())
 
 
 def alone(command: Sequence[str]) -> str:
@@ -95,29 +96,23 @@ def test_two_processes_make_what_one_makes(
 
 @pytest.mark.slow
 def test_three_processes_write_the_file_of_one_and_two_resume_it(
-    problems: Path, model: Path, tmp_path: Path
+    one: dict[str, Any], problems: Path, model: Path, tmp_path: Path
 ) -> None:
     # Kills: members of a batch that depend on what is known or on the number of processes.
-    one, shared = tmp_path / "one.jsonl", tmp_path / "shared.jsonl"
-    alone(sampled(problems, model, one, 3))
+    shared = tmp_path / "shared.jsonl"
     together(sampled(problems, model, shared, 3), 3)
-    assert shared.read_bytes() == one.read_bytes()
-    lines = one.read_bytes().splitlines(keepends=True)
+    assert shared.read_text() == one["samples"]
+    lines = shared.read_bytes().splitlines(keepends=True)
     shared.write_bytes(b"".join(lines[:9]) + lines[9][:20])  # within a batch, and within a line
     together(sampled(problems, model, shared, 3), 2)
-    assert shared.read_bytes() == one.read_bytes()
+    assert shared.read_text() == one["samples"]
 
 
 @pytest.mark.slow
-def test_the_layers_are_shared_where_a_mesh_says_so_and_else_one_process_answers(
-    model: Path,
-) -> None:
-    words = ("generate", "-m", model, "def f(x):", "--max-tokens", 20, "--device", "cpu", "--json")
-    words = (*words, "-n", 2, "--temperature", 0.9, "--engine", "torch")
-    expected = [json.loads(line)["text"] for line in alone(cli(*words)).splitlines()]
-    for more in (("--mesh", "tp=2"), ()):
-        found = [json.loads(line)["text"] for line in together(cli(*words, *more), 2).splitlines()]
-        assert found == expected, more
+def test_processes_that_share_the_layers_say_what_one_says(model: Path) -> None:
+    words = ("generate", "-m", model, "def f(x):", "--max-tokens", 20, "-n", 2, "-t", 0.9)
+    command = cli(*words, *CPU.split())
+    assert together([*command, "--mesh", "tp=2"], 2) == alone(command)
 
 
 # The command line, with less patience for a process that falls silent.
