@@ -135,11 +135,11 @@ def main(model: Path, folder: Path, problems: Path, mesh: str) -> None:
     (folder / "found.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), sys.argv[4])
-    os._exit(0)
-
-
 def alone(model: Path, folder: Path, problems: Path) -> dict[str, Any]:
     """What one process makes."""
     return everything(model, folder, problems, ALONE)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), sys.argv[4])
+    os._exit(0)
