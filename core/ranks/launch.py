@@ -45,7 +45,8 @@ from codecria.core.training.faults import (
     wait_for,
 )
 from codecria.core.training.mesh import Mesh
-from codecria.core.training.world import TIMEOUT_S, Connection, connect, connection_lost
+from codecria.core.training.request import PROCESS_TIMEOUT_S
+from codecria.core.training.world import Connection, connect, connection_lost
 from codecria.data.errors import (
     ExitStatus,
     Interrupted,
@@ -340,7 +341,7 @@ def _said(failures: Failures, rank: int) -> UserError | None:
 
 
 @contextlib.contextmanager
-def leading(*, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
+def leading(*, timeout_s: float = PROCESS_TIMEOUT_S) -> Iterator[Ranks]:
     """Be the main process of a launch within the block; SIGTERM must raise `Interrupted` there.
 
     Args:
@@ -522,7 +523,7 @@ class _Helper:
         return self._desk.status is not None
 
 
-def helping(*, timeout_s: float = TIMEOUT_S) -> int:
+def helping(*, timeout_s: float = PROCESS_TIMEOUT_S) -> int:
     """Be one of the other processes of a launch, until the main process has ended.
 
     Args:

@@ -234,7 +234,7 @@ class Connection:
     failures: Failures
 
 
-def connect(timeout_s: float = TIMEOUT_S) -> Connection:
+def connect(timeout_s: float = PROCESS_TIMEOUT_S) -> Connection:
     """Connect to the store of the launch.
 
     Args:
