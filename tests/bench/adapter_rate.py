@@ -26,8 +26,8 @@ from codecria.core.training.stage import run_stage
 from codecria.core.training.start import FromCheckpoint
 
 
-def loss_after(out: Path, steps: int, **asked: Any) -> tuple[float, float]:
-    """Validation loss before the first and after the last step of a run, which is trained here."""
+def loss_after(out: Path, steps: int, **asked: Any) -> float:
+    """Validation loss after the last step of a run, which is trained here."""
     request = StageRequest(
         recipe="fim", steps=steps, any_init=True, device="cpu", dtype="float32", compile="off",
         save_every=10_000, eval_every=steps, eval_rows=32, log_every=steps, **asked,
@@ -38,7 +38,7 @@ def loss_after(out: Path, steps: int, **asked: Any) -> tuple[float, float]:
     found = [
         r["validation_loss"] for r in read_metrics(out / "metrics.jsonl") if "validation_loss" in r
     ]
-    return found[0], found[-1]
+    return float(found[-1])
 
 
 def main() -> None:
@@ -67,11 +67,11 @@ def main() -> None:
             "infill_scope": "context",
             "peak_lr": full * times,
         }
-        before, after = loss_after(
+        loss = loss_after(
             options.out / f"{name}-{times:g}", options.steps, data=[str(options.shards)],
             init=options.model, lora=rank, changes=changes,
         )  # fmt: skip
-        print(f"{name:8} rate x{times:<4g} {before:.4f} -> {after:.4f} nats a token", flush=True)
+        print(f"{name:8} rate x{times:<4g} {loss:.4f} nats a token", flush=True)
 
 
 if __name__ == "__main__":
