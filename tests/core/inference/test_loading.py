@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.torch_runner import TorchRunner
 from codecria.core.native.runner import NativeRunner
 from codecria.data.errors import UsageError, UserError
+from codecria.data.formats import chat
+from codecria.data.formats.infill import Infiller, Order
+from codecria.data.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,40 @@ def test_in_float32_every_engine_writes_the_same_text(
     assert {n: c.text for n, c in texts["native"].items()} == {
         n: c.text for n, c in texts["torch"].items()
     }
+
+
+def test_every_kind_of_prompt_has_one_text_on_both_engines(
+    extended: Tokenizer, random_model: Callable[..., Path]
+) -> None:
+    # Infilling in both orders, chat, a prompt of more than the native engine's part of 512 tokens,
+    # and samples: side by side, ragged, each with the ends of its kind.
+    model = random_model(extended, max_context=1024)
+    infiller = Infiller(extended)
+    before, after = "def area(w, h):\n    return ", "\n\nprint(area(2, 3))\n"
+    asked = [
+        (chat.prompt_ids(extended, [chat.Message(role="user", content="Why?")]), 2),
+        (extended.encode("x = [1, 2, 3]\n" * 60, bos=True), 2),
+        (extended.encode("", bos=True), 3),
+        *((infiller.prompt(before, after, order).tolist(), 2) for order in (Order.PSM, Order.SPM)),
+    ]
+    assert max(len(ids) for ids, _ in asked) > 512
+    texts = []
+    for name in ("native", "torch"):
+        generator = Generator.load(model, engine=name, device="cpu")  # type: ignore[arg-type]
+        ends = generator.ends | {infiller.special.end}
+        engine = generator.engine(batch=4)
+        for number, (ids, samples) in enumerate(asked):
+            for sample in range(samples):
+                engine.add(
+                    ids,
+                    sampling=Sampling(temperature=0.7 * sample, top_p=0.95, seed=number),
+                    limits=Limits(max_tokens=16),
+                    ends=ends,
+                    sample=sample,
+                )
+        found = {n: event.text for n, event in engine.run() if isinstance(event, Completion)}
+        texts.append([found[n] for n in sorted(found)])
+    assert texts[0] == texts[1]
 
 
 def test_prompts_side_by_side_write_what_each_writes_alone(engines: dict[str, Generator]) -> None:
