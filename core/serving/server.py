@@ -56,7 +56,7 @@ def listen(host: str, port: int, *, key: str) -> socket.socket:
         made.close()
         taken = error.errno == errno.EADDRINUSE
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
+            f"cannot listen on {f'[{host}]' if ':' in host else host}:{port}: {error.strerror}",
             hint="another program listens there: choose another --port" if taken else "",
         ) from error
     return made

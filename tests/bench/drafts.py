@@ -137,8 +137,8 @@ def _completion(kind: str, text: str, prompts: Prompts, **fields: Any) -> Case:
     return Case(kind=kind, path="/v1/completions", body=body, ids=ids)
 
 
-def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], Found]:
-    """What `serve` does with drafts, by (kind, "codecria")."""
+def measure(arguments: argparse.Namespace) -> tuple[dict[tuple[str, str], Found], list[Case]]:
+    """What `serve` does with drafts, by (kind, "codecria"); and the cases."""
     found: dict[tuple[str, str], Found] = {}
     quiet = ("--threads", str(arguments.threads), "--cache-disk", "0")
     tokenizer = Tokenizer.load(arguments.model / "tokenizer.model")
@@ -163,7 +163,7 @@ def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], Found]:
                     continue  # it ended before there was anything to measure
                 _note(found.setdefault((case.kind, "codecria"), Found()), plain, drafted)
     print(f"{differing} of {total} texts differ from those without drafts")
-    return found | (llama(arguments, chosen) if arguments.gguf is not None else {})
+    return found, chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def llama(arguments: argparse.Namespace, chosen: list[Case]) -> dict[tuple[str, 
         draft = LlamaPromptLookupDecoding(num_pred_tokens=drafted) if drafted else None
         return Llama(
             str(arguments.gguf),
-            n_ctx=4096,
+            n_ctx=0,  # the model's own
             n_threads=arguments.threads,
             draft_model=draft,
             logits_all=bool(drafted),
@@ -265,7 +265,19 @@ def main() -> None:
     infill = Tokenizer.load(arguments.model / "tokenizer.model").infill
     if infill is not None:
         ENDS.append(infill.end)
-    found = measure(arguments)
+    found, chosen = measure(arguments)
+    show(found)
+    if arguments.gguf is not None:
+        theirs = llama(arguments, chosen)
+        show(theirs)
+        found |= theirs
+    if arguments.json is not None:
+        document = {f"{kind}, {name}": asdict(values) for (kind, name), values in found.items()}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def show(found: dict[tuple[str, str], Found]) -> None:
+    """Print a line a kind."""
     print(
         f"{'kind':11} {'by':14} {'times':>6} {'CPU':>6} {'lowest':>6} {'tokens/s':>9} {'a pass':>7}"
         " wrong"
@@ -274,13 +286,9 @@ def main() -> None:
         clock, cpu, rate = map(statistics.median, (values.ratios, values.cpu, values.rates))
         line = f"{kind:11} {name:14} {clock:6.2f} {cpu:6.2f} {min(values.cpu):6.2f} {rate:9.0f}"
         if values.per_pass:
-            line += (
-                f" {statistics.median(values.per_pass):7.2f} {statistics.mean(values.wrong):5.2f}"
-            )
-        print(line)
-    if arguments.json is not None:
-        document = {f"{kind}, {name}": asdict(values) for (kind, name), values in found.items()}
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+            passes, wrong = statistics.median(values.per_pass), statistics.mean(values.wrong)
+            line += f" {passes:7.2f} {wrong:5.2f}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
