@@ -67,19 +67,28 @@ def test_the_makefile_is_the_familys_graph(size: str, tmp_path: Path) -> None:
 
 @needs_make
 @pytest.mark.slow
-def test_the_family_is_made_at_toy_size_and_made_once(shards: Path, tmp_path: Path) -> None:
+def test_the_family_is_made_and_scored_once_by_two_processes(shards: Path, tmp_path: Path) -> None:
     options = (
         "family",
-        f"CODECRIA={sys.executable} -m codecria.cli",
+        "evaluate",
+        "PROCESSES=2",
+        f"TORCHRUN={sys.executable} -m torch.distributed.run",
         f"CODE={shards}",
         f"OUT={tmp_path / 'family'}",
         "ARGS=--steps 2 --set context=64 --set batch_tokens=128 --eval-rows 1 --compile off"
         " --threads 1",
+        "STAGES_ARGS=--rows 2 --max-tokens 500 --threads 1",
     )
     first = make(*options)
     assert first.returncode == 0, first.stderr
     made = sorted(path.parents[1].name for path in tmp_path.glob("family/*/model/config.json"))
     assert made == ["base", "code", "fim", "instruct", "llama2", "python", "python-long"]
+    for name in made:
+        run = json.loads((tmp_path / "family" / name / "run.json").read_text())
+        assert run["environment"]["processes"] == 2, name
+    scored = json.loads((tmp_path / "family" / "stages.json").read_text())["stages"]
+    chain = ["llama2", "fim", "base", "python", "python-long", "instruct"]
+    assert [Path(stage["path"]).name for stage in scored] == chain
     second = make(*options)
     assert "codecria.cli" not in second.stdout, "what is finished is not made again"
 
