@@ -27,7 +27,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["make", "-C", str(EXAMPLES), *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # two processes a stage, on two cores that others may use
         check=False,
     )
 
