@@ -94,7 +94,7 @@ def table(
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for column in columns:
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")  # a narrow terminal hides nothing
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))
     _console(stderr=not to_stdout).print(shown)

@@ -32,7 +32,8 @@ def long_context(
     ] = None,
     data: options.ShardData = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="Source file, read instead of --data; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Source file, read instead of --data; repeatable."),
     ] = None,
     split: Annotated[
         Literal["train", "validation"] | None,

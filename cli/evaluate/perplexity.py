@@ -22,7 +22,8 @@ def perplexity(
     model: options.Model,
     data: options.ShardData = None,
     file: Annotated[
-        list[Path] | None, typer.Option(help="Text file, read instead of --data; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Text file, read instead of --data; repeatable."),
     ] = None,
     split: Annotated[
         Literal["train", "validation"], typer.Option(help="Split of --data.")

@@ -95,6 +95,7 @@ def evaluate_text_task(
     problems: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="FILE",
             help="File of the set as published, or a folder of them; repeatable.",
             rich_help_panel=options.INPUT,
         ),
