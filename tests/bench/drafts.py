@@ -210,6 +210,7 @@ def llama(arguments: argparse.Namespace, chosen: list[Case]) -> dict[tuple[str, 
             str(arguments.gguf),
             n_ctx=0,  # the model's own
             n_threads=arguments.threads,
+            n_threads_batch=arguments.threads,
             draft_model=draft,
             logits_all=bool(drafted),
             verbose=False,
