@@ -135,7 +135,6 @@ def _render_spread(spread: SpreadPlan, steps: int) -> None:
     how = f"--mesh {way.mesh}, {way.dtype}, {way.micro_batch_size} rows a pass"
     how += ", activations recomputed" if way.recompute else ""
     rows = [(part, f"{size / 1e9:.2f}") for part, size in plain["memory_bytes"].items()]
-    rows.append(("needed in eager execution", f"{plain['needed_bytes'] / 1e9:.2f}"))
     rows += [(f"{what}, sent a step", f"{size / 1e9:.2f}") for what, size in spread.links.items()]
     render.table(
         f"each of {machines.devices} devices ({how})", ["part", "GB"], rows, to_stdout=True

@@ -129,6 +129,12 @@ def plan_sources(mixture: Sequence[Share], tokens: int) -> list[SourcePlan]:
     ]
 
 
+def layer_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Weights of one layer, and those outside of the layers: embedding, last norm, output."""
+    outside = config.vocab_size * config.dim * (1 if config.tied else 2) + config.dim
+    return (config.parameters - outside) // config.n_layers, outside
+
+
 def memory_bytes(
     config: ModelConfig,
     context: int,
@@ -140,12 +146,14 @@ def memory_bytes(
 ) -> dict[str, int]:
     """Bytes of a training step on one device, by part.
 
-    Weights, gradients and both moments are float32. Of a layer's activations backward needs, per
-    token: the two norms' inputs and outputs (4 C), rotated queries, keys and values, and the
-    attention's output (2 C + 2 K D), and the feed-forward's three products (3 F), in the compute
-    type; plus the input of each norm in float32. Eager execution keeps about as much again of
-    intermediate results, which compilation fuses away: the figure is the lower one. Where they are
-    recomputed, only the layers' inputs are kept (C), and one layer's activations at a time.
+    Weights, gradients and both moments are float32. Of a layer's activations eager execution keeps
+    for backward, per token: the two norms' inputs in float32 (2 C); in the compute type what they
+    give, before and after their weights (4 C), rotated queries, keys and values, the attention's
+    output (2 C + 2 K D), and the feed-forward's products (4 F). Under bfloat16's autocast the
+    residual stream stays float32, which makes 30 bytes for each of C; it also copies each matrix
+    that is trained. Counted on saved tensors, this is exact but for a few numbers a token;
+    compilation keeps less. Where they are recomputed, only the layers' inputs are kept (C), and one
+    layer's activations and copies at a time.
 
     Args:
         config: the shape.
@@ -159,19 +167,25 @@ def memory_bytes(
     size = 4 if dtype == "float32" else 2
     tokens = context * micro_batch_size
     keys = 2 * config.n_kv_heads * config.head_dim
-    layer = size * (6 * config.dim + keys + 3 * config.hidden_dim) + 4 * 2 * config.dim
+    wide = 32 if size == 4 else 30
+    layer = wide * config.dim + size * (keys + 4 * config.hidden_dim)
     weights = trained = 4 * config.parameters
     if recipe is not None and recipe.lora_rank:
         trained = 4 * trained_parameters(config, recipe, 0)
         weights = base_bytes(config, recipe, dtype) + trained
     kept = layer + config.n_layers * 4 * config.dim if recompute else config.n_layers * layer
-    return {
+    parts = {
         "weights": weights,
         "gradients": trained,
         "optimizer moments": 2 * trained,
         "activations": tokens * (kept + 2 * size * config.dim),
         "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
     }
+    if dtype == "bfloat16" and not (recipe is not None and recipe.lora_rank):
+        a_layer, _ = layer_parameters(config)
+        copied = a_layer * (1 if recompute else config.n_layers)
+        parts["bfloat16 copies"] = 2 * (copied + config.vocab_size * config.dim)
+    return parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

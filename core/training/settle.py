@@ -17,7 +17,7 @@ from .mesh import Mesh, parse_mesh
 from .plan import training_seconds
 from .recipes import Recipe
 from .request import StageRequest, Switch
-from .spread import Way, needed, spread_memory
+from .spread import Way, spread_memory
 
 # Tokens of one forward pass on a CPU: more do not make products faster and cost memory.
 CPU_MICRO_TOKENS = 8_192
@@ -135,7 +135,7 @@ def _needs_recompute(
     asked = None if processes == 1 else parse_mesh(request.mesh, processes)  # else for a plan
     mesh = asked or Mesh(dp=processes)
     way = Way(mesh=mesh, micro_batch_size=micro_batch_size, recompute=False, dtype=dtype)
-    need = needed(spread_memory(model, recipe.context, way, recipe))
+    need = sum(spread_memory(model, recipe.context, way, recipe).values())
     return need > MEMORY_SHARE * memory_share(device)
 
 

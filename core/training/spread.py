@@ -17,7 +17,7 @@ from codecria.data.errors import UsageError
 
 from .adapters import four_bit_bytes, trained_parameters
 from .mesh import Mesh, check_mesh, parse_mesh
-from .plan import memory_bytes
+from .plan import layer_parameters, memory_bytes
 from .recipes import Recipe
 
 # To compare meshes: what a device sends a second, about half of what links are sold with.
@@ -86,7 +86,7 @@ class SpreadPlan:
     def fits(self) -> bool | None:
         """Whether a device holds it; None if its memory is unknown."""
         memory = self.machines.memory
-        return None if memory is None else needed(self.memory) <= memory
+        return None if memory is None else sum(self.memory.values()) <= memory
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -97,7 +97,6 @@ class SpreadPlan:
             "recompute": self.way.recompute,
             "dtype": self.way.dtype,
             "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
-            "needed_bytes": needed(self.memory),
             "link_bytes": dict(self.links),
             "step_seconds": self.seconds,
             "peak_flops": self.machines.peak_flops,
@@ -105,17 +104,6 @@ class SpreadPlan:
             "device_memory": self.machines.memory,
             "fits": self.fits,
         }
-
-
-def needed(memory: Mapping[str, int]) -> int:
-    """Bytes that a device needs: eager execution keeps activations about twice (`memory_bytes`)."""
-    return sum(memory.values()) + memory["activations"]
-
-
-def layer_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Weights of one layer, and those outside of the layers: embedding, last norm, output."""
-    outside = config.vocab_size * config.dim * (1 if config.tied else 2) + config.dim
-    return (config.parameters - outside) // config.n_layers, outside
 
 
 def _gathered(config: ModelConfig, recipe: Recipe | None) -> tuple[int, int]:
@@ -148,10 +136,6 @@ def spread_memory(
     mesh, micro = way.mesh, way.micro_batch_size
     alone = memory_bytes(config, context, micro, way.dtype, recompute=way.recompute, recipe=recipe)
     if mesh.size == 1:
-        if way.dtype == "bfloat16":  # autocast's, needed in backward; of one layer where recomputed
-            layer, _ = layer_parameters(config)
-            copied = layer * (1 if way.recompute else config.n_layers)
-            alone["bfloat16 copies"] = 2 * (copied + config.vocab_size * config.dim)
         return alone
     size = 4 if way.dtype == "float32" else 2
     layer, outside = (-(-count // mesh.tp) for count in _gathered(config, recipe))
@@ -172,7 +156,7 @@ def _activations(config: ModelConfig, tokens: int, way: Way, size: int) -> int:
     """Bytes of activations of a device's tokens; numbers of the compute type take `size` each."""
     C, tp, cp = config.dim, way.mesh.tp, way.mesh.cp
     keys = 2 * config.n_kv_heads * config.head_dim
-    shared = size * (4 * C + keys * (cp if cp > 1 else 1) + 3 * config.hidden_dim) + 8 * C
+    shared = size * (4 * C + keys * (cp if cp > 1 else 1) + 4 * config.hidden_dim) + 8 * C
     layer = size * 2 * C + shared // tp
     kept = config.n_layers * layer
     if way.recompute:
@@ -284,7 +268,7 @@ def choose_way(
     ]
 
     def need(way: Way) -> int:
-        return needed(spread_memory(config, recipe.context, way, recipe))
+        return sum(spread_memory(config, recipe.context, way, recipe).values())
 
     fitting = [way for way in ways if machines.memory is None or need(way) <= machines.memory]
     if not fitting:
@@ -306,7 +290,7 @@ def accumulates(config: ModelConfig, recipe: Recipe, way: Way, memory: int) -> b
     """
     alone = memory_bytes(config, recipe.context, 1, way.dtype, recipe=recipe)
     kept = alone["gradients"] // way.mesh.tp
-    return needed(spread_memory(config, recipe.context, way, recipe)) + kept <= memory
+    return sum(spread_memory(config, recipe.context, way, recipe).values()) + kept <= memory
 
 
 def plan_spread(

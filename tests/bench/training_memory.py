@@ -45,7 +45,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from codecria.core.training.optim import build_optimizer, trained_weights
     from codecria.core.training.parallel import clip_gradients, context_split, shard
     from codecria.core.training.recipes import recipe_for
-    from codecria.core.training.spread import Way, needed, spread_memory
+    from codecria.core.training.spread import Way, spread_memory
     from codecria.core.training.trainer import make_deterministic
     from codecria.core.training.world import joined
     from codecria.data.rows.loader import stack
@@ -119,7 +119,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             "planned": {
                 "state": sum(planned[part] for part in parts),
                 "forward": kept,
-                "peak": needed(planned),
+                "peak": sum(planned.values()),
             },
             "measured": {
                 "state": state,

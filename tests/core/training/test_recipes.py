@@ -294,6 +294,6 @@ def test_memory_counts_weights_four_times_in_float32() -> None:
     states = parts["weights"] + parts["gradients"] + parts["optimizer moments"]
     assert states == 16 * config.parameters
     assert memory_bytes(config, 4096, 2, "bfloat16")["activations"] == 2 * parts["activations"]
-    # Per token and layer: 6 x 4096 + 2 x 4096 + 3 x 11008 numbers of 2 bytes, 2 x 4096 of 4.
-    layer = 2 * (6 * 4096 + 2 * 4096 + 3 * 11008) + 4 * 2 * 4096
+    # Per token and layer: 2 x 4096 + 4 x 11008 numbers of 2 bytes, and 4096 of 30.
+    layer = 2 * (2 * 4096 + 4 * 11008) + 30 * 4096
     assert parts["activations"] == 4096 * (32 * layer + 2 * 2 * 4096)
