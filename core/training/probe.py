@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from codecria.core.machine import matmul_flops
 from codecria.core.model.attention import choose_backend
 from codecria.core.model.batch import batch_loss
 from codecria.core.model.config import ModelConfig
@@ -26,6 +27,7 @@ LAYERS = 2  # of models too large to probe whole
 WHOLE_BELOW = 20_000_000  # parameters of a model that is probed whole
 STEP_FLOPS = 6e10  # of one probe step on a CPU, about: half a second to two
 CUDA_STEP_FLOPS = 6e12
+SLOW_S = 6.0  # a probe step that would take longer is not run
 
 
 @lru_cache(maxsize=4)
@@ -37,6 +39,10 @@ def measured_rate(config: ModelConfig, dtype: str, device: torch.device) -> floa
         dtype: of matrix products.
         device: where.
     """
+    if device.type == "cpu" and dtype != "float32":
+        peak = matmul_flops(DTYPES[dtype], device)
+        if peak < STEP_FLOPS / SLOW_S:
+            return peak  # without hardware for the type, products are all that a step waits for
     shape = _shape(config)
     budget = STEP_FLOPS if device.type == "cpu" else CUDA_STEP_FLOPS
     T = int(min(512, config.max_context, max(32, budget / shape.training_flops(256))))

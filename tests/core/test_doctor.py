@@ -36,7 +36,8 @@ def test_the_survey_is_json(told: dict[str, Any]) -> None:
     assert json.loads(json.dumps(told)) == told
     assert set(told) == {
         "versions", "device", "device_memory_gb", "instructions", "cores", "threads", "memory_gb",
-        "free_disk_gb", "engine", "attention", "sandbox", "prefix_cache", "compiler",
+        "free_disk_gb", "engine", "attention", "sandbox", "packed_cache", "prefix_cache",
+        "compiler",
         "float32_gflops", "bfloat16_gflops", "training_dtype", "memory_bandwidth_gb_s", "advice",
     }  # fmt: skip
 

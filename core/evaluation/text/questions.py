@@ -67,6 +67,8 @@ def gather(
     found: list[Question] = []
     seen: dict[str, Path] = {}
     for path in _files(paths, suffixes):
+        if path in seen.values():
+            raise UserError(f"{path} is named twice", hint="each question counts once")
         for question in parse(path):
             if question.task_id in seen:
                 other = seen[question.task_id]

@@ -143,7 +143,7 @@ def test_the_model_sees_the_prompt_and_the_program_is_made_of_the_other_text() -
     assert problem.fill is not None
     assert problem.fill[0].startswith("Description\n")
     assert problem.source("X;").startswith("#include <iostream>")
-    with pytest.raises(KeyError, match="eval_prompt"):
+    with pytest.raises(ValueError, match="eval_prompt"):
         safim.parse(record("cpp", eval_prompt="none"))
 
 

@@ -383,10 +383,14 @@ FULL_OF_FINDINGS = [
 
 @pytest.mark.parametrize(
     ("piece", "size"),
-    [*((piece, 10**6) for piece in HOSTILE), *((piece, 10**5) for piece in FULL_OF_FINDINGS)],
+    [*((piece, 3 * 10**5) for piece in HOSTILE), *((piece, 10**5) for piece in FULL_OF_FINDINGS)],
 )
 def test_a_hostile_text_takes_time_in_proportion_to_its_length(piece: str, size: int) -> None:
-    text = piece * (size // len(piece))
-    start = time.process_time()
-    redact(text)
-    assert time.process_time() - start < 5
+    # Ten times the length: ten times the time, not a hundred times, however fast the machine is.
+    def seconds(size: int) -> float:
+        start = time.process_time()
+        redact(piece * (size // len(piece)))
+        return time.process_time() - start
+
+    short = min(seconds(size // 10) for _ in range(2))
+    assert seconds(size) < 30 * short + 0.5

@@ -291,5 +291,8 @@ def test_a_missing_file_and_one_named_twice_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
         questions("gsm8k", tmp_path / "none.jsonl")
     file = written(tmp_path / "test.jsonl", [{"question": "?", "answer": "#### 1"}])
-    with pytest.raises(UserError, match="is also in"):
+    with pytest.raises(UserError, match="named twice"):
         questions("gsm8k", file, file)
+    copy = written(tmp_path / "copy.jsonl", [{"question": "?", "answer": "#### 1"}])
+    with pytest.raises(UserError, match="is also in"):
+        questions("gsm8k", file, copy)
