@@ -193,6 +193,7 @@ stages = {
 }
 warned = []
 TIMED = ("tokens_per_s", "mfu", "data_wait_s", "step_s", "memory_gb")
+SEVERAL = {"compute_s", "slowest"}  # which one process alone has not
 
 def train(recipe, mesh, world, name=""):
     request = StageRequest(recipe=recipe, mesh=mesh or "auto", **common, **stages[recipe])
@@ -204,7 +205,7 @@ def train(recipe, mesh, world, name=""):
 
 def compare(name, found, wanted):
     if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), name
+        assert found.keys() - SEVERAL == wanted.keys(), name
         for key in wanted:
             if key not in TIMED:
                 compare(f"{name} {key}", found[key], wanted[key])
