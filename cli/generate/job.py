@@ -6,31 +6,27 @@ Nothing here imports Typer: `quick.py` reads plain command lines without it.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from codecria.cli import render
 from codecria.data.errors import UsageError
 
 from . import output
 from .prompt import Asked, Source, dialog_of, read
-from .request import Request
+from .request import Completing, Request
 
 if TYPE_CHECKING:
     from codecria.data.formats.cursor import Gap
-    from codecria.data.formats.window import Truncate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """The options that do not name the model, with the command line's defaults.
+class Job(Completing):
+    """The options that do not name the model. `heal` counts where it is possible.
 
     Attributes:
         source: where the prompt comes from.
-        system, refuse_tags, form, prefix_share, context, truncate, parse_specials, max_tokens,
-            temperature, top_p, top_k, seed, samples, draft: see `Request`.
-        heal: whether a token that the prompt cuts off is finished, where that is possible.
         stop: stop strings as typed, with \\n for the end of a line.
         in_place, diff: how a filled gap is written.
         out: a file to write instead of stdout.
@@ -39,22 +35,7 @@ class Job:
     """
 
     source: Source
-    system: str | None = None
-    refuse_tags: bool = False
-    form: Literal["psm", "spm"] = "psm"
-    prefix_share: float = 0.75
-    context: int | None = None
-    truncate: Truncate | None = None
-    heal: bool = False
-    parse_specials: bool = False
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    samples: int = 1
     stop: tuple[str, ...] = ()
-    draft: bool = True
     in_place: bool = False
     diff: bool = False
     out: Path | None = None
@@ -84,26 +65,10 @@ class Job:
         _check_echo(echo=self.echo, chat=chat, many=many, other=self.in_place or self.diff)
         if self.heal and asked.gap is not None and self.form == "psm":
             render.warn("--heal has no effect with --form psm")
-        return asked, Request(
-            asked=asked,
-            chat=chat,
-            system=self.system,
-            refuse_tags=self.refuse_tags,
-            form=self.form,
-            prefix_share=self.prefix_share,
-            context=self.context,
-            truncate=self.truncate,
-            heal=self.heal and (asked.gap is None or self.form == "spm"),
-            parse_specials=self.parse_specials,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            samples=self.samples,
-            stops=tuple(_unescape(text) for text in self.stop),
-            draft=self.draft,
-        )
+        how = {each.name: getattr(self, each.name) for each in fields(Completing)}
+        how["heal"] = self.heal and (asked.gap is None or self.form == "spm")
+        stops = tuple(_unescape(text) for text in self.stop)
+        return asked, Request(asked=asked, chat=chat, stops=stops, **how)
 
     def ask(self, request: Request, server: str, key: str) -> None:
         """Let a server complete the prompt, and write what it sends.

@@ -12,24 +12,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The prompt and how it is completed, as the options say.
+class Completing:
+    """How a prompt is completed, with the command line's defaults.
 
     Attributes:
-        asked: the prompt.
-        chat: whether it is a question; then `system` is its system prompt.
+        system: the system prompt of a question.
         refuse_tags: whether messages with chat-template tags are refused.
         form, prefix_share: how a gap's prompt is built.
         context: longest sequence in tokens; None takes what the model was trained on.
         truncate: what a prompt that is too long loses; None takes what its kind usually does.
         heal: whether a token that the prompt cuts off is finished.
         parse_specials: whether the prompt may name special tokens, and completions hold them.
-        max_tokens, temperature, top_p, top_k, seed, samples, stops: how it is completed.
+        max_tokens, temperature, top_p, top_k, seed, samples: how tokens are drawn.
         draft: whether tokens are drafted.
     """
 
-    asked: Asked
-    chat: bool = False
     system: str | None = None
     refuse_tags: bool = False
     form: Literal["psm", "spm"] = "psm"
@@ -44,8 +41,22 @@ class Request:
     top_k: int = 0
     seed: int = 0
     samples: int = 1
-    stops: tuple[str, ...] = ()
     draft: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Completing):
+    """A prompt and how it is completed.
+
+    Attributes:
+        asked: the prompt.
+        chat: whether it is a question.
+        stops: strings that end a completion.
+    """
+
+    asked: Asked
+    chat: bool = False
+    stops: tuple[str, ...] = ()
 
     @property
     def cut(self) -> Truncate:

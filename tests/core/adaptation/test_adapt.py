@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,24 +14,16 @@ from codecria.cli import app as cli
 from codecria.core.adaptation.proof import advice
 from codecria.data.files import digest_file
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.git_repository import git
 
 LATER = (
     "def later_{n}(value):\n    result = transform_{n}(value, depth={n})\n    return result + {n}\n"
 )
 
 
-def git(folder: Path, day: int, *words: str) -> None:
-    stamp = f"2026-03-{day:02d}T12:00:00+00:00"
-    names = {"GIT_AUTHOR_DATE": stamp, "GIT_COMMITTER_DATE": stamp, "GIT_CONFIG_GLOBAL": os.devnull}
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(
-        ["git", "-C", str(folder), *who, *words], env=os.environ | names, check=True, timeout=60
-    )
-
-
 def commit(folder: Path, day: int) -> None:
-    git(folder, day, "add", "-A")
-    git(folder, day, "commit", "-q", "-m", f"day {day}")
+    git(folder, "add", "-A", day=day)
+    git(folder, "commit", "-q", "-m", f"day {day}", day=day)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +37,7 @@ def place(
     folder = tmp_path_factory.mktemp("adapt")
     repository = folder / "repo"
     repository.mkdir()
-    git(repository, 1, "init", "-q", "-b", "main")
+    git(repository, "init", "-q", "-b", "main")
     for n, text in enumerate(corpus[:8]):
         (repository / f"module_{n}.py").write_text(text[:1500].rpartition("\n")[0] + "\n")
     commit(repository, 1)

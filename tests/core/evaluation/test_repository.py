@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from codecria.core.evaluation.repository.spans import (
 from codecria.data.corpus.history import History, split
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
+from tests.git_repository import git
 
 OLD = '''def area(width, height):
     """The area of a rectangle."""
@@ -40,20 +39,6 @@ def volume(width, height, depth):
     return ground * depth
 '''
 )
-
-
-def git(folder: Path, *words: str, day: int = 1) -> str:
-    stamp = f"2026-03-{day:02d}T12:00:00+00:00"
-    names = {"GIT_AUTHOR_DATE": stamp, "GIT_COMMITTER_DATE": stamp, "GIT_CONFIG_GLOBAL": os.devnull}
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", "-C", str(folder), *who, *words],
-        env=os.environ | names,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -36,6 +34,7 @@ from codecria.core.sandbox import bwrap, jail
 from codecria.core.sandbox.config import SandboxConfig
 from codecria.data.corpus.history import History
 from codecria.data.errors import UsageError, UserError
+from tests.git_repository import git
 
 CONFINED = [
     pytest.param("native", marks=pytest.mark.skipif(bool(jail.problem()), reason="no jail here")),
@@ -111,20 +110,6 @@ LINES = {
     "logged": 'print("not looked at")',
     "head": "def area(width: int, height: int) -> int:",
 }
-
-
-def git(folder: Path, *words: str) -> str:
-    names = {"GIT_CONFIG_GLOBAL": os.devnull}
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    done = subprocess.run(
-        ["git", "-C", str(folder), *who, *words],
-        env=os.environ | names,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
