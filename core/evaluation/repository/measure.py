@@ -18,7 +18,7 @@ from codecria.core.evaluation.likelihood.perplexity import token_losses
 from codecria.core.evaluation.text.metrics import edit_similarity
 from codecria.core.inference.decoding import Limits
 from codecria.core.inference.generator import Generator
-from codecria.core.inference.refill import Request, completions
+from codecria.core.inference.refill import Request, completions, window_of
 from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.sharing import ALONE, Sharing, Stopped
 from codecria.data.formats.infill import Infiller, Order
@@ -105,8 +105,7 @@ def answers(
         UserError: the model cannot be loaded, or has no infilling pieces for the form asked for.
     """
     found = dict(known or {})
-    left = [span for span in spans if span.id not in found]
-    if not left:
+    if all(span.id in found for span in spans):
         return [found[span.id] for span in spans]
     generator = Generator.load(model, device=device, dtype=dtype, engine="torch", sharing=sharing)
     tokenizer = generator.tokenizer
@@ -122,9 +121,9 @@ def answers(
         (
             [
                 (span, _ask(generator, infiller, span, longest, form))
-                for span in left[start : start + batch]
+                for span in spans[start : start + batch]
             ]
-            for start in range(0, len(left), batch)
+            for start in range(0, len(spans), batch)
         ),
         lambda item: Request(
             prompt=item[1].ids,
@@ -132,7 +131,9 @@ def answers(
             limits=item[1].limits,
             ends=frozenset(ends),
         ),
+        is_missing=lambda item: item[0].id not in found,
         batch=batch,
+        window=window_of(len(spans) // batch),
     ):
         losses = generator.map(_loss, (asked for (_, asked), _ in part), together=True)
         made = [
@@ -140,7 +141,7 @@ def answers(
             for ((span, asked), said), loss in zip(part, losses, strict=True)
         ]
         keep(made)
-        found |= {answer.id: answer for answer in made}
+        found.update({answer.id: answer for answer in made})
         progress(Progress(stage="spans", done=len(found), total=len(spans)))
     return [found[span.id] for span in spans]
 

@@ -20,6 +20,7 @@ from codecria.core.evaluation.repository.spans import (
     of_files,
     of_history,
 )
+from codecria.core.inference.sharing import Alone
 from codecria.data.corpus.history import History, split
 from codecria.data.errors import UsageError, UserError
 from codecria.data.tokenizer.tokenizer import Tokenizer
@@ -191,6 +192,38 @@ def test_the_loss_is_that_of_the_text_that_was_written_whatever_the_batch(
     (answer,) = measure.answers(infilling_model, [span], form=form, device="cpu")
     assert answer.loss == pytest.approx(by_hand, rel=1e-5)
     assert answer.tokens == len(middle)
+
+
+class Recorded(Alone):
+    """One process that says it is two, so that whole windows are handed to it; and keeps them."""
+
+    dp = 2
+
+    def __init__(self) -> None:
+        self.windows: list[Any] = []
+
+    def map(self, generator: Any, work: Any, items: Any, stopped: Any, *, together: bool) -> Any:
+        for item in items:
+            if not together:  # completions, not losses
+                self.windows.append(item)
+            yield work(generator, item, stopped)
+
+
+def test_a_span_that_a_stopped_run_lacks_is_decoded_beside_the_same_spans_as_before(
+    infilling_model: Path,
+) -> None:
+    # Kills: groups of what is left. PyTorch's scores depend on neighbours in their last bits.
+    some, whole, resumed = spans()[:5], Recorded(), Recorded()
+    found = measure.answers(infilling_model, some, batch=2, device="cpu", sharing=whole)
+    known = {answer.id: answer for answer in found if answer.id != some[3].id}
+    kept: list[measure.Answer] = []
+    again = measure.answers(
+        infilling_model, some, batch=2, device="cpu", sharing=resumed, known=known, keep=kept.extend
+    )
+    assert again == found
+    assert kept == [found[3]]
+    assert len(whole.windows) == 3
+    assert resumed.windows == whole.windows[1:2]
 
 
 def answer(id: str, *, exact: bool, similarity: float, loss: float) -> measure.Answer:
