@@ -26,6 +26,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		-c constraints.txt -e '.[$(EXTRAS)]'
+	# As pip does with other packages: where Python may not write, each process would compile them.
+	$(BIN)/python -m compileall -q cli core data
 	touch $@
 
 # --- the demo: the whole chain, on code and prose that every Python installation has --------------

@@ -1,4 +1,6 @@
-"""A plain `generate --server` command line, read without Typer: a shell call costs milliseconds.
+"""A plain `generate` command line, read without Typer.
+
+With `--server` a shell call then costs milliseconds, and with a small model a third less.
 
 Whatever is not beyond doubt is Typer's: other options, values that are not plain, variables, config
 files, and every mistake. So there is one set of rules and messages, and this is a way around the
@@ -23,9 +25,22 @@ from .generate.prompt import Source
 from .names import ENV_PREFIX
 
 KEY_VARIABLE = "CODECRIA_SERVE_KEY"
+MODEL_VARIABLE = "CODECRIA_MODEL"
 # Options by name: the argument, and what a value is: bool for a switch, list for one that repeats,
-# a tuple for a choice.
+# a tuple for a choice, a range of whole numbers.
 OPTIONS: dict[str, tuple[str, Any]] = {
+    "--model": ("model", Path),
+    "-m": ("model", Path),
+    "--adapter": ("adapter", Path),
+    "--device": ("device", ("auto", "cpu", "cuda")),
+    "--engine": ("engine", ("auto", "native", "torch")),
+    "--dtype": ("dtype", ("auto", "float32", "bfloat16", "q8", "q4")),
+    "--cache-dtype": ("cache_dtype", ("auto", "float32", "bfloat16", "q8")),
+    "--keep-packed": ("keep_packed", bool),
+    "--threads": ("threads", range(1, 10**6)),
+    "--cache": ("cache", bool),
+    "--draft": ("draft", ("auto", "off")),
+    "--context": ("context", range(2, 10**12)),
     "--server": ("server", str),
     "--key": ("key", str),
     "--prompt-file": ("prompt_file", Path),
@@ -43,10 +58,12 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "--chat": ("chat", bool),
     "--system": ("system", str),
     "--refuse-tags": ("refuse_tags", bool),
+    "--parse-specials": ("parse_specials", bool),
     "--max-tokens": ("max_tokens", int),
     "--temperature": ("temperature", float),
     "-t": ("temperature", float),
     "--top-p": ("top_p", float),
+    "--top-k": ("top_k", range(0, 10**12)),
     "--seed": ("seed", int),
     "--samples": ("samples", int),
     "-n": ("samples", int),
@@ -57,6 +74,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "--quiet": ("quiet", bool),
     "-q": ("quiet", bool),
 }
+COMPUTE = ("device", "engine", "dtype", "cache_dtype", "keep_packed", "threads")
 SOURCE = ("prompt", "prompt_file", "file", "at", "marker", "prefix", "suffix", "chat")
 NUMBERS = {int: r"-?\d{1,15}", float: r"-?\d{1,15}(\.\d{1,15})?"}
 
@@ -71,15 +89,21 @@ def understood(arguments: Sequence[str], environment: Mapping[str, str]) -> dict
     if not arguments or arguments[0] != "generate":
         return None
     names = (ENV_PREFIX + "_", f"_{ENV_PREFIX}_")
-    if any(name.startswith(names) and name != KEY_VARIABLE for name in environment):
+    known = (KEY_VARIABLE, MODEL_VARIABLE)
+    if any(name.startswith(names) and name not in known for name in environment):
         return None
     if int(environment.get("WORLD_SIZE") or 1) > 1:
         return None
     given = _read(list(arguments[1:]))
-    if given is None or "server" not in given or found_files():
+    if given is None or found_files():
         return None
-    given.setdefault("key", environment.get(KEY_VARIABLE) or "")
-    return given
+    if environment.get(MODEL_VARIABLE):
+        given.setdefault("model", Path(environment[MODEL_VARIABLE]))
+    if environment.get(KEY_VARIABLE):
+        given.setdefault("key", environment[KEY_VARIABLE])
+    # What is wrong with the others, Typer's side says.
+    whole = "adapter" not in given if "server" in given else "model" in given
+    return given if whole else None
 
 
 def run(given: dict[str, Any]) -> int:
@@ -89,12 +113,28 @@ def run(given: dict[str, Any]) -> int:
         UserError: see `Job`.
     """
     render.set_quiet(given.pop("quiet", False))
-    server, key = given.pop("server"), given.pop("key")
+    model, adapter, cache = (given.pop(name, None) for name in ("model", "adapter", "cache"))
+    server, key = given.pop("server", None), given.pop("key", "")
+    compute = {name: given.pop(name) for name in COMPUTE if name in given}
     source = {name: given.pop(name) for name in SOURCE if name in given}
     given["stop"] = tuple(given.pop("stop", ()))
+    given["draft"] = given.pop("draft", "auto") == "auto"
     job = Job(source=Source(**({"marker": MARKER} | source)), **given)
-    _, request = job.read()
-    job.ask(request, server, key)
+    asked, request = job.read()
+    if server is not None:
+        job.ask(request, server, key)
+        return 0
+    from codecria.core.checkpoints.adapters.folder import with_adapter
+    from codecria.core.inference.loading import Compute
+
+    from .generate import local
+
+    loading = local.Loading(
+        model=with_adapter(model, adapter),
+        compute=Compute(**compute),
+        cache_bytes=local.CACHE_BYTES if cache else 0,
+    )
+    local.answer(job, asked, request, loading)
     return 0
 
 
@@ -136,6 +176,9 @@ def _value(kind: Any, text: str) -> Any:
     """What was typed, as the option's kind of value; None if it is not plain."""
     if isinstance(kind, tuple):
         return text if text in kind else None
+    if isinstance(kind, range):
+        number = int(text) if re.fullmatch(NUMBERS[int], text, re.ASCII) else -1
+        return number if number in kind else None
     if kind in NUMBERS:
         return kind(text) if re.fullmatch(NUMBERS[kind], text, re.ASCII) else None
     return Path(text) if kind is Path else text

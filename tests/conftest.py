@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from codecria.data.rows.shards import TokenizerFacts, write_manifest
+from codecria.data.tokenizer import tokenizer as tokenizer_module
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from codecria.data.tokenizer.training import train
 from tests.shard_files import write_shard
@@ -35,6 +36,9 @@ for _name in [name for name in os.environ if name.startswith("CODECRIA_")]:
     if _name not in ("CODECRIA_LLAMA_TOKENIZER", "CODECRIA_REGENERATE_GOLDEN"):
         del os.environ[_name]
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # nor is the user's config file
+
+# Tests see the way that encodes all texts but a process's first; that one has tests of its own.
+tokenizer_module.FIRST_CHARACTERS = 0
 
 # Skips that nothing CI could install would end: hardware, and data that is not the project's.
 UNAVOIDABLE = (

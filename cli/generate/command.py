@@ -11,8 +11,9 @@ from codecria.cli import options
 from codecria.cli.ranks import sharing_layers
 from codecria.data.errors import UsageError
 
+from . import local
 from .job import Job
-from .prompt import Source, show_tokens
+from .prompt import Source
 
 HELP = """Complete a prompt, fill a gap in a file, or answer a question.
 
@@ -234,7 +235,7 @@ def generate(
             rich_help_panel=options.MACHINE,
         ),
     ] = False,
-    cache_disk: options.CacheDisk = 2_000_000_000,
+    cache_disk: options.CacheDisk = local.CACHE_BYTES,
     draft: options.Drafting = "auto",
     mesh: options.Mesh = "auto",
     device: options.Device = "auto",
@@ -291,8 +292,6 @@ def generate(
     model = options.adapted(model, adapter)
     from codecria.core.inference.loading import Compute
 
-    from . import local
-
     loading = local.Loading(
         model=model,
         compute=Compute(
@@ -306,14 +305,4 @@ def generate(
         ),
         cache_bytes=cache_disk if cache else 0,
     )
-    local.sampling_of(request)  # before the model is opened
-    if asked.session:
-        local.session(request, loading)
-        return
-    tokenizer, prompt_built = local.built_prompt(request, loading)
-    if show_prompt or dry_run:
-        show_tokens(tokenizer, prompt_built, as_json=as_json and dry_run)
-    if dry_run:
-        return
-    with local.completing(request, prompt_built, loading) as events:
-        job.write(events, request)
+    local.answer(job, asked, request, loading, show_prompt=show_prompt, dry_run=dry_run)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from codecria.cli import render
 
+from .job import Job
 from .output import Events, shown
-from .prompt import dialog_of, report_left_out
+from .prompt import Asked, dialog_of, report_left_out, show_tokens
 from .request import Request
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from codecria.core.inference.prompts import Prompt
     from codecria.core.inference.sampling import Sampling
     from codecria.data.tokenizer.tokenizer import Tokenizer
+
+CACHE_BYTES = 2_000_000_000  # disk space for prompts that were read, where they are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,40 @@ def _opened(model: Path) -> tuple[Checkpoint, Tokenizer]:
 
     checkpoint = Checkpoint.open(model)
     return checkpoint, tokenizer_in(checkpoint)
+
+
+def answer(
+    job: Job,
+    asked: Asked,
+    request: Request,
+    loading: Loading,
+    *,
+    show_prompt: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Do what a job asks for: a chat session, or the completions of a prompt.
+
+    Args:
+        job: as it was read.
+        asked, request: what `job.read` found.
+        loading: the model.
+        show_prompt: whether the prompt's tokens are shown.
+        dry_run: whether nothing else is done.
+
+    Raises:
+        UserError: the prompt does not fit, or the model cannot do what is asked.
+    """
+    sampling_of(request)  # before the model is opened
+    if asked.session:
+        session(request, loading)
+        return
+    tokenizer, prompt = built_prompt(request, loading)
+    if show_prompt or dry_run:
+        show_tokens(tokenizer, prompt, as_json=job.as_json and dry_run)
+    if dry_run:
+        return
+    with completing(request, prompt, loading) as events:
+        job.write(events, request)
 
 
 def built_prompt(request: Request, loading: Loading) -> tuple[Tokenizer, Prompt]:

@@ -255,7 +255,7 @@ class Prompts:
         Raises:
             UserError: it is too long.
         """
-        longest = self.context * max(map(len, self.tokenizer.typed_bytes()))
+        longest = self.context * self.tokenizer.longest
         if len(text) > longest:
             raise UserError(
                 f"the prompt has {len(text):,} characters, more than the context of"

@@ -275,7 +275,7 @@ def _most(fits: Callable[[int], bool], most: int, *, guess: int) -> int:
 
 def _reach(tokenizer: Tokenizer, room: Room) -> int:
     """Characters that a context's tokens can stand for at most."""
-    return room.context * max(map(len, tokenizer.typed_bytes()))
+    return room.context * tokenizer.longest
 
 
 # --- messages ---

@@ -198,8 +198,9 @@ def _object(path: Path) -> Mapping[str, Any]:
 def _extended(content: bytes, added: Mapping[int, AddedToken], folder: Path) -> bytes:
     """A model with the added tokens that it lacks, at their ids."""
     model = ModelProto.FromString(content)
-    known = {piece.piece: i for i, piece in enumerate(model.pieces)}
     size = len(model.pieces)
+    beyond = any(number >= size for number in added)
+    known = {piece.piece: i for i, piece in enumerate(model.pieces)} if beyond else {}
     for number, listed in added.items():
         here = model.pieces[number].piece if number < size else None
         if here in (listed.text, listed.piece) or (here is None and listed.piece not in known):

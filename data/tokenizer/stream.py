@@ -19,7 +19,8 @@ class StreamDecoder:
 
     def __init__(
         self,
-        surfaces: Sequence[str | int],
+        surface: Callable[[int], str | int],
+        vocab_size: int,
         *,
         drop_space: Literal["none", "one", "all"] = "none",
         whole: Callable[[Sequence[int]], str] | None = None,
@@ -27,11 +28,12 @@ class StreamDecoder:
         """Made by `Tokenizer.stream`.
 
         Args:
-            surfaces: of each id, text or a byte.
+            surface: of an id: text, or a byte.
+            vocab_size: number of ids.
             drop_space: how many spaces to drop from the text's start.
             whole: decodes all ids at the end, for models whose text depends on later ids.
         """
-        self._surfaces = surfaces
+        self._surface, self._vocab_size = surface, vocab_size
         self._drop_space = drop_space
         self._whole = whole
         self._ids: list[int] = []
@@ -46,12 +48,12 @@ class StreamDecoder:
         if self._whole is not None:
             self._ids.append(token)
             return ""
-        if not 0 <= token < len(self._surfaces):
+        if not 0 <= token < self._vocab_size:
             raise UserError(
-                f"the id {token} is outside the tokenizer's {len(self._surfaces)} pieces",
+                f"the id {token} is outside the tokenizer's {self._vocab_size} pieces",
                 hint="the tokenizer does not belong to this model",
             )
-        surface = self._surfaces[token]
+        surface = self._surface(token)
         if isinstance(surface, int):
             self._bytes.append(surface)
             return self._started(self._characters())

@@ -6,7 +6,8 @@
     decode       ids -> text; `stream` decodes one id at a time (`stream.py`)
 
 SentencePiece is the definition, `fast_encode` the speed: BPE models are encoded by cached chunks,
-all others by SentencePiece itself, and `Tokenizer.fast_path` reports which and why.
+but for the first text, all others by SentencePiece itself, and `Tokenizer.fast_path` reports which
+and why.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ Specials = Literal["text", "parse"]
 _NO_TEXT = frozenset({UNKNOWN, CONTROL, UNUSED})
 
 _FRAGMENT = 200  # characters up to which chunks that are not cached cost more than they save
+# Characters that SentencePiece encodes in the time that it takes to make a chunk encoder, about.
+FIRST_CHARACTERS = 100_000
 
 
 class Tokenizer:
@@ -59,6 +62,7 @@ class Tokenizer:
         pad_id: the padding id, or None.
         infill: the ids of the infilling sentinels, or None if the model lacks one of them.
         step_id: the id of the 70B chat format's `<step>`, or None.
+        longest: characters that an id stands for at most.
         added: ids of tokens that were added to a trained vocabulary (`hugging_face.py`).
         content: the model, as a file of its own holds it.
         fast_path: how texts are encoded, and the reason if the fast path is off.
@@ -70,34 +74,35 @@ class Tokenizer:
         self.digest = digest_content(content)
         self.content = content
         self._model = ModelProto.FromString(content)
-        self._shipped = _processor(self._model)
+        self._shipped = _processor(content)
         self.vocab_size: int = self._shipped.get_piece_size()
         self.bos_id: int = self._shipped.bos_id()
         self.eos_id: int = self._shipped.eos_id()
         self.unk_id: int = self._shipped.unk_id()
         pad_id = self._shipped.pad_id()
         self.pad_id: int | None = pad_id if pad_id >= 0 else None
-        sentinels = {
-            piece.piece: i
-            for i, piece in enumerate(self._model.pieces)
-            if SENTINEL.fullmatch(piece.piece)
-        }
+        names = [piece.piece for piece in self._model.pieces]
+        self.longest = max(map(len, names))
+        # "<" is quicker to rule out than the pattern is.
+        sentinels = {n: i for i, n in enumerate(names) if "<" in n and SENTINEL.fullmatch(n)}
         symbols = set(self._model.trainer_spec.user_defined_symbols)
         self.added: tuple[int, ...] = tuple(
             i
-            for i, piece in enumerate(self._model.pieces)
-            if piece.type in (CONTROL, UNUSED) and piece.piece in symbols
+            for i, name in enumerate(names)
+            if name in symbols and self._model.pieces[i].type in (CONTROL, UNUSED)
         )
         self._sentinels = frozenset(sentinels.values()) | set(self.added)
         self.infill: InfillIds | None = infill_ids(sentinels)
         self.step_id: int | None = sentinels.get(STEP_PIECE)
         self._obstacle = obstacle(self._model)
         self._normalises = _normalises(self._model)
+        self._first = FIRST_CHARACTERS  # characters left until chunk encoders are worth making
         # Variants of the model are made when first asked for.
         self._variant = cache(self._make_variant)
+        self._plain = cache(self._make_plain)
         self._encoder = cache(self._make_encoder)
         self._continuation = cache(self._make_continuation)
-        self._surfaces = cache(self._make_surfaces)
+        self._surface = cache(self._find_surface)
         self._bytes = cache(self._make_bytes)
 
     @classmethod
@@ -301,10 +306,13 @@ class Tokenizer:
         ):
             # The text of such models may depend on what follows, so it is returned at the end.
             return StreamDecoder(
-                (), whole=self.decode_continuation if continuation else self.decode
+                self._surface,
+                self.vocab_size,
+                whole=self.decode_continuation if continuation else self.decode,
             )
         return StreamDecoder(
-            self._surfaces(),
+            self._surface,
+            self.vocab_size,
             drop_space="none"
             if continuation or not drops
             else ("all" if spec.remove_extra_whitespaces else "one"),
@@ -364,6 +372,11 @@ class Tokenizer:
             text = self._variant(specials, leading_space).normalize(text)
         elif leading_space and self._spaced(text):
             text = " " + text
+        if len(text) <= self._first:
+            text.encode()
+            self._first -= len(text)
+            return array("i", self._plain(specials).encode(text)).tobytes()
+        self._first = 0
         return self._encoder(specials).encode(text)
 
     def _spaced(self, text: str) -> bool:
@@ -398,30 +411,31 @@ class Tokenizer:
             return self._shipped
         model = self._with_specials(specials)
         model.normalizer_spec.add_dummy_prefix &= leading_space
-        return _processor(model)
+        return _processor(model.SerializeToString())
 
-    def _make_encoder(self, specials: Specials) -> ChunkEncoder:
+    def _make_plain(self, specials: Specials) -> Any:
+        """SentencePiece for text that is normalised already."""
         model = self._with_specials(specials)
         _forget_normalisation(model)
-        return ChunkEncoder(model, _processor(model).encode)
+        return _processor(model.SerializeToString())
+
+    def _make_encoder(self, specials: Specials) -> ChunkEncoder:
+        return ChunkEncoder(self._with_specials(specials), self._plain(specials).encode)
 
     def _make_continuation(self) -> Any:
         model = self._with_specials("parse")
         model.normalizer_spec.add_dummy_prefix = False
         model.normalizer_spec.remove_extra_whitespaces = False
-        return _processor(model)
+        return _processor(model.SerializeToString())
 
     def surfaces(self) -> tuple[str | int, ...]:
         """(V,) what each id decodes to: text, or the number of a byte."""
-        return self._surfaces()
-
-    def _make_surfaces(self) -> tuple[str | int, ...]:
-        return tuple(map(self._surface, self._model.pieces))
+        return tuple(map(self._surface, range(self.vocab_size)))
 
     def _piece_bytes(self) -> tuple[bytes, ...]:
         return tuple(
             bytes([found]) if isinstance(found, int) else found.replace(SPACE, " ").encode()
-            for found in self._surfaces()
+            for found in self.surfaces()
         )
 
     def typed_bytes(self) -> tuple[bytes, ...]:
@@ -443,8 +457,9 @@ class Tokenizer:
             return None
         return self._piece_bytes()
 
-    def _surface(self, piece: Any) -> str | int:
-        """What a piece decodes to: text, or the number of a byte."""
+    def _find_surface(self, number: int) -> str | int:
+        """What an id decodes to: text, or the number of a byte."""
+        piece = self._model.pieces[number]
         if piece.type == BYTE:
             return int(piece.piece[3:5], 16)  # "<0xAB>"
         if piece.type == CONTROL:
@@ -470,9 +485,9 @@ def _reload(path: Path, digest: str) -> Tokenizer:
     return tokenizer
 
 
-def _processor(model: Any) -> Any:
+def _processor(content: bytes) -> Any:
     processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model.SerializeToString())
+    processor.LoadFromSerializedProto(content)
     return processor
 
 

@@ -19,6 +19,8 @@ from codecria.cli import app as cli
 from codecria.cli import quick
 from codecria.cli.generate.command import generate
 from codecria.cli.generate.job import Job
+from codecria.cli.generate.local import CACHE_BYTES
+from codecria.core.inference.loading import Compute
 
 SERVER = ("--server", "http://127.0.0.1:1")
 
@@ -49,9 +51,13 @@ def test_the_options_are_the_verbs(verb: Any) -> None:
         assert (kind is bool) == bool(parameter.is_flag), name
         assert (kind is list) == bool(parameter.multiple), name
         known_as, info = parameter.type_descriptor, parameter.type_descriptor.parameter_info
-        checked = (info.min, info.max, info.parser, info.callback)
+        least = kind.start if isinstance(kind, range) else None
+        checked = (info.max, info.parser, info.callback)
         assert all(check is None for check in checked), f"{name} has rules, which are Typer's"
-        if isinstance(kind, tuple):
+        assert info.min == least, name
+        if isinstance(kind, range):
+            assert known_as.annotation is int, name
+        elif isinstance(kind, tuple):
             assert tuple(known_as.choices) == kind, name
         elif kind is not list:
             assert known_as.annotation is kind, name
@@ -59,6 +65,10 @@ def test_the_options_are_the_verbs(verb: Any) -> None:
 
 def test_the_defaults_are_the_verbs() -> None:
     defaults = {n: p.default for n, p in inspect.signature(generate).parameters.items()}
+    assert defaults["cache_disk"] == CACHE_BYTES
+    for field in fields(Compute):
+        if field.name != "sharing":
+            assert field.default == defaults[field.name], field.name
     assert defaults["marker"] == quick.MARKER
     for field in fields(Job):
         if field.default is MISSING:
@@ -70,7 +80,7 @@ def test_the_defaults_are_the_verbs() -> None:
 
 TEXTS = st.text(st.sampled_from("ab -=1."), max_size=4)
 WORDS = st.one_of(
-    st.sampled_from([*quick.OPTIONS, "--top-k", "--dry-run", "-", "--", "-nt"]), TEXTS
+    st.sampled_from([*quick.OPTIONS, "--prefix-share", "--dry-run", "-", "--", "-nt"]), TEXTS
 )
 VALUES = st.sampled_from(["1", "-1", "0.5", "psm", "left", "x.py", "", "--file", "1e3", "-2.5"])
 LINES = st.lists(st.one_of(WORDS, VALUES, st.builds("{}={}".format, WORDS, VALUES)), max_size=6)
@@ -101,6 +111,10 @@ def test_plain_lines_are_understood() -> None:
         ("--chat", "What?", "-q", "--json"),
     ):
         assert quick.understood(["generate", *SERVER, *words], {}) is not None, words
+        assert quick.understood(["generate", "-m", "x", *words], {}) is not None, words
+    assert quick.understood(["generate", "x"], {"CODECRIA_MODEL": "m"}) == {
+        "prompt": "x", "model": Path("m")
+    }  # fmt: skip
 
 
 def test_the_rest_is_typers(tmp_path: Path) -> None:
@@ -112,7 +126,10 @@ def test_the_rest_is_typers(tmp_path: Path) -> None:
         ["serve", *SERVER],
         [*line, "y"],
         [*line, "--help"],
-        [*line, "--top-k", "3"],
+        [*line, "--top-k", "-3"],
+        [*line, "--adapter", "x"],
+        [*line, "--threads", "0"],
+        [*line, "--dry-run"],
         [*line, "--seed", "x"],
         [*line, "--seed", "1", "--seed", "2"],
         [*line, "--form", "x"],
@@ -124,7 +141,7 @@ def test_the_rest_is_typers(tmp_path: Path) -> None:
         assert quick.understood(arguments, {}) is None, arguments
     for environment in (
         {"CODECRIA_GENERATE_SEED": "1"},
-        {"CODECRIA_MODEL": "x"},
+        {"CODECRIA_SERVE_HOST": "x"},
         {"_CODECRIA_COMPLETE": "x"},
         {"WORLD_SIZE": "2"},
     ):
@@ -153,3 +170,27 @@ def test_a_quick_call_loads_no_parser_and_no_http_library() -> None:
     loaded = set(told.stdout.split())
     assert "codecria.cli.generate.remote" in loaded
     assert not loaded & {"typer", "click", "rich", "http.client", "email", "ssl", "numpy", "torch"}
+
+
+def test_a_plain_local_call_loads_no_parser_and_writes_what_typer_does(small_model: Path) -> None:
+    code = (
+        "import sys; from codecria.cli import quick\n"
+        "try: quick.main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    line = ["generate", "-m", str(small_model), "--max-tokens", "8", "-t", "0.7", "--device", "cpu"]
+
+    def told(*more: str) -> tuple[str, set[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *line, *more, "def f("],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout, set(done.stderr.split())
+
+    text, loaded = told()
+    assert not loaded & {"typer", "click", "rich", "torch"}
+    slow_text, slow = told("--prefix-share", "0.75")
+    assert "typer" in slow
+    assert text == slow_text

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codecria.data.errors import UserError
+from codecria.data.tokenizer import tokenizer as tokenizer_module
 from codecria.data.tokenizer.fast_encode import BLOCK, ChunkEncoder
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.data.tokenizer.models import (
@@ -50,6 +51,19 @@ def test_ids_are_those_of_sentencepiece(tokenizer: Tokenizer, data: st.DataObjec
 def test_every_hard_text_has_sentencepieces_ids(tokenizer: Tokenizer) -> None:
     for text in [*HARD, *(f"a{text}b" for text in HARD), *(text * 40 for text in HARD)]:
         assert tokenizer.encode(text) == oracle(tokenizer.path, "text", True).encode(text)
+
+
+# Kills: normalisation or a leading space forgotten, or done twice, before chunks are cached.
+def test_the_first_texts_have_sentencepieces_ids(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "FIRST_CHARACTERS", 2 * sum(map(len, HARD)))
+    fresh = Tokenizer.load(tokenizer.path)
+    for text in HARD * 2:  # the second half is encoded as all later texts are
+        for specials, leading_space in (("text", True), ("text", False), ("parse", True)):
+            expected = oracle(tokenizer.path, specials, leading_space).encode(text)
+            found = fresh.encode(text, specials=specials, leading_space=leading_space)  # type: ignore[arg-type]
+            assert found == expected, (text, specials, leading_space)
 
 
 # Kills: a table of bytes where decoding looks at neighbours; an implied space forgotten.
