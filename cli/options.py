@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from codecria.data.errors import UsageError
 from codecria.data.quantities import parse_bytes, parse_count
+
+if TYPE_CHECKING:
+    from codecria.core.inference.loading import Compute
+    from codecria.core.inference.sharing import Sharing
 
 # Help groups (rich_help_panel); one name for one idea across verbs.
 INPUT = "Input"
@@ -379,6 +383,36 @@ def adapted(model: Path, adapter: Path | None) -> Path:
     from codecria.core.checkpoints.adapters.folder import with_adapter
 
     return with_adapter(model, adapter)
+
+
+def compute(
+    device: str,
+    dtype: str,
+    engine: EngineName,
+    threads: int | None,
+    cache_dtype: CacheName,
+    *,
+    keep_packed: bool = False,
+    sharing: Sharing | None = None,
+) -> Compute:
+    """What a verb's options ask a model to be computed with, in the order of its parameters.
+
+    Args:
+        device, dtype, engine, threads, cache_dtype, keep_packed: the options.
+        sharing: the processes that compute; None is this one alone.
+    """
+    from codecria.core.inference.loading import Compute
+    from codecria.core.inference.sharing import ALONE
+
+    return Compute(
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        threads=threads,
+        cache_dtype=cache_dtype,
+        keep_packed=keep_packed,
+        sharing=sharing or ALONE,
+    )
 
 
 def count_option(help: str, *names: str, panel: str | None = None) -> Any:

@@ -272,7 +272,6 @@ def self_instruct(
     if request_timeout <= 0:
         raise UsageError(f"--request-timeout {request_timeout:g} must exceed 0")
 
-    from codecria.core.inference.loading import Compute
     from codecria.core.sandbox.config import Confirm, SandboxConfig
     from codecria.core.sandbox.verdict import Limits
     from codecria.core.self_instruct import pipeline
@@ -292,13 +291,8 @@ def self_instruct(
     asked: Mapping[str, Any] = pairs_of(changes or []) | {
         name: value for name, value in given.items() if value is not None
     }
-    compute = Compute(
-        device=device,
-        dtype=dtype,
-        engine=engine,
-        threads=threads,
-        cache_dtype=cache_dtype,
-        sharing=sharing(mesh, device),
+    compute = options.compute(
+        device, dtype, engine, threads, cache_dtype, sharing=sharing(mesh, device)
     )
     chosen: Form | None = None if prompt_form == "auto" else prompt_form
     request = Request(

@@ -148,19 +148,11 @@ def serve(
     listening = server.listen(host, port, key=key)
 
     from codecria.core.inference.generator import Generator
-    from codecria.core.inference.loading import Compute
     from codecria.core.serving.app import make_app
     from codecria.core.serving.http import Limits
     from codecria.core.serving.start import Settings, start
 
-    compute = Compute(
-        device=device,
-        dtype=dtype,
-        engine=engine,
-        threads=threads,
-        cache_dtype=cache_dtype,
-        keep_packed=keep_packed,
-    )
+    compute = options.compute(device, dtype, engine, threads, cache_dtype, keep_packed=keep_packed)
     generator = Generator.computed(model, compute, say=render.note)
     cache = _cache(generator, cache_memory, cache_disk)
     settings = Settings(

@@ -271,7 +271,6 @@ def evaluate_task(
     from codecria.core.evaluation.benchmarks.references import cache_folder
     from codecria.core.evaluation.benchmarks.sweep import sweep as sweep_over
     from codecria.core.evaluation.benchmarks.tasks import Choice
-    from codecria.core.inference.loading import Compute
     from codecria.core.sandbox.config import Confirm, SandboxConfig
 
     if adapter is not None:
@@ -320,13 +319,8 @@ def evaluate_task(
         leave_out_failing=leave_out_failing,
         partial=partial,
         batch=batch,
-        compute=Compute(
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            threads=threads,
-            cache_dtype=cache_dtype,
-            sharing=sharing(mesh, device),
+        compute=options.compute(
+            device, dtype, engine, threads, cache_dtype, sharing=sharing(mesh, device)
         ),
     )
     if check:

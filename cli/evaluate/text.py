@@ -193,7 +193,6 @@ def evaluate_text_task(
 
     from codecria.core.evaluation.text.measure import TextRequest, evaluate_text
     from codecria.core.evaluation.text.safety import HARMLESS
-    from codecria.core.inference.loading import Compute
 
     request = TextRequest(
         task=task,
@@ -212,13 +211,8 @@ def evaluate_text_task(
         info_judge=info_judge,
         out=out,
         batch=batch,
-        compute=Compute(
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            threads=threads,
-            cache_dtype=cache_dtype,
-            sharing=sharing(mesh, device),
+        compute=options.compute(
+            device, dtype, engine, threads, cache_dtype, sharing=sharing(mesh, device)
         ),
     )
     with ending_in_order("stopped: without --out nothing is kept"), render.stages() as show:

@@ -290,16 +290,15 @@ def generate(
     if model is None:
         raise UsageError("there is no model", hint="name one with --model, or a --server")
     model = options.adapted(model, adapter)
-    from codecria.core.inference.loading import Compute
 
     loading = local.Loading(
         model=model,
-        compute=Compute(
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            threads=threads,
-            cache_dtype=cache_dtype,
+        compute=options.compute(
+            device,
+            dtype,
+            engine,
+            threads,
+            cache_dtype,
             keep_packed=keep_packed,
             sharing=sharing_layers(mesh, device),
         ),

@@ -76,6 +76,17 @@ class Sharing(Protocol):
         ...
 
 
+def in_turn(
+    do: Callable[[Item], Result], items: Iterable[Item], stopped: Stopped
+) -> Iterator[Result]:
+    """What comes of each item, one after the other, until `stopped` is true."""
+    for item in items:
+        found = do(item)
+        if stopped():
+            return
+        yield found
+
+
 class Alone:
     """One process, which does everything."""
 
@@ -93,11 +104,7 @@ class Alone:
         together: bool,  # noqa: ARG002 - there is nobody else
     ) -> Iterator[Result]:
         """One item after the other."""
-        for item in items:
-            found = work(generator, item, stopped)
-            if stopped():
-                return
-            yield found
+        return in_turn(lambda item: work(generator, item, stopped), items, stopped)
 
     def split(self, checkpoint: Checkpoint, compute: Compute) -> Runner:  # noqa: ARG002
         """Not asked of one process."""

@@ -33,7 +33,7 @@ from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.loading import Compute
 from codecria.core.inference.runner import Runner
-from codecria.core.inference.sharing import Item, Loaded, Result, Sharing, Stopped, Work
+from codecria.core.inference.sharing import Item, Loaded, Result, Sharing, Stopped, Work, in_turn
 from codecria.core.training.faults import (
     BEAT_S,
     GRACE_S,
@@ -140,12 +140,12 @@ class Ranks:
         together: bool,
     ) -> Iterator[Result]:
         """What comes of work on each item, in order, wherever it is done."""
+
+        def here(item: Item) -> Result:
+            return _perform(self.team, generator, work, item, stopped, together)
+
         if self.mesh.dp == 1:
-            for item in items:
-                found = _perform(self.team, generator, work, item, stopped, together)
-                if stopped():
-                    return
-                yield found
+            yield from in_turn(here, items, stopped)
             return
         model = generator.loaded
         assert model is not None, "nobody else can load it"
@@ -155,9 +155,7 @@ class Ranks:
             while True:
                 for item in _few(source, AHEAD * self.mesh.dp - len(order)):
                     number = self.board.post(Job(model, work, item, together))
-                    self._open[number] = functools.partial(
-                        _perform, self.team, generator, work, item, stopped, together
-                    )
+                    self._open[number] = functools.partial(here, item)
                     order.append(number)
                 if not order:
                     return
@@ -419,8 +417,11 @@ class _Member:
         together: bool,
     ) -> Iterator[Result]:
         """One item after the other."""
-        for item in items:
-            yield _perform(self.team, generator, work, item, stopped, together)
+        return in_turn(
+            lambda item: _perform(self.team, generator, work, item, stopped, together),
+            items,
+            stopped,
+        )
 
     def split(self, checkpoint: Checkpoint, compute: Compute) -> Runner:
         """Load this process's part of a checkpoint."""
