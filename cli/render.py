@@ -101,18 +101,17 @@ def table(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "42 s", "3 min 20 s", "5 h 7 min", "12 d 3 h"."""
+    """Seconds as people say them: "42 s", "3 min 20 s", "5 h 7 min", "12 d 3 h", "1,200 y 40 d"."""
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     for unit, size, smaller, part in (
-        ("min", 60, "s", 1),
-        ("h", 3_600, "min", 60),
+        ("y", 31_536_000, "d", 86_400),
         ("d", 86_400, "h", 3_600),
+        ("h", 3_600, "min", 60),
+        ("min", 60, "s", 1),
     ):
-        if whole < size * (60 if unit == "min" else 24) or unit == "d":
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    raise AssertionError("the last unit takes every duration")
+        if whole >= size:
+            return f"{whole // size:,} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
 
 
 def _live() -> bool:

@@ -55,7 +55,7 @@ def show_plan(
         found = plan.as_json() | {"action": now.action if now is not None else None}
         render.emit_json(found | ({} if spread is None else {"spread": spread.as_json()}))
         return
-    _render_plan(plan)
+    _render_plan(plan, here=spread is None)
     if spread is not None:
         _render_spread(spread, plan.recipe.steps)
     if out is not None and now is not None:
@@ -79,7 +79,13 @@ def _note_standing(now: Standing, out: Path) -> None:
     )
 
 
-def _render_plan(plan: Plan) -> None:
+def _render_plan(plan: Plan, *, here: bool) -> None:
+    """What a run takes.
+
+    Args:
+        plan: of the run.
+        here: whether it is planned for this machine: how long it takes, what one device holds.
+    """
     plain = plan.as_json()
     seconds = plain["seconds"]
     facts = [
@@ -93,11 +99,12 @@ def _render_plan(plan: Plan) -> None:
             f" {plan.recipe.schedule}",
         ),
         ("FLOPs", f"{plain['flops']:.3g}"),
-        ("time here", "unknown" if seconds is None else _time_here(plan)),
     ]
+    if here:
+        facts.append(("time here", "unknown" if seconds is None else _time_here(plan)))
     if plan.recipe.rope_theta is not None or plan.recipe.rope_scale is not None:
         facts.append(("rotary base", f"{plain['rope_theta']:g}, scale {plain['rope_scale']:g}"))
-    if plan.recompute:
+    if here and plan.recompute:
         facts.append(("activations", "recomputed in backward (--recompute off keeps them)"))
     if plan.reach is not None:
         facts.append(
@@ -121,33 +128,52 @@ def _render_plan(plan: Plan) -> None:
         ],
         to_stdout=True,
     )
-    render.table(
-        "memory on one device",
-        ["part", "GB"],
-        [(part, f"{size / 1e9:.2f}") for part, size in plain["memory_bytes"].items()],
-        to_stdout=True,
-    )
+    if here:
+        _render_memory("memory on one device", plain["memory_bytes"])
+
+
+def _render_memory(title: str, parts: dict[str, int]) -> None:
+    rows = [(part, f"{size / 1e9:.2f}") for part, size in parts.items()]
+    render.table(title, ["part", "GB"], rows, to_stdout=True)
 
 
 def _render_spread(spread: SpreadPlan, steps: int) -> None:
-    """Memory, traffic and time of each of several devices, and what fits them."""
-    plain, way, machines = spread.as_json(), spread.way, spread.machines
-    how = f"--mesh {way.mesh}, {way.dtype}, {way.micro_batch_size} rows a pass"
-    how += ", activations recomputed" if way.recompute else ""
-    rows = [(part, f"{size / 1e9:.2f}") for part, size in plain["memory_bytes"].items()]
-    rows += [(f"{what}, sent a step", f"{size / 1e9:.2f}") for what, size in spread.links.items()]
-    render.table(
-        f"each of {machines.devices} devices ({how})", ["part", "GB"], rows, to_stdout=True
+    """Memory, traffic and time of each of several devices, and whether it fits them."""
+    from codecria.core.training.spread import FILLED, LINK_BETWEEN, LINK_INSIDE
+
+    way, machines = spread.way, spread.machines
+    render.output(
+        f"{machines.devices} devices: --mesh {way.mesh}, {way.dtype}, micro-batches of"
+        f" {way.micro_batch_size} rows{', activations recomputed' if way.recompute else ''}"
     )
+    _render_memory("memory on each", spread.as_json()["memory_bytes"])
+    sent = {what: size for what, size in spread.links.items() if size}
+    if sent:
+        render.table(
+            "sent or received by each, a step",
+            ["what", "GB", "s"],
+            [
+                (what, f"{size / 1e9:.2f}", f"{spread.link_seconds[what]:.3g}")
+                for what, size in sent.items()
+            ],
+            to_stdout=True,
+        )
+        render.output(
+            f"at {LINK_INSIDE / 1e9:g} GB/s within a machine of {machines.per_machine} devices,"
+            f" {LINK_BETWEEN / 1e9:g} GB/s between machines; weights and gradients are sent while"
+            " it computes"
+        )
     render.output(
         f"{spread.seconds:.3g} s a step, {render.duration(spread.seconds * steps)} in all, at"
         f" {machines.mfu:.0%} of {machines.peak_flops / 1e12:g} TFLOP/s on each device"
     )
     if machines.memory is None:
         return
-    size = f"{machines.memory / 1e9:g} GB"
-    advice = "" if spread.fits else ": use more devices, or devices with more memory"
-    render.output(f"fits {size}: {'yes' if spread.fits else 'no'}{advice}")
+    answer = "yes" if spread.fits else "no"
+    advice = "" if spread.fits else "; use more devices, or devices with more memory"
+    render.output(
+        f"fits {machines.memory / 1e9:g} GB: {answer} (a plan fills at most {FILLED:.0%}){advice}"
+    )
 
 
 def _time_here(plan: Plan) -> str:

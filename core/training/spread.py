@@ -23,9 +23,16 @@ from .recipes import Recipe
 # To compare meshes: what a device sends a second, about half of what links are sold with.
 LINK_INSIDE = 200e9  # NVLink of an H100: 450 GB/s each way
 LINK_BETWEEN = 25e9  # a network card of 400 Gbit/s for each device
+# Of a device's memory a plan fills at most this much: CUDA's own memory, NCCL's buffers and
+# fragments of the allocator are not in its parts.
+FILLED = 0.9
 PER_MACHINE = 8  # devices of a machine, where nothing says otherwise
 PEAK_FLOPS = 989e12  # an H100's in bfloat16, dense (NVIDIA's data sheet)
 MFU = 0.4  # the share of the peak that a plan's time assumes
+
+
+WEIGHTS, GRADIENTS = "weights", "gradients"  # what is sent
+HIDDEN, KEYS = "hidden states (tp)", "keys and values (cp)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,15 @@ class Machines:
     peak_flops: float = PEAK_FLOPS
     mfu: float = MFU
 
+    @property
+    def room(self) -> int | None:
+        """Bytes of each that a plan may fill; None if unknown."""
+        return None if self.memory is None else int(FILLED * self.memory)
+
+    def link(self, neighbours: int) -> float:
+        """Bytes a second between a device and others, by how many neighbours they are among."""
+        return LINK_INSIDE if neighbours <= self.per_machine else LINK_BETWEEN
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpreadPlan:
@@ -73,6 +89,7 @@ class SpreadPlan:
         machines: the devices.
         memory: bytes on a device, by part.
         links: bytes that a device sends or receives a step, by what they are.
+        link_seconds: what each of these takes (`link_seconds`).
         seconds: of a step, at the given share of the devices' peak; links are not counted.
     """
 
@@ -80,13 +97,14 @@ class SpreadPlan:
     machines: Machines
     memory: Mapping[str, int]
     links: Mapping[str, int]
+    link_seconds: Mapping[str, float]
     seconds: float
 
     @property
     def fits(self) -> bool | None:
-        """Whether a device holds it; None if its memory is unknown."""
-        memory = self.machines.memory
-        return None if memory is None else sum(self.memory.values()) <= memory
+        """Whether a device holds it, with room to spare; None if its memory is unknown."""
+        room = self.machines.room
+        return None if room is None else sum(self.memory.values()) <= room
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -98,6 +116,7 @@ class SpreadPlan:
             "dtype": self.way.dtype,
             "memory_bytes": dict(self.memory) | {"total": sum(self.memory.values())},
             "link_bytes": dict(self.links),
+            "link_seconds": dict(self.link_seconds),
             "step_seconds": self.seconds,
             "peak_flops": self.machines.peak_flops,
             "mfu": self.machines.mfu,
@@ -174,8 +193,8 @@ def link_bytes(
         config: the shape.
         recipe: gives rows and context.
         way: how the devices compute.
-        memory: bytes of a device, for gradients: they are sent once a step where it holds them all
-            (`accumulates`), else once a pass.
+        memory: bytes of a device that a step may take, for gradients: they are sent once a step
+            where it holds them all (`accumulates`), else once a pass.
     """
     mesh, micro = way.mesh, way.micro_batch_size
     size = 4 if way.dtype == "float32" else 2
@@ -186,18 +205,18 @@ def link_bytes(
     layers = config.n_layers * layer
     parts = mesh.token_parts  # all but one come from elsewhere
     found = {
-        "weights": passes * (2 * size * layers + 4 * outside) // mesh.tp * (parts - 1) // parts,
-        "gradients": sums * 4 * (layers + outside) // mesh.tp * (parts - 1) // parts,
+        WEIGHTS: passes * (2 * size * layers + 4 * outside) // mesh.tp * (parts - 1) // parts,
+        GRADIENTS: sums * 4 * (layers + outside) // mesh.tp * (parts - 1) // parts,
     }
     if mesh.tp > 1:
         # In a layer twice gathered and twice summed, and again in backward; at both ends once.
         a_layer = size * (12 if way.recompute else 8)
         each = config.dim * (config.n_layers * a_layer + 4 * 4)
-        found["hidden states (tp)"] = tokens * each * (mesh.tp - 1) // mesh.tp
+        found[HIDDEN] = tokens * each * (mesh.tp - 1) // mesh.tp
     if mesh.cp > 1:
         each = 2 * config.n_kv_heads * config.head_dim // mesh.tp * size * config.n_layers
         times = 3 if way.recompute else 2
-        found["keys and values (cp)"] = tokens * each * times * (mesh.cp - 1)
+        found[KEYS] = tokens * each * times * (mesh.cp - 1)
     return found
 
 
@@ -208,19 +227,23 @@ def step_seconds(config: ModelConfig, recipe: Recipe, machines: Machines) -> flo
     return flops / (machines.devices * machines.peak_flops * machines.mfu)
 
 
+def link_seconds(links: Mapping[str, int], mesh: Mesh, machines: Machines) -> dict[str, float]:
+    """Seconds that each of a step's `link_bytes` takes: within a machine, or between machines where
+    a device's partners are on several.
+    """
+    partners = {HIDDEN: mesh.tp, KEYS: mesh.tp * mesh.cp}
+    return {
+        what: size / machines.link(partners.get(what, mesh.size)) for what, size in links.items()
+    }
+
+
 def _estimate(config: ModelConfig, recipe: Recipe, way: Way, machines: Machines) -> float:
     """Seconds of a step with its links, to compare meshes: weights are sent while it computes."""
-    mesh = way.mesh
     compute = step_seconds(config, recipe, machines) * (4 / 3 if way.recompute else 1)
-
-    def link(neighbours: int) -> float:
-        return LINK_INSIDE if neighbours <= machines.per_machine else LINK_BETWEEN
-
-    links = link_bytes(config, recipe, way, machines.memory)
-    weights = (links["weights"] + links["gradients"]) / link(mesh.size)
-    hidden = links.get("hidden states (tp)", 0) / link(mesh.tp)
-    keys = links.get("keys and values (cp)", 0) / link(mesh.tp * mesh.cp)
-    return max(compute, weights) + hidden + keys
+    links = link_bytes(config, recipe, way, machines.room)
+    waits = link_seconds(links, way.mesh, machines)
+    meanwhile = waits.pop(WEIGHTS) + waits.pop(GRADIENTS)
+    return max(compute, meanwhile) + sum(waits.values())
 
 
 def meshes(config: ModelConfig, recipe: Recipe, machines: Machines) -> Iterator[Mesh]:
@@ -270,7 +293,7 @@ def choose_way(
     def need(way: Way) -> int:
         return sum(spread_memory(config, recipe.context, way, recipe).values())
 
-    fitting = [way for way in ways if machines.memory is None or need(way) <= machines.memory]
+    fitting = [way for way in ways if machines.room is None or need(way) <= machines.room]
     if not fitting:
         return min(ways, key=need)
     return min(fitting, key=lambda way: _estimate(config, recipe, way, machines))
@@ -330,10 +353,12 @@ def plan_spread(
         recompute=recompute,
     )
     check_mesh(way.mesh, recipe, config)
+    links = link_bytes(config, recipe, way, machines.room)
     return SpreadPlan(
         way=way,
         machines=machines,
         memory=spread_memory(config, recipe.context, way, recipe),
-        links=link_bytes(config, recipe, way, machines.memory),
+        links=links,
+        link_seconds=link_seconds(links, way.mesh, machines),
         seconds=step_seconds(config, recipe, machines),
     )

@@ -427,6 +427,8 @@ def test_the_command_line_plans_every_stage_for_devices_that_are_not_at_hand(
     told = codecria("pretrain", "--size", "7b", "--dry-run", *devices)
     assert b"fits 80 GB: yes" in told.out
     assert b"at 40% of 989 TFLOP/s on each device" in told.out
+    for here in (b"time here", b"on one device", b"--recompute off"):
+        assert here not in told.out, "of this machine, which is not asked about"
     told = codecria("pretrain", "--size", "7b", "--dry-run", *devices, "--mesh", "tp=8", "--json")
     assert json.loads(told.out)["spread"]["mesh"] == {"dp": 8, "cp": 1, "tp": 8}
     refused = codecria("pretrain", "--size", "7b", "--out", "run", "--devices", "2")

@@ -12,6 +12,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from codecria.cli.render import duration
+
 PROGRAM = """
 from codecria.cli import render
 with render.training_progress(20) as show:
@@ -75,3 +77,18 @@ def test_a_log_repeats_no_figure_of_an_earlier_record(tmp_path: Path) -> None:
     assert [
         line.count("loss 2.") + line.count("loss 3.") for line in lines if "validation" in line
     ] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3_599, "59 min 59 s"),
+        (86_399, "23 h 59 min"),
+        (31_535_999, "364 d 23 h"),
+        (37_846_656_000, "1,200 y 40 d"),
+    ],
+)
+def test_a_duration_has_two_units_that_suit_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -87,6 +87,18 @@ def test_tensor_and_context_parallel_send_what_their_tokens_need() -> None:
     assert found["keys and values (cp)"] == tokens // 4 * 3 * 2 * 4096 * 2 * 32 * 2
 
 
+def test_links_within_a_machine_are_faster_than_between_machines() -> None:
+    found = plan("7b", mesh="dp=32,tp=2")
+    sizes, seconds = found.links, found.link_seconds
+    assert seconds["weights"] == sizes["weights"] / 25e9  # 64 devices share them
+    assert seconds["hidden states (tp)"] == sizes["hidden states (tp)"] / 200e9  # two do
+    alone = plan("7b", devices=8, mesh="dp=8")
+    assert alone.link_seconds["weights"] == alone.links["weights"] / 200e9
+    across = plan("7b", recipe="lcft", devices=16, mesh="cp=16")
+    what = "keys and values (cp)"
+    assert across.link_seconds[what] == across.links[what] / 25e9
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_device_needs_what_the_plan_of_one_says(dtype: str) -> None:
     config = preset("7b")
@@ -108,7 +120,7 @@ PLANNED = [
 def test_auto_fits_where_anything_does_and_can_be_asked_for_by_name(recipe: str, size: str) -> None:
     found = plan(size, recipe=recipe, devices=64)
     assert found.fits
-    assert sum(found.memory.values()) <= EIGHTY
+    assert sum(found.memory.values()) <= 0.9 * EIGHTY  # CUDA, NCCL and fragments need some
     assert found.way.mesh.size == 64
     named = plan(
         size,
