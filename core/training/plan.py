@@ -144,7 +144,32 @@ def memory_bytes(
     recompute: bool = False,
     recipe: Recipe | None = None,
 ) -> dict[str, int]:
-    """Bytes of a training step on one device, by part.
+    """Bytes of a training step on one device at its fullest moment, by part.
+
+    That is the computation of the loss or, where activations are recomputed, perhaps backward
+    (`step_moments`).
+    """
+    moments = step_moments(
+        config, context, micro_batch_size, dtype, recompute=recompute, recipe=recipe
+    )
+    return fullest(moments)
+
+
+def fullest(moments: Mapping[str, dict[str, int]]) -> dict[str, int]:
+    """The parts of the moment that takes most."""
+    return max(moments.values(), key=lambda parts: sum(parts.values()))
+
+
+def step_moments(
+    config: ModelConfig,
+    context: int,
+    micro_batch_size: int,
+    dtype: str,
+    *,
+    recompute: bool = False,
+    recipe: Recipe | None = None,
+) -> dict[str, dict[str, int]]:
+    """Bytes of a training step on one device, by moment ("loss", "backward") and part.
 
     Weights, gradients and both moments are float32. Of a layer's activations eager execution keeps
     for backward, per token: the two norms' inputs in float32 (2 C); in the compute type what they
@@ -152,8 +177,11 @@ def memory_bytes(
     output (2 C + 2 K D), and the feed-forward's products (4 F). Under bfloat16's autocast the
     residual stream stays float32, which makes 30 bytes for each of C; it also copies each matrix
     that is trained. Counted on saved tensors, this is exact but for a few numbers a token;
-    compilation keeps less. Where they are recomputed, only the layers' inputs are kept (C), and one
-    layer's activations and copies at a time.
+    compilation keeps less. Where they are recomputed, only the layers' inputs are kept (C), and in
+    backward one layer's activations and copies at a time.
+
+    The loss has chunks of logits and the gradient of the output matrix, of which backward begins
+    with the gradient alone.
 
     Args:
         config: the shape.
@@ -173,19 +201,23 @@ def memory_bytes(
     if recipe is not None and recipe.lora_rank:
         trained = 4 * trained_parameters(config, recipe, 0)
         weights = base_bytes(config, recipe, dtype) + trained
-    kept = layer + config.n_layers * 4 * config.dim if recompute else config.n_layers * layer
-    parts = {
-        "weights": weights,
-        "gradients": trained,
-        "optimizer moments": 2 * trained,
-        "activations": tokens * (kept + 2 * size * config.dim),
-        "loss chunks": 2 * CHUNK_BYTES + 4 * config.vocab_size * config.dim,
+    kept = config.n_layers * (4 * config.dim if recompute else layer) + 2 * size * config.dim
+    matrix = config.vocab_size * config.dim
+    state = {"weights": weights, "gradients": trained, "optimizer moments": 2 * trained}
+    loss = state | {
+        "activations": tokens * kept,
+        "loss chunks": 2 * CHUNK_BYTES + 4 * matrix,
+    }
+    backward = state | {
+        "activations": tokens * (kept + (layer if recompute else 0)),
+        "gradient of the output": 4 * matrix,
     }
     if dtype == "bfloat16" and not (recipe is not None and recipe.lora_rank):
         a_layer, _ = layer_parameters(config)
-        copied = a_layer * (1 if recompute else config.n_layers)
-        parts["bfloat16 copies"] = 2 * (copied + config.vocab_size * config.dim)
-    return parts
+        layers = 0 if recompute else config.n_layers * a_layer
+        loss["bfloat16 copies"] = 2 * (layers + matrix)
+        backward["bfloat16 copies"] = 2 * (a_layer if recompute else layers)
+    return {"loss": loss, "backward": backward}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from codecria.data.errors import UsageError
 
 from .adapters import four_bit_bytes, trained_parameters
 from .mesh import Mesh, check_mesh, parse_mesh
-from .plan import layer_parameters, memory_bytes
+from .plan import fullest, layer_parameters, memory_bytes, step_moments
 from .recipes import Recipe
 
 # To compare meshes: what a device sends a second, about half of what links are sold with.
@@ -136,13 +136,21 @@ def _gathered(config: ModelConfig, recipe: Recipe | None) -> tuple[int, int]:
 def spread_memory(
     config: ModelConfig, context: int, way: Way, recipe: Recipe | None = None
 ) -> dict[str, int]:
-    """Bytes of a step on each device, by part.
+    """Bytes of a step on each device at its fullest moment, by part: see `spread_moments`."""
+    return fullest(spread_moments(config, context, way, recipe))
+
+
+def spread_moments(
+    config: ModelConfig, context: int, way: Way, recipe: Recipe | None = None
+) -> dict[str, dict[str, int]]:
+    """Bytes of a step on each device, by moment ("loss", "backward", "end") and part.
 
     Gathered are the weights outside of the layers, from forward to the end of backward, and two
-    layers (one in use, the next on its way), with the gradients of two layers and those outside,
-    before and in their sum. With tp, all of these are a device's part.
+    layers (one in use, the next on its way). Backward has the gradients of two layers, before and
+    in their sum; at its end, when no activations are left, those of the weights outside too. With
+    tp, all of these are a device's part.
 
-    Of the activations that `memory_bytes` counts, cp leaves a share, and tp a share of all but the
+    Of the activations that `step_moments` counts, cp leaves a share, and tp a share of all but the
     inputs of the matrix products, which need every token; backward keeps the gathered keys and
     values of whole rows. In bfloat16, the loss multiplies by a copy of the output matrix.
 
@@ -150,37 +158,52 @@ def spread_memory(
         config: the shape.
         context: tokens of a row.
         way: how the devices compute.
-        recipe: as for `memory_bytes`.
+        recipe: as for `step_moments`.
     """
     mesh, micro = way.mesh, way.micro_batch_size
-    alone = memory_bytes(config, context, micro, way.dtype, recompute=way.recompute, recipe=recipe)
+    alone = step_moments(config, context, micro, way.dtype, recompute=way.recompute, recipe=recipe)
     if mesh.size == 1:
         return alone
     size = 4 if way.dtype == "float32" else 2
     layer, outside = (-(-count // mesh.tp) for count in _gathered(config, recipe))
     matrix = -(-config.vocab_size * config.dim // mesh.tp)
-    split = ("weights", "gradients", "optimizer moments")
+    state = dict(alone["loss"])
     whole = four_bit_bytes(config) if recipe is not None and recipe.qlora else 0
-    alone["weights"] -= whole
-    return {part: -(-alone[part] // mesh.size) for part in split} | {
+    state["weights"] -= whole
+    split = ("weights", "gradients", "optimizer moments")
+    common = {part: -(-state[part] // mesh.size) for part in split} | {
         **({"weights in 4 bits": whole} if whole else {}),
         "gathered weights": 2 * size * layer + 4 * outside,
-        "gathered gradients": 2 * (size + 4) * layer + 8 * outside,
-        "activations": _activations(config, context // mesh.cp * micro, way, size),
-        "logits": 2 * CHUNK_BYTES + 4 * matrix + (2 * matrix if size == 2 else 0),
+    }
+    gradients = 2 * (size + 4) * layer
+    kept, again = _activations(config, context // mesh.cp * micro, way, size)
+    return {
+        "loss": common
+        | {
+            "activations": kept,
+            "logits": 2 * CHUNK_BYTES + 4 * matrix + (2 * matrix if size == 2 else 0),
+        },
+        "backward": common
+        | {
+            "gathered gradients": gradients,
+            "activations": kept + again,
+            "gradient of the output": 4 * matrix,
+        },
+        "end": common | {"gathered gradients": gradients + 8 * outside},
     }
 
 
-def _activations(config: ModelConfig, tokens: int, way: Way, size: int) -> int:
-    """Bytes of activations of a device's tokens; numbers of the compute type take `size` each."""
+def _activations(config: ModelConfig, tokens: int, way: Way, size: int) -> tuple[int, int]:
+    """Bytes of activations of a device's tokens: kept, and recomputed one layer at a time.
+
+    Numbers of the compute type take `size` each.
+    """
     C, tp, cp = config.dim, way.mesh.tp, way.mesh.cp
     keys = 2 * config.n_kv_heads * config.head_dim
     shared = size * (4 * C + keys * (cp if cp > 1 else 1) + 4 * config.hidden_dim) + 8 * C
     layer = size * 2 * C + shared // tp
-    kept = config.n_layers * layer
-    if way.recompute:
-        kept = layer + config.n_layers * 4 * C // tp
-    return tokens * (kept + 2 * size * C)
+    kept = config.n_layers * (4 * C // tp if way.recompute else layer) + 2 * size * C
+    return tokens * kept, tokens * layer if way.recompute else 0
 
 
 def link_bytes(

@@ -44,8 +44,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from codecria.core.training.mesh import parse_mesh
     from codecria.core.training.optim import build_optimizer, trained_weights
     from codecria.core.training.parallel import clip_gradients, context_split, shard
+    from codecria.core.training.plan import fullest
     from codecria.core.training.recipes import recipe_for
-    from codecria.core.training.spread import Way, spread_memory
+    from codecria.core.training.spread import Way, spread_moments
     from codecria.core.training.trainer import make_deterministic
     from codecria.core.training.world import joined
     from codecria.data.rows.loader import stack
@@ -111,10 +112,12 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             recompute=case["recompute"],
             dtype=case["dtype"],
         )
-        planned = spread_memory(config, context, way)
+        moments = spread_moments(config, context, way)
+        loss, planned = moments["loss"], fullest(moments)
+        matrix = config.vocab_size * config.dim // mesh.tp
+        kept = loss["activations"] + 4 * matrix + loss.get("gathered weights", 0)
+        kept += max(0, loss.get("bfloat16 copies", 0) - 2 * matrix)  # that one is the loss's
         parts = ("weights", "gradients", "optimizer moments")
-        kept = planned["activations"] + 4 * config.vocab_size * config.dim // mesh.tp
-        kept += planned.get("gathered weights", 0) + planned.get("bfloat16 copies", 0)
         return {
             "planned": {
                 "state": sum(planned[part] for part in parts),

@@ -24,6 +24,7 @@ from codecria.core.training.spread import (
     link_bytes,
     plan_spread,
     spread_memory,
+    spread_moments,
     step_seconds,
 )
 from codecria.core.training.world import World
@@ -51,16 +52,20 @@ VOCABULARY = 32_016 * 4096
 
 def test_the_parts_of_7b_on_64_devices() -> None:
     assert layer_parameters(preset("7b")) == (LAYER, 2 * VOCABULARY + 4096)
-    memory = spread_memory(preset("7b"), 4096, way(Mesh(dp=64)))
+    moments = spread_moments(preset("7b"), 4096, way(Mesh(dp=64)))
+    memory = moments["backward"]
     assert memory["weights"] == memory["gradients"] == 4 * 6_738_546_688 // 64
     assert memory["optimizer moments"] == 8 * 6_738_546_688 // 64
     assert memory["gathered weights"] == 2 * 2 * LAYER + 4 * (2 * VOCABULARY + 4096)
-    shared = spread_memory(preset("7b"), 4096, way(Mesh(dp=8, tp=8)))
+    assert moments["end"]["gathered gradients"] == 12 * LAYER + 8 * (2 * VOCABULARY + 4096)
+    shared = spread_moments(preset("7b"), 4096, way(Mesh(dp=8, tp=8)))["backward"]
     assert shared["weights"] == memory["weights"]
     assert shared["gathered weights"] == memory["gathered weights"] // 8
     assert shared["activations"] < memory["activations"] / 3
-    half = spread_memory(preset("7b"), 4096, way(Mesh(dp=32, cp=2)))
+    half = spread_moments(preset("7b"), 4096, way(Mesh(dp=32, cp=2)))["backward"]
     assert half["activations"] < memory["activations"] * 0.6
+    fullest = spread_memory(preset("7b"), 4096, way(Mesh(dp=64)))
+    assert sum(fullest.values()) == max(sum(parts.values()) for parts in moments.values())
 
 
 def test_a_pass_receives_layers_twice_and_sends_each_gradient_once() -> None:
