@@ -21,6 +21,7 @@ from codecria.data.tokenizer import tokenizer as tokenizer_module
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from codecria.data.tokenizer.training import train
 from tests.shard_files import write_shard
+from tests.warm_python import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -238,6 +239,13 @@ def _beside(name: str) -> ModuleType:
 def meta_layout() -> ModuleType:
     """The module tests/meta_layout.py."""
     return _beside("meta_layout")
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A `python` that has PyTorch and the project imported, see tests/warm_python.py."""
+    with serving(tmp_path_factory.mktemp("warm")) as command:
+        yield command
 
 
 @pytest.fixture

@@ -67,12 +67,15 @@ def test_the_makefile_is_the_familys_graph(size: str, tmp_path: Path) -> None:
 
 @needs_make
 @pytest.mark.slow
-def test_the_family_is_made_and_scored_once_by_two_processes(shards: Path, tmp_path: Path) -> None:
+def test_the_family_is_made_and_scored_once_by_two_processes(
+    warm_python: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON_EXEC", warm_python)  # what torchrun starts
     options = (
         "family",
         "evaluate",
         "PROCESSES=2",
-        f"TORCHRUN={sys.executable} -m torch.distributed.run",
+        f"TORCHRUN={warm_python} -m torch.distributed.run",
         f"CODE={shards}",
         f"OUT={tmp_path / 'family'}",
         "ARGS=--steps 2 --set context=64 --set batch_tokens=128 --eval-rows 1 --compile off"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -256,7 +254,7 @@ main()
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_files(
-    tmp_path: Path, endpoint: Any, remote: Callable[..., Endpoint]
+    tmp_path: Path, warm_python: str, endpoint: Any, remote: Callable[..., Endpoint]
 ) -> None:
     run(request(tmp_path / "plain", remote(), settings=Settings(questions=6, solutions=2)))
     options = ["self-instruct", "--endpoint", endpoint.url, "--endpoint-model", "m"]
@@ -266,7 +264,7 @@ def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_files(
     for _ in range(60):
         when = generator.randrange(1, 40)
         ended = subprocess.run(
-            [sys.executable, "-c", CHILD, str(when), *options],
+            [warm_python, "-c", CHILD, str(when), *options],
             capture_output=True,
             text=True,
             timeout=300,
@@ -404,25 +402,21 @@ def test_a_damaged_line_of_a_journal_is_made_again(
 
 @pytest.mark.slow
 def test_a_full_disk_is_a_message_and_nothing_is_lost(
-    tmp_path: Path, endpoint: Any, remote: Callable[..., Endpoint]
+    tmp_path: Path, warm_python: str, endpoint: Any, remote: Callable[..., Endpoint]
 ) -> None:
     run(request(tmp_path / "plain", remote()))
-
-    def little() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    code = "from codecria.cli.app import main; main()"
+    code = "import resource, signal\nfrom codecria.cli.app import main\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))\n"
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nmain()"
     options = ["self-instruct", "--endpoint", endpoint.url, "--endpoint-model", "m"]
     options += ["--out", str(tmp_path / "o"), "--questions", "24", "--solutions", "3"]
     options += ["--set", "per_request=10", "--timeout", "20"]
     ended = subprocess.run(
-        [sys.executable, "-c", code, *options],
+        [warm_python, "-c", code, *options],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        preexec_fn=little,
     )
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr

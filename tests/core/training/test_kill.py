@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,7 @@ run_stage(stage, Path(out), report=lambda _: None, warn=sys.exit, started=lambda
 
 
 def run(
+    python: str,
     shards: Path,
     out: Path,
     *,
@@ -81,6 +81,7 @@ def run(
     """Train in a process of its own; its return code, negative after a signal.
 
     Args:
+        python: the command that runs it.
         shards, out: the data and the run.
         compiled: "on" or "off".
         where, when: the moment of death, as the child reads it.
@@ -92,7 +93,7 @@ def run(
     arguments = [str(shards), str(out), compiled, where, str(when), str(init or "")]
     arguments += [recipe, str(dialogs or ""), str(lora)]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
+        [python, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
@@ -117,24 +118,24 @@ def assert_same_end(whole: Path, killed: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(
-    shards: Path, tmp_path: Path
+    warm_python: str, shards: Path, tmp_path: Path
 ) -> None:
     # Kills: a resumed sum in another order, a half-written folder taken for a checkpoint.
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compiled="off") == 0
+    assert run(warm_python, shards, whole, compiled="off") == 0
     at = random.Random(torch.initial_seed()).randrange(1, 5)
     deaths = [("step", at), ("moments", 40), ("rename", 1), ("publish", 0)]
     for where, when in deaths:
-        code = run(shards, killed, compiled="off", where=where, when=when)
+        code = run(warm_python, shards, killed, compiled="off", where=where, when=when)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compiled="off") == 0
+    assert run(warm_python, shards, killed, compiled="off") == 0
     assert_same_end(whole, killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fim", "lcft", "instruct", "adapter"])
 def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
-    recipe: str, shards: Path, tmp_path: Path
+    recipe: str, warm_python: str, shards: Path, tmp_path: Path
 ) -> None:
     # Kills: new embedding rows drawn anew on resume, cuts or packings that depend on what came
     # before, dialogs encoded by half.
@@ -144,28 +145,28 @@ def test_a_later_stage_killed_again_and_again_ends_like_an_unbroken_one(
         dialogs = tmp_path / "chats.jsonl"
         records = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(60)]
         dialogs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert run(shards, base, compiled="off") == 0
+    assert run(warm_python, shards, base, compiled="off") == 0
     options: dict[str, Any] = {"init": base, "recipe": recipe, "dialogs": dialogs}
     if recipe == "adapter":
         options |= {"recipe": "fim", "lora": 4}
-    assert run(shards, whole, compiled="off", **options) == 0
+    assert run(warm_python, shards, whole, compiled="off", **options) == 0
     deaths = [("step", 1), ("publish", 0)]
     if recipe == "adapter":  # whose saved steps have another form
         deaths[1:1] = [("step", 5), ("moments", 40)]
     for where, when in deaths:
-        code = run(shards, killed, compiled="off", where=where, when=when, **options)
+        code = run(warm_python, shards, killed, compiled="off", where=where, when=when, **options)
         assert code == -signal.SIGKILL, f"the run outlived {where} {when}"
-    assert run(shards, killed, compiled="off", **options) == 0
+    assert run(warm_python, shards, killed, compiled="off", **options) == 0
     assert_same_end(whole, killed)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compiler_available(), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_killed_in_the_middle_ends_like_an_unbroken_one(
-    shards: Path, tmp_path: Path
+    warm_python: str, shards: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(shards, whole, compiled="on") == 0
-    assert run(shards, killed, compiled="on", where="step", when=5) == -signal.SIGKILL
-    assert run(shards, killed, compiled="on") == 0
+    assert run(warm_python, shards, whole, compiled="on") == 0
+    assert run(warm_python, shards, killed, compiled="on", where="step", when=5) == -signal.SIGKILL
+    assert run(warm_python, shards, killed, compiled="on") == 0
     assert_same_end(whole, killed)

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,7 +290,7 @@ prepare(parse_sources(sources), Path(out), recipe, model=Path(model),
 
 
 def test_killed_at_any_stage_and_resumed_the_shards_are_the_same(
-    corpus: Path, model: Path, reference: Path, tmp_path: Path
+    warm_python: str, corpus: Path, model: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for stage, done in (
@@ -303,7 +302,7 @@ def test_killed_at_any_stage_and_resumed_the_shards_are_the_same(
         ("tokens", 3),
         ("shards", 1),
     ):
-        command = [sys.executable, "-c", KILLED, corpus, model, out, stage, str(done)]
+        command = [warm_python, "-c", KILLED, corpus, model, out, stage, str(done)]
         killed = subprocess.run(command, capture_output=True, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         assert not (out / "manifest.json").exists()

@@ -6,7 +6,6 @@ import math
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -422,28 +421,27 @@ def test_a_released_instruct_folder_gets_its_template_by_its_name(
 # From the shell
 
 
-def shell(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def shell(python: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "codecria.cli", *map(str, arguments)],
+        [python, "-m", "codecria.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        **options,  # type: ignore[call-overload]
     )
 
 
-def test_the_verb_converts_and_reports(instruct: Path, tmp_path: Path) -> None:
-    done = shell("convert", instruct, tmp_path / "m.gguf", "--dtype", "q8_0", "--json")
+def test_the_verb_converts_and_reports(warm_python: str, instruct: Path, tmp_path: Path) -> None:
+    done = shell(warm_python, "convert", instruct, tmp_path / "m.gguf", "--dtype", "q8_0", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["layout"], report["dtype"]) == ("gguf", "q8_0")
     assert report["compared"]["exact"] is False
-    again = shell("convert", instruct, tmp_path / "m.gguf")
+    again = shell(warm_python, "convert", instruct, tmp_path / "m.gguf")
     assert again.returncode == 1
     assert "exists" in again.stderr
     assert "Traceback" not in again.stderr
-    assert shell("inspect", tmp_path / "m.gguf").returncode == 0
+    assert shell(warm_python, "inspect", tmp_path / "m.gguf").returncode == 0
 
 
 # A conversion that is killed when all is written and nothing is published.
@@ -458,7 +456,7 @@ main()
 
 
 def test_a_killed_conversion_leaves_nothing_visible_and_starts_anew(
-    extended: Tokenizer, tmp_path: Path
+    warm_python: str, extended: Tokenizer, tmp_path: Path
 ) -> None:
     config = ModelConfig(
         dim=32, n_layers=2, n_heads=4, n_kv_heads=4, hidden_dim=64, vocab_size=extended.vocab_size
@@ -466,13 +464,13 @@ def test_a_killed_conversion_leaves_nothing_visible_and_starts_anew(
     model = Transformer(config)
     model.initialise(0)
     publish(tmp_path / "src", model, dtype=torch.float32, tokenizer=extended.path, lineage={})
-    command = [sys.executable, "-c", KILLED, "convert", tmp_path / "src", tmp_path / "dst"]
+    command = [warm_python, "-c", KILLED, "convert", tmp_path / "src", tmp_path / "dst"]
     killed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "dst").exists()
     [left] = tmp_path.glob(".tmp-dst-*")
     assert list(left.glob("*.safetensors"))
-    assert shell("convert", tmp_path / "src", tmp_path / "dst").returncode == 0
+    assert shell(warm_python, "convert", tmp_path / "src", tmp_path / "dst").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "src"]
 
 
