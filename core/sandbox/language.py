@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -68,7 +67,7 @@ class Language:
         refusal: what in a solution is not run at all; empty where nothing is.
         readable: more that may be read, as patterns of paths.
         splits: whether the guard runs solution and tests in two processes.
-        resolve: finds the program behind the path of a tool.
+        resolve: finds what runs in place of a tool's program, by the paths of both.
         problem: why the tools that are there do not do; empty where they do.
         sample: a solution and its tests, which pass; with "3" for "2", the tests do not.
         suite: see `Suite`; None where no suite of problems has it.
@@ -88,7 +87,7 @@ class Language:
     refusal: Callable[[str], str] = field(default=lambda _source: "")
     readable: tuple[str, ...] = ()
     splits: bool = False
-    resolve: Callable[[str], str] = os.path.realpath
+    resolve: Callable[[str], str] = field(default=lambda path: path)
     problem: Callable[[], str] = field(default=lambda: "")
     sample: tuple[str, str]
     suite: Suite | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from . import guards
 from .language import GIB, Language, Step, Suite
+from .stand_ins import program_behind
 from .toolchains import bash, csharp, go, php, rust, typescript
 
 
@@ -204,12 +204,12 @@ class Toolchain:
     """The tools of a language on this machine.
 
     Attributes:
-        paths: by command, links followed.
-        missing: commands that are not there.
+        paths: by command, of the programs that run.
+        missing: commands without a program, and why each has none.
     """
 
     paths: Mapping[str, str]
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
 
 
 @lru_cache(maxsize=32)
@@ -220,10 +220,12 @@ def toolchain(name: str, search: str | None = None) -> Toolchain:
         name: canonical.
         search: PATH; None for this process's.
     """
-    found = {tool: shutil.which(tool, path=search) for tool in LANGUAGES[name].tools}
-    resolve = LANGUAGES[name].resolve
-    paths = {tool: resolve(path) for tool, path in found.items() if path}
-    return Toolchain(paths, tuple(tool for tool, path in found.items() if not path))
+    known = LANGUAGES[name]
+    found = {tool: program_behind(tool, search) for tool in known.tools}
+    return Toolchain(
+        {tool: known.resolve(path) for tool, (path, _) in found.items() if path},
+        {tool: why for tool, (_, why) in found.items() if why},
+    )
 
 
 @lru_cache(maxsize=32)
@@ -246,8 +248,12 @@ def missing(language: str, needs: tuple[str, ...] = ()) -> str:
     if known is None:
         return f"the sandbox does not run {language}"
     if lost := toolchain(language).missing:
-        return f"{known.title} needs {' and '.join(lost)}, not installed here"
-    if why := known.problem():
+        by_reason: dict[str, list[str]] = {}
+        for tool, why in lost.items():
+            by_reason.setdefault(why, []).append(tool)
+        reasons = (f"{' and '.join(tools)}, {why}" for why, tools in by_reason.items())
+        return f"{known.title} needs {'; and '.join(reasons)}"
+    if why := known.problem() or _started(language)[1]:
         return why
     for name in needs:
         if library_path(name) is None:
@@ -257,19 +263,29 @@ def missing(language: str, needs: tuple[str, ...] = ()) -> str:
 
 def version(language: str) -> str | None:
     """The version that a language's first tool reports, or None where it is missing."""
-    tools = toolchain(language)
-    if tools.missing:
-        return None
+    return None if toolchain(language).missing else _started(language)[0]
+
+
+@lru_cache(maxsize=32)
+def _started(language: str) -> tuple[str | None, str]:
+    """The version that a language's first tool reports, and why it does not start.
+
+    A command that is there may start nothing, such as the one that offers to install Java.
+    """
     known = LANGUAGES[language]
+    tool = known.tools[0]
     try:
         done = subprocess.run(
-            [tools.paths[known.tools[0]], *known.version],
-            capture_output=True, text=True, timeout=20, check=False,
+            [toolchain(language).paths[tool], *known.version],
+            capture_output=True, text=True, errors="replace", timeout=20, check=False,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{known.title} needs {tool}, which does not start here: {error}"
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    return lines[0].removeprefix("v") if lines else "unknown"
+    if done.returncode:
+        why = lines[0] if lines else f"exit status {done.returncode}"
+        return None, f"{known.title} needs {tool}, which does not start here: {why}"
+    return (lines[0].removeprefix("v") if lines else "unknown"), ""
 
 
 def readable_beside() -> list[str]:

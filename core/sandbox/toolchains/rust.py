@@ -7,11 +7,7 @@ crates rand, regex and md5, which every prompt of HumanEval-X has, are left out.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-from functools import lru_cache
-from pathlib import Path
 
 from ..guards import KEY_CHARACTERS
 from ..language import GIB, Language, Step, Suite
@@ -49,22 +45,6 @@ def _files(source: str, tests: str) -> dict[str, str]:
     return {"main.rs": f"mod program {{\n{text}\n{run}}}\n{_MAIN}"}
 
 
-@lru_cache(maxsize=4)
-def _resolve(path: str) -> str:
-    """The compiler itself: rustup's command of that name only starts it."""
-    real = os.path.realpath(path)
-    if Path(path).name != "rustc":
-        return real
-    try:
-        done = subprocess.run(
-            [path, "--print", "sysroot"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return real
-    found = Path(done.stdout.strip(), "bin", "rustc")
-    return str(found.resolve()) if found.is_file() else real
-
-
 RUST = Language(
     name="rust",
     title="Rust",
@@ -89,7 +69,6 @@ RUST = Language(
     refusal=lambda source: (
         f"the sandbox does not allow {found[0]}" if (found := _REFUSED.search(source)) else ""
     ),
-    resolve=_resolve,
     suite=Suite(end="\n}", closer="\n}\n"),
     sample=(
         "fn one() -> i32 {\n    1\n}\n",
