@@ -21,11 +21,11 @@ from pathlib import Path
 
 # What most commands import; each fork imports the rest itself.
 MODULES = (
-    *("torch", "safetensors.torch", "sentencepiece", "pyarrow", "joblib", "pydantic.dataclasses"),
+    *("torch", "safetensors.torch", "sentencepiece", "pyarrow", "joblib", "rich.table"),
     *("codecria.cli.app", "codecria.core.training.stage", "codecria.core.training.resolve"),
     *("codecria.core.checkpoints.conversion.convert", "codecria.core.self_instruct.pipeline"),
     *("codecria.core.inference.generator", "codecria.core.evaluation.benchmarks.evaluate"),
-    *("codecria.data.corpus.prepare", "torch.distributed.run"),
+    *("codecria.data.corpus.prepare", "torch.distributed.run", "pydantic.dataclasses"),
 )
 _SERVER = """
 import importlib, json, os, runpy, select, signal, socket, sys

@@ -1,4 +1,4 @@
-"""Commands of version managers and compiler caches: the program behind them, or why there is none."""
+"""Commands of version managers and compiler caches: the program behind one, or why it has none."""
 
 from __future__ import annotations
 
