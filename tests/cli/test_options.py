@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,27 @@ from codecria.cli.app import app, asked_for
 from codecria.cli.commands import variables
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = ("pretrain", "--size", "7b", "--dry-run", "--json")
+Call = Callable[..., subprocess.CompletedProcess[str]]
+PLAN = ("pretrain", "--size", "1m", "--dry-run", "--json")
 
 
-def codecria(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("CODECRIA_")}
-    return subprocess.run(
-        [sys.executable, "-m", "codecria.cli", *map(str, arguments)],
-        cwd=cwd,
-        env=clean | {"XDG_CONFIG_HOME": str(cwd / "config")} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+@pytest.fixture
+def codecria(warm_python: str) -> Call:
+    """Runs a command line in a process of its own, in a folder, with variables set."""
+
+    def call(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CODECRIA_")}
+        return subprocess.run(
+            [warm_python, "-m", "codecria.cli", *map(str, arguments)],
+            cwd=cwd,
+            env=clean | {"XDG_CONFIG_HOME": str(cwd / "config")} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return call
 
 
 def test_the_verb_that_is_asked_for_is_built_alone_unless_all_are_needed(
@@ -71,13 +79,15 @@ def test_every_option_of_every_verb_has_a_variable_named_after_it() -> None:
     assert "CODECRIA_VERSION" not in names
 
 
-def test_a_variable_sets_the_option_it_is_named_after(tmp_path: Path) -> None:
+def test_a_variable_sets_the_option_it_is_named_after(codecria: Call, tmp_path: Path) -> None:
     told = codecria(*PLAN[:-1], cwd=tmp_path, CODECRIA_PRETRAIN_JSON="1")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["recipe"] == "pretrain"
 
 
-def test_a_repeatable_variable_takes_quoted_values_with_spaces(tmp_path: Path) -> None:
+def test_a_repeatable_variable_takes_quoted_values_with_spaces(
+    codecria: Call, tmp_path: Path
+) -> None:
     folder = tmp_path / "no such shards"
     value = shlex.join([f"{folder}=0.5", "other=0.5"])
     told = codecria(
@@ -91,7 +101,9 @@ def test_a_repeatable_variable_takes_quoted_values_with_spaces(tmp_path: Path) -
     assert "open quote" in told.stderr
 
 
-def test_an_unknown_variable_is_named_on_stderr_with_the_nearest_known_one(tmp_path: Path) -> None:
+def test_an_unknown_variable_is_named_on_stderr_with_the_nearest_known_one(
+    codecria: Call, tmp_path: Path
+) -> None:
     told = codecria("recipes", "list", cwd=tmp_path, CODECRIA_GENERATE_MAX_TOKEN="3")
     assert told.returncode == 0
     assert "unknown variable CODECRIA_GENERATE_MAX_TOKEN" in told.stderr
@@ -117,7 +129,9 @@ def steps(told: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(told.stdout)["steps"]
 
 
-def test_config_files_are_found_in_the_working_folder_and_the_users(tmp_path: Path) -> None:
+def test_config_files_are_found_in_the_working_folder_and_the_users(
+    codecria: Call, tmp_path: Path
+) -> None:
     (tmp_path / "config" / "codecria").mkdir(parents=True)
     users = tmp_path / "config" / "codecria" / "config.toml"
     users.write_text("[pretrain]\nsteps = 21\njson = true\n")
@@ -133,7 +147,9 @@ def test_config_files_are_found_in_the_working_folder_and_the_users(tmp_path: Pa
 @pytest.mark.parametrize(
     "option", ["sandbox = 'none'", "sandbox-command = 'sh'", "packages = 'numpy'"]
 )
-def test_a_found_config_file_cannot_weaken_the_sandbox(option: str, tmp_path: Path) -> None:
+def test_a_found_config_file_cannot_weaken_the_sandbox(
+    codecria: Call, option: str, tmp_path: Path
+) -> None:
     config = tmp_path / "codecria.toml"
     config.write_text(f"[evaluate.humaneval]\n{option}\n")
     told = codecria("recipes", "list", cwd=tmp_path)
@@ -163,7 +179,7 @@ def test_a_found_config_file_cannot_weaken_the_sandbox(option: str, tmp_path: Pa
     ],
 )
 def test_the_parser_refuses_in_two_lines_the_value_and_what_to_do(
-    arguments: list[str], message: str, hint: str, tmp_path: Path
+    codecria: Call, arguments: list[str], message: str, hint: str, tmp_path: Path
 ) -> None:
     told = codecria(*arguments, cwd=tmp_path)
     error, advice = told.stderr.splitlines()
@@ -174,11 +190,11 @@ def test_the_parser_refuses_in_two_lines_the_value_and_what_to_do(
     assert any(choice in advice for choice in hint.split("|"))
 
 
-def test_help_of_a_verb_is_the_same_in_both_spellings(tmp_path: Path) -> None:
+def test_help_of_a_verb_is_the_same_in_both_spellings(codecria: Call, tmp_path: Path) -> None:
     asked = codecria("help", "recipes", "show", cwd=tmp_path)
     assert asked.returncode == 0
     assert asked.stdout == codecria("recipes", "show", "--help", cwd=tmp_path).stdout
 
 
-def test_quiet_keeps_notes_back_and_leaves_errors(tmp_path: Path) -> None:
+def test_quiet_keeps_notes_back_and_leaves_errors(codecria: Call, tmp_path: Path) -> None:
     assert codecria("inspect", "nowhere", "-q", cwd=tmp_path).stderr.startswith("error: ")
