@@ -17,6 +17,9 @@ from codecria.data.errors import ExitStatus, Interrupted, ReportedElsewhere, Use
 from . import render
 from .config import PROG
 
+# Of the machine, not of the program: an internal error they are not, wherever they show.
+LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+
 
 def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
     """The exit status of some work, whatever becomes of it.
@@ -64,8 +67,11 @@ def _report(error: Exception) -> int:
     elif _out_of_memory(error):
         message = "out of memory"
         hint = "use a smaller --micro-batch-size, --partition-mb, context or model"
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        message, hint = f"cannot write: {error.strerror}", ""
+    elif isinstance(error, OSError) and error.errno in LIMITS:
+        from codecria.data.files import write_remedy
+
+        where = "" if error.filename is None else f"{error.filename}: "
+        message, hint = f"{where}{error.strerror}", write_remedy(error)
     else:
         message = f"internal error: {type(error).__name__}: {error}"
         hint = f"run `{PROG} --debug VERB ...` for the traceback"

@@ -8,6 +8,7 @@ temporary file behind, whose name starts with `.tmp-` and which the next run rem
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -193,15 +194,29 @@ def sweep(path: Path) -> None:
             os.close(descriptor)
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another --out",
+    errno.EDQUOT: "free some space of your quota, or choose another --out",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or choose another --out",
+    errno.EROFS: "choose another --out: this file system is read-only",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the system's limit on open files is reached",
+    errno.EIO: "choose another --out: the disk may be failing",
+    errno.ENAMETOOLONG: "choose an --out with a shorter name",
+    errno.EACCES: "check the folder's permissions, or choose another --out",
+    errno.EPERM: "check the folder's permissions, or choose another --out",
+}
+
+
+def write_remedy(error: OSError) -> str:
+    """What a user can do about a failed write, as a hint."""
+    return _REMEDIES.get(error.errno or 0, "choose another --out")
+
+
 def write_error(path: Path, error: OSError) -> UserError:
     """The user's view of a failed write to `path`."""
     reason = error.strerror or str(error)
-    return UserError(
-        f"cannot write {path}: {reason}",
-        hint="free some space, or choose another --out"
-        if error.errno in (28, 122)  # ENOSPC, EDQUOT
-        else "check the folder's permissions, or choose another --out",
-    )
+    return UserError(f"cannot write {path}: {reason}", hint=write_remedy(error))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line as shells and Makefiles see it: bytes, exit statuses, precedence, help."""
 
+import errno
 import io
 import json
 import os
@@ -305,6 +306,12 @@ def ending(error: BaseException, codecria: Call, monkeypatch: pytest.MonkeyPatch
         (MemoryError(), 1, "error: out of memory\n"),
         (OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory\n"),
         (RuntimeError(TORCH_SAYS), 1, "error: out of memory\n"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "x.py"),
+            1,
+            "error: x.py: Too many open files\nhint: raise the limit on open files (ulimit -n)\n",
+        ),
+        (OSError(errno.ENOENT, "No such file", "x"), 1, "error: internal error: FileNotFound"),
         (RuntimeError("shapes"), 1, "error: internal error: RuntimeError: shapes\n"),
         (ZeroDivisionError("x / 0"), 1, "error: internal error: ZeroDivisionError: x / 0\n"),
         (Interrupted(ExitStatus.INTERRUPTED, "saved at step 3"), 130, "saved at step 3\n"),

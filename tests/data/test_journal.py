@@ -80,8 +80,9 @@ def test_an_append_that_does_not_fit_is_undone_and_a_shorter_one_still_fits(tmp_
     with open_journal(path) as journal:
         assert list(journal.entries()) == []
         journal.append([{"a": "x" * 50}])
-        with pytest.raises(UserError, match="cannot write"):
+        with pytest.raises(UserError, match="cannot write") as refused:
             journal.append([{"b": "y" * 10}, {"c": "z" * 80}])
+        assert "ulimit -f" in (refused.value.hint or "")
         [start] = journal.append([{"d": 4}])
         assert journal.value_at(start) == {"d": 4}
     with pytest.raises(UserError, match="cannot write"):
