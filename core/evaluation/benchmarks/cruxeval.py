@@ -3,7 +3,8 @@
 The file has `code` (a function `f`), `input`, `output`, `id`. A completion is an expression: the
 output (`cruxeval-o`), or a call of `f` (`cruxeval-i`). As in the original, an output written as the
 call itself is wrong: where it is evaluated there is no `f`. An input counts if `f` returns the
-output for it, whichever it is.
+output for it, whichever it is. The references, which run first, fail where the file's output is not
+what `f` returns.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def parse_output(record: Record) -> Problem:
         language="python",
         before=_ANSWER,
         after="\n)\n",
-        tests=f"{code}\n\nassert codecria_answer() == ({returned}), 'another output'",
+        tests=(
+            f"{code}\n\n"
+            f"assert f({given}) == ({returned}), 'the file gives another output than f'\n"
+            f"assert codecria_answer() == ({returned}), 'another output'"
+        ),
         reference=returned,
         question=_question(code, f"f({given}) == ??", "the output", "a literal, no call"),
         stops=STOPS,

@@ -480,6 +480,14 @@ def test_the_references_of_cruxeval_pass(sandbox: Sandbox, parse: Callable[[Any]
     assert references.check([problem], sandbox, folder=None)[problem.task_id].passed
 
 
+@pytest.mark.parametrize("parse", [cruxeval.parse_input, cruxeval.parse_output])
+def test_a_record_whose_output_is_not_what_the_function_returns_is_found(
+    sandbox: Sandbox, parse: Callable[[Any], Problem]
+) -> None:
+    problem = parse(CRUX | {"output": "['a']"})
+    assert references.check([problem], sandbox, folder=None)[problem.task_id].passed is False
+
+
 def test_the_expression_is_found_in_what_is_said() -> None:
     output, given = cruxeval.parse_output(CRUX), cruxeval.parse_input(CRUX)
     for said in (
