@@ -174,6 +174,8 @@ def run_stage(
     with contextlib.ExitStack() as held:
         world.on_main(lambda: held.enter_context(locked(out)))
         now = world.on_main(lambda: stage.standing(out))
+        if now.action == "resume" and world.on_main(lambda: _is_finished(stage.run, out)):
+            return Outcome(stage.run.recipe.steps, finished=True, trained=0)
         if world.is_main:
             goes_on = now.action in ("resume", "extend")
             for warning in now.warnings + (mesh_warning(out, str(world.mesh)) if goes_on else ()):
@@ -206,6 +208,11 @@ def run_stage(
         )
         started(trainer)
         return trainer.fit()
+
+
+def _is_finished(run: RunConfig, out: Path) -> bool:
+    """Whether the run folder has the last step and the published model; no weights are read."""
+    return resume.newest_step(out) >= run.recipe.steps and (out / run.published).is_dir()
 
 
 def _begin(stage: Stage, now: Standing, out: Path, *, mesh: str) -> RunConfig:

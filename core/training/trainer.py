@@ -153,8 +153,6 @@ class Trainer:
                 before stays.
         """
         first = self._restore()
-        if first >= self.recipe.steps and (self.folder / self.run.published).is_dir():
-            return Outcome(first, finished=True, trained=0)
         self._recover_metrics(first)
         try:
             done = self._train(first)
