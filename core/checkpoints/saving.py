@@ -36,10 +36,10 @@ from torch.futures import Future
 from codecria.core.model.transformer import Transformer
 from codecria.data.files import atomic_folder, digest_file, require_free_space, write_error
 
-from .checkpoint import CARD_NAME, MAX_SHARD_BYTES, write_beside
 from .formats.hugging_face import header_of, plan_files, write_index
 from .formats.layout import hugging_face_name, shapes_of
 from .parts import ALONE_WARNING, cause_of
+from .writing import CARD_NAME, MAX_SHARD_BYTES, write_beside
 
 if TYPE_CHECKING:
     from .formats.hugging_face import Planned

@@ -26,11 +26,12 @@ from codecria.core.checkpoints.adapters.folder import (
     peft_rows_name,
 )
 from codecria.core.checkpoints.adapters.weights import base_sample
-from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME, Checkpoint, write_lineage
+from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME, Checkpoint
 from codecria.core.checkpoints.formats.chat_template import template_for
 from codecria.core.checkpoints.formats.hugging_face import write_tokenizer
 from codecria.core.checkpoints.formats.layout import EMBEDDING, OUTPUT, shapes_of
 from codecria.core.checkpoints.saving import Contents, planned_of
+from codecria.core.checkpoints.writing import write_lineage
 from codecria.core.model.config import ModelConfig
 from codecria.core.model.four_bits import BITS
 from codecria.core.model.linear import Linear, fresh_adapter

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from codecria.core.checkpoints.adapters.folder import WEIGHTS_NAME as ADAPTER_NAME
-from codecria.core.checkpoints.checkpoint import MAX_SHARD_BYTES, Checkpoint
+from codecria.core.checkpoints.checkpoint import Checkpoint
 from codecria.core.checkpoints.formats.hugging_face import (
     MODEL_STEM,
     placed_tensors,
@@ -40,6 +40,7 @@ from codecria.core.checkpoints.saving import (
     planned_of,
     save_contents,
 )
+from codecria.core.checkpoints.writing import MAX_SHARD_BYTES
 from codecria.core.model.transformer import Transformer
 from codecria.data.errors import ReportedElsewhere, UserError
 from codecria.data.files import atomic_write_json, read_json, remove_leftovers

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from codecria.core.checkpoints.checkpoint import MAX_SHARD_BYTES
 from codecria.core.checkpoints.ends import CONFIG_NAME
 from codecria.core.checkpoints.formats.meta import is_meta_folder
+from codecria.core.checkpoints.writing import MAX_SHARD_BYTES
 from codecria.data.errors import UsageError, UserError
 from codecria.data.gguf import is_gguf
 

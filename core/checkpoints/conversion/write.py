@@ -9,12 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from codecria.core.checkpoints.checkpoint import (
-    CARD_NAME,
-    TOKENIZER_NAME,
-    write_checkpoint,
-    write_lineage,
-)
+from codecria.core.checkpoints.checkpoint import TOKENIZER_NAME
 from codecria.core.checkpoints.formats.gguf.facts import GgufFacts
 from codecria.core.checkpoints.formats.gguf.write import write_gguf as write_gguf_file
 from codecria.core.checkpoints.formats.hugging_face import (
@@ -39,6 +34,7 @@ from codecria.core.checkpoints.formats.meta import (
     rank_shape,
 )
 from codecria.core.checkpoints.formats.pth import write_pickle
+from codecria.core.checkpoints.writing import CARD_NAME, write_checkpoint, write_lineage
 from codecria.data.files import atomic_write, atomic_write_json, read_json
 from codecria.data.progress import Progress
 from codecria.data.tokenizer.hugging_face import ADDED_NAME, MAP_NAME, named_tokens

@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from codecria.core import machine
-from codecria.core.checkpoints.checkpoint import (
-    Checkpoint,
-    load_model,
-    write_checkpoint,
-)
+from codecria.core.checkpoints.checkpoint import Checkpoint, load_model
 from codecria.core.checkpoints.saving import publish
+from codecria.core.checkpoints.writing import write_checkpoint
 from codecria.core.inference.decoding import Completion, Limits
 from codecria.core.inference.generator import Generator
 from codecria.core.inference.healing import heal
