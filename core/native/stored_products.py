@@ -1,7 +1,7 @@
 """Rows of float32 and bfloat16 weights as they are stored, with a few tokens or a whole prompt.
 
-A few tokens: rows with tokens, one lane is every 16th input, summed at the end. The result of a row
-and token is the same in every tile.
+A few tokens: a row with tokens, each with two vectors of sums, of which a lane is every 32nd input.
+The result of a row and token is the same in every tile.
 
 Prompts of bfloat16 (`define_prompt`): rows are transposed first, then one lane is one row.
 
@@ -22,7 +22,8 @@ from .cpu import Target
 from .emit import F32, FLOATS, I32, INTS, Code, Function, Program, Value
 from .lanes import fma
 
-_AHEAD = 8192  # bytes
+# Bytes that are fetched ahead for several tokens; with one the CPU itself does better (Zen 4).
+_AHEAD = 8192
 PAIR_COLUMNS = 1024  # inputs whose transposed weights stay in the caches
 PANEL_COLUMNS, PANEL_BLOCKS = 256, 4  # of a panel
 _UNROLLED = 4  # inputs written out in a panel's loop
@@ -30,12 +31,11 @@ _UNROLLED = 4  # inputs written out in a panel's loop
 Pair = Callable[[Code, Value], tuple[Value, Value]]  # 32 weights at an address, in two vectors
 
 
-def tiles(target: Target) -> dict[int, int]:
-    """Tokens that one pass over the weights serves, and rows that it takes at a time."""
+def tiles(target: Target) -> tuple[int, ...]:
+    """Tokens that one pass over the weights serves: as many as there are registers for sums."""
     if target.wide:
-        return {8: 2, 4: 2, 2: 2, 1: 2}
-    # 16 registers of 8 lanes: 12 sums, or 8 for one token, so that additions overlap.
-    return {2: 1, 1: 2} if target.level == "plain" else {3: 2, 2: 2, 1: 4}
+        return 8, 4, 2, 1
+    return (2, 1) if target.level == "plain" else (3, 2, 1)
 
 
 def define(program: Program, tokens: int, name: str) -> Function:
@@ -45,7 +45,6 @@ def define(program: Program, tokens: int, name: str) -> Function:
     distance. Inputs are prepared as products.py says.
     """
     pair, width = (_pair_f32, 4) if name == "f32" else (_pair_bf16, 2)
-    height = tiles(program.target)[tokens]
 
     @program.define(f"rows_{name}_{tokens}", arguments=8)
     def rows(
@@ -60,24 +59,21 @@ def define(program: Program, tokens: int, name: str) -> Function:
         output_distance: Value,
     ) -> None:
         token = [inputs + distance * t for t in range(tokens)]
-        with c.loop(first << 4, last << 4, height) as row:
-            starts = [weights + (row + r) * length * width for r in range(height)]
-            sums = [[c.variable(lanes.zeros(c)) for _ in token] for _ in starts]
+        # One row at a time: beside a second row's, a CPU reads half as fast ahead (Zen 4).
+        with c.loop(first << 4, last << 4) as row:
+            start = weights + row * length * width
+            sums = [[c.variable(lanes.zeros(c)) for _ in range(2)] for _ in token]
             with c.loop(0, length, 32) as i:
-                values = [
-                    (c.load(x + i * 4, FLOATS), c.load(x + i * 4 + 64, FLOATS)) for x in token
-                ]
-                for r, start in enumerate(starts):
-                    address = start + i * width
-                    for line in range(0, 32 * width, 64):
-                        c.prefetch(address + line + _AHEAD)
-                    low, high = pair(c, address)
-                    for t, (x, y) in enumerate(values):
-                        sums[r][t].set(fma(c, high, y, fma(c, low, x, sums[r][t].value)))
-            for r in range(height):
-                for t in range(tokens):
-                    place = outputs + output_distance * t + ((row + r) << 2)
-                    c.store(place, lanes.sum_of(sums[r][t].value))
+                address = start + i * width
+                for line in range(0, 32 * width if tokens > 1 else 0, 64):
+                    c.prefetch(address + line + _AHEAD)
+                for half, w in enumerate(pair(c, address)):
+                    for x, total in zip(token, sums, strict=True):
+                        values = c.load(x + i * 4 + half * 64, FLOATS)
+                        total[half].set(fma(c, w, values, total[half].value))
+            for t, (low, high) in enumerate(sums):
+                place = outputs + output_distance * t + (row << 2)
+                c.store(place, lanes.sum_of(low.value + high.value))
 
     return rows
 
