@@ -444,7 +444,7 @@ def complete_recipes(incomplete: str) -> list[str]:
 
 def complete_fields(incomplete: str) -> list[str]:
     """Recipe fields for `--set`, each with its `=`."""
-    from codecria.core.training.recipes import CHANGEABLE
+    from codecria.core.training.overrides import CHANGEABLE
 
     names = [f"{name}=" for name in CHANGEABLE]
     return [name for name in names if name.startswith(incomplete)]

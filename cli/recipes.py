@@ -109,7 +109,8 @@ def validate(
     """Apply the file's fields to the recipe; report what is wrong with them."""
     import tomllib
 
-    from codecria.core.training.recipes import override, recipe_for
+    from codecria.core.training.overrides import override
+    from codecria.core.training.recipes import recipe_for
     from codecria.data.errors import UsageError, UserError
 
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
+from codecria.core.training.overrides import requested
 from codecria.core.training.plan import Plan, SourcePlan, make_plan
 from codecria.core.training.planner import probed_rate
-from codecria.core.training.recipes import requested
 from codecria.core.training.settle import settle
 from codecria.core.training.start import FromCheckpoint
 from codecria.data.errors import UserError

@@ -12,9 +12,10 @@ from codecria.data.rows.rows import Counts
 from codecria.data.tokenizer.extension import INFILL_EXTENSION
 
 from .meter import read_metrics
+from .overrides import requested
 from .plan import InfillPlan, Plan, Rate, Reach, SourcePlan, make_plan, plan_sources
 from .probe import measured_rate
-from .recipes import Recipe, parent_of, requested
+from .recipes import Recipe, parent_of
 from .request import StageRequest
 from .run import METRICS_NAME
 from .settle import Settings, settle

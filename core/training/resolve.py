@@ -18,7 +18,8 @@ from codecria.data.rows.shards import ShardSet
 from codecria.data.tokenizer.tokenizer import Tokenizer
 
 from .adapters import base_record
-from .recipes import Recipe, override, requested
+from .overrides import override, requested
+from .recipes import Recipe
 from .request import StageRequest
 from .run import RunConfig, SourceSpec, check_place, recorded
 from .settle import Settings, settle

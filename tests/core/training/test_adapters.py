@@ -24,8 +24,9 @@ from codecria.core.model.transformer import Transformer
 from codecria.core.training.adapters import attach, draws, trained_parameters
 from codecria.core.training.meter import read_metrics
 from codecria.core.training.optim import trained_weights
+from codecria.core.training.overrides import override
 from codecria.core.training.planner import plan_paper
-from codecria.core.training.recipes import RECIPES, override, recipe_for
+from codecria.core.training.recipes import RECIPES, recipe_for
 from codecria.core.training.request import StageRequest
 from codecria.core.training.resolve import resolve
 from codecria.data.errors import UsageError, UserError

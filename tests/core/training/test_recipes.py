@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from codecria.core.model.config import PAPER_MODELS, SMALL_MODELS, preset
 from codecria.core.training.optim import learning_rate
+from codecria.core.training.overrides import override
 from codecria.core.training.plan import make_plan, memory_bytes, plan_sources, training_seconds
 from codecria.core.training.recipes import (
     CODE_MIXTURE,
     PYTHON_MIXTURE,
     RECIPES,
     Recipe,
-    override,
     recipe_for,
 )
 from codecria.data.errors import UsageError
