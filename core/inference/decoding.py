@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from codecria.data.errors import UsageError
 
-from .drafting import Acceptance, Drafter
+from .draft_gate import Acceptance
+from .drafting import Drafter
 from .healing import Opening
 from .sampling import Sampling
 
@@ -166,13 +167,13 @@ class Decoding:
         read_only: whether it ends once its prompt is read.
         top_scores: likeliest tokens that are reported at each place; None for no scores.
         drafter: drafts its next tokens, or None.
+        acceptance: how often its drafts were right.
         ids: generated so far.
         text: of these ids, without what is not shown.
         shown: characters of the text that were returned.
         finish_reason: why it ended, or None.
         stop: the stop string that ended it, or nothing.
         scores: of its tokens so far.
-        acceptance: how often its drafts were right.
         undecided: whether its last token is to be scored once more, by itself.
         cached: tokens of the prompt that the prefix cache held.
         left: bytes of the opening that are still to come.
@@ -194,13 +195,13 @@ class Decoding:
     read_only: bool = False
     top_scores: int | None = None
     drafter: Drafter | None = None
+    acceptance: Acceptance
     ids: list[int] = field(default_factory=list)
     text: str = ""
     shown: int = 0
     finish_reason: FinishReason | None = None
     stop: str = ""
     scores: list[TokenScore] = field(default_factory=list)
-    acceptance: Acceptance = field(default_factory=Acceptance)
     undecided: bool = False
     cached: int = 0
     left: bytes = b""

@@ -12,7 +12,8 @@ import numpy as np
 from codecria.data.errors import UserError
 
 from .decoding import Decoding, TokenScore
-from .drafting import LONGEST_DRAFT, Draft, Gate
+from .draft_gate import Gate
+from .drafting import LONGEST_DRAFT, Draft
 from .runner import Scores
 from .sampling import distribution
 
@@ -63,8 +64,7 @@ def draft_of(decoding: Decoding, gate: Gate, others: int) -> Draft:
     draft = drafter.draft(min(room, LONGEST_DRAFT))
     if not draft.tokens:
         return draft
-    length = gate.length(decoding.acceptance, draft.match, len(draft.tokens), others)
-    return Draft(draft.tokens[:length], draft.match)
+    return draft.cut(gate.length(decoding.acceptance, draft, others))
 
 
 def take(

@@ -34,7 +34,8 @@ from codecria.core.model.config import ModelConfig
 from codecria.data.errors import UserError
 
 from .decoding import Completion, Decoding, Limits, TextStream, TokenScore
-from .drafting import Draft, Drafter, Gate, Sources
+from .draft_gate import Gate
+from .drafting import Draft, Drafter, Sources
 from .drawing import allowed, draft_of, take
 from .healing import Opening
 from .prefix_cache import PrefixCache
@@ -153,7 +154,7 @@ class Engine:
             read_only=read_only,
             top_scores=top_scores,
             drafter=None if sources is None else Drafter(sources),
-            acceptance=self._gate.acceptance.of_sequence(),
+            acceptance=self._gate.of_sequence(),
         )
         self._waiting.append(decoding)
         return decoding.number

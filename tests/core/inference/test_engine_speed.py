@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codecria.core.inference.decoding import Completion, Limits
-from codecria.core.inference.drafting import Acceptance, Gate, Sources
+from codecria.core.inference.draft_gate import Acceptance, Gate
+from codecria.core.inference.drafting import Draft, Sources
 from codecria.core.inference.engine import Engine, complete
 from codecria.core.inference.prefix_cache import BLOCK, PrefixCache
 from codecria.core.inference.sampling import Sampling
@@ -34,9 +35,9 @@ class Eager(Gate):
         super().__init__()
         self.asked = 0
 
-    def length(self, acceptance: Acceptance, match: int, available: int, others: int) -> int:  # noqa: ARG002
+    def length(self, acceptance: Acceptance, draft: Draft, others: int) -> int:  # noqa: ARG002
         self.asked += 1
-        return min(available, self.asked % 7)
+        return min(len(draft.tokens), self.asked % 7)
 
 
 def alone(model: Transformer, prompt: tuple[int, ...], sampling: Sampling, limits: Limits) -> tuple:
