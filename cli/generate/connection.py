@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-from codecria.data.errors import UsageError
+from codecria.data.errors import UsageError, UserError
 
 CONNECT_S = 5.0
 MOST_HEAD = 1 << 16  # bytes of a line of an answer's head
@@ -100,7 +100,8 @@ def posted(
         stack: what the connection is closed by.
 
     Raises:
-        OSError: there is no server, or what answers does not speak HTTP.
+        OSError: there is no server.
+        UserError: it does not speak HTTP or TLS, or its certificate is not trusted.
     """
     if address.secure:
         return _posted_by_tls(address, path, content, headers, stack)
@@ -121,7 +122,10 @@ def _answer(body: BinaryIO) -> Answer:
     while True:
         first = re.fullmatch(rb"HTTP/1\.\d (\d{3})(?: (.*?))?\r?\n", body.readline(MOST_HEAD))
         if first is None:
-            raise OSError("what answers does not speak HTTP")
+            raise UserError(
+                "what answers does not speak HTTP",
+                hint="with TLS, the address begins with https://",
+            )
         while body.readline(MOST_HEAD).strip():
             pass
         status = int(first[1])
@@ -133,6 +137,7 @@ def _posted_by_tls(
     address: Address, path: str, content: bytes, headers: dict[str, str], stack: ExitStack
 ) -> Answer:
     from http.client import HTTPException, HTTPSConnection
+    from ssl import SSLCertVerificationError, SSLError
 
     connection = HTTPSConnection(address.host, address.port, timeout=CONNECT_S)
     stack.callback(connection.close)
@@ -141,6 +146,17 @@ def _posted_by_tls(
         connection.sock.settimeout(None)
         connection.request("POST", address.base + path, content, headers)
         response = connection.getresponse()
+    except SSLCertVerificationError as error:
+        raise UserError(
+            f"the certificate of {address.host}:{address.port} is not trusted:"
+            f" {error.verify_message}",
+            hint="SSL_CERT_FILE=FILE.pem names certificates to trust",
+        ) from error
+    except SSLError as error:
+        raise UserError(
+            f"{address.host}:{address.port} does not speak TLS: {error.reason}",
+            hint="without TLS, the address begins with http://",
+        ) from error
     except HTTPException as error:
         raise OSError(str(error) or type(error).__name__) from error
     return Answer(status=response.status, reason=response.reason, body=_Whole(response))

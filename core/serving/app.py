@@ -113,7 +113,8 @@ def make_app(state: State) -> Starlette:
         status = error.status_code if isinstance(error, HTTPException) else 500
         message = f"{request.method} {request.url.path} is not known: see docs/serve.md"
         headers = error.headers if isinstance(error, HTTPException) else None
-        return JSONResponse(openai.error(message, status), status_code=status, headers=headers)
+        shape = theirs if request.url.path.startswith("/api/") else ours
+        return JSONResponse(shape(message, status), status_code=status, headers=headers)
 
     served = state.served
     return Starlette(
@@ -129,6 +130,7 @@ def make_app(state: State) -> Starlette:
             completions("/chat/completions", openai.chat, ours),
             completions("/v1/fim/completions", openai.fim, ours),
             info("/v1/models", lambda: openai.models(served), ours),
+            info("/v1/models/{name:path}", lambda: openai.model(served), ours),
             info("/models", lambda: openai.models(served), ours),
             completions("/api/generate", ollama.generate, theirs),
             completions("/api/chat", ollama.chat, theirs),

@@ -467,7 +467,12 @@ def dialog_of(messages: Sequence[ChatMessage]) -> list[Message]:
 
 def models(served: Served) -> dict[str, Any]:
     """The response to /v1/models."""
-    model = {
+    return {"object": "list", "data": [model(served)]}
+
+
+def model(served: Served) -> dict[str, Any]:
+    """The response to /v1/models/NAME, whatever the name: requests get the one model, too."""
+    return {
         "id": served.name,
         "object": "model",
         "created": served.created,
@@ -478,7 +483,6 @@ def models(served: Served) -> dict[str, Any]:
             "n_params": served.parameters,
         },
     }
-    return {"object": "list", "data": [model]}
 
 
 def error(message: str, status: int) -> dict[str, Any]:

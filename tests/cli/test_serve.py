@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +132,53 @@ def test_what_a_server_refuses_is_one_clear_line(process: dict[str, Any], genera
         ["-m", "x", "--echo", "--json", "x"],
     ):
         assert generate(*options)[0] == 2, options
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """(port, certificate) of a proxy with TLS, whose server is below /llm."""
+    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = [openssl, "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            known = self.path == "/llm/v1/completions"
+            event = {"choices": [{"index": 0, "text": "hello", "finish_reason": "stop"}]}
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield proxy.server_port, certificate
+        proxy.shutdown()
+        thread.join()
+
+
+def test_tls_and_a_path_before_the_server(
+    encrypted: tuple[int, Path], generate: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, certificate = encrypted
+    status, out, err = generate("--server", f"https://localhost:{port}/llm", "x")
+    assert (status, out) == (1, "")
+    assert "is not trusted: self-signed certificate" in err
+    assert "SSL_CERT_FILE" in err
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert generate("--server", f"https://localhost:{port}/llm", "x")[:2] == (0, "hello")
+    assert generate("--server", f"https://localhost:{port}", "x")[0] == 1
 
 
 def test_a_server_call_prints_the_same_without_what_is_slow_to_import(

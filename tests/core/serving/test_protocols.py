@@ -206,6 +206,7 @@ def test_the_openai_client_completes_and_chats(served: Served) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == ["small"]
+    assert client.models.retrieve("any").id == "small"
     options: dict[str, Any] = {"model": "small", "prompt": CODE, "max_tokens": 20}
     whole = client.completions.create(**options, suffix=AFTER, logprobs=2)
     choice = whole.choices[0]
@@ -314,4 +315,7 @@ def test_small_paths(served: Served) -> None:
     assert served.post("/api/show", {"model": "x"})["capabilities"] == ["completion", "insert"]
     assert served.post("/api/generate", {"model": "x", "stream": False})["done_reason"] == "load"
     assert served.send("GET", "/v1/nothing")[0] == 404
+    status, error = served.refused("/api/embed", {"model": "x"})
+    assert status == 404
+    assert "/api/embed" in error["error"]  # Ollama's clients expect a text there
     assert served.metric("requests_total") > 5
