@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from codecria.core.inference.prefix_cache import (
 )
 from codecria.core.inference.runner import Snapshot
 from codecria.core.model.config import ModelConfig
+from codecria.data.files import TEMPORARY_PREFIX
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=26, max_context=64
@@ -141,6 +144,53 @@ def test_a_disk_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
     cache.write_latest()
     assert "cannot write" in disk.failed
     assert len(restored(cache, PROMPT)) == 3 * BLOCK
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from codecria.core.inference.prefix_cache import Block, DiskBlocks
+
+disk = DiskBlocks(Path(sys.argv[1]), "model", most_bytes=6_000_000)
+print("begins", flush=True)
+while True:
+    for key in range(40):
+        content = np.full(200_000, key, np.uint8)
+        disk.write(bytes([key]), Block(bytes([key]) * 64, content))
+"""
+
+
+def read(disk: DiskBlocks, key: int) -> bool:
+    """Whether a block of the writers' is there; one that is not whole counts as damaged."""
+    return disk.read(bytes([key]), bytes([key]) * 64) is not None
+
+
+def test_writers_that_share_a_folder_and_are_killed_leave_whole_blocks(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    reader = DiskBlocks(tmp_path, "model", most_bytes=6_000_000)
+    found = 0
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"begins\n"
+        for _ in range(1000):  # while they write the same blocks, and remove the oldest
+            found += sum(read(reader, key) for key in range(40))
+            if found >= 100:
+                break
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    assert found >= 100
+    assert sum(read(reader, key) for key in range(40)) > 0
+    assert reader.damaged == 0
+    for path in tmp_path.glob(f"*/{TEMPORARY_PREFIX}*"):  # what the killed were writing
+        os.utime(path, (1e9, 1e9))
+    reader.sweep()
+    assert {path.suffix for path in tmp_path.glob("*/*")} <= {".kv"}
+    assert survey(tmp_path)["bytes"] <= 6_000_000
 
 
 def test_a_models_digest_follows_its_files_and_its_runner(tmp_path: Path) -> None:
