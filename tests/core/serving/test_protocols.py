@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
@@ -250,6 +251,30 @@ def test_the_openai_client_completes_and_chats(served: Served) -> None:
     )
     deltas = [chunk.choices[0].delta.content or "" for chunk in pieces]
     assert "".join(deltas) == message.content
+
+
+def test_the_asynchronous_openai_client_streams_several_at_once(served: Served) -> None:
+    openai = pytest.importorskip("openai")
+
+    async def streamed(client: Any, number: int) -> tuple[str, int]:
+        """(the text in pieces, number of its scored tokens)."""
+        options = {"model": "small", "prompt": f"def f{number}(", "max_tokens": 8, "logprobs": 2}
+        text, scored = "", 0
+        async for chunk in await client.completions.create(**options, stream=True):
+            [choice] = chunk.choices
+            text += choice.text
+            scored += len(choice.logprobs.tokens) if choice.logprobs else 0
+        return text, scored
+
+    async def run() -> list[tuple[str, int]]:
+        url = f"{served.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(streamed(client, number) for number in range(4)))
+
+    for number, (text, scored) in enumerate(asyncio.run(run())):
+        body = {"prompt": f"def f{number}(", "max_tokens": 8}
+        assert text == served.post("/v1/completions", body)["choices"][0]["text"]
+        assert scored == 8
 
 
 def test_a_prediction_saves_passes_and_is_accounted_for(served: Served) -> None:
