@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 # enum llama_ftype in llama.h.
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17}
+FILE_TYPES = {
+    "Q4_0": 2,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q2_K": 10,
+    "Q3_K_M": 12,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+}
 FILE_TYPES |= {"Q6_K": 18, "Q4_1": 3, "Q5_1": 9, "IQ4_NL": 25, "IQ4_XS": 30}
 
 

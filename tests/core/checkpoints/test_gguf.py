@@ -114,7 +114,7 @@ def written(path: Path, ids: list[int], count: int) -> list[int]:
     raise AssertionError("it ended without a completion")
 
 
-@pytest.mark.parametrize("kind", ["Q4_K_M", "Q5_K_M", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q4_K_S", "Q5_K_M", "Q6_K", "Q4_0", "Q5_0"])
 def test_a_file_that_llama_cpp_quantised_gives_llama_cpp_s_scores(
     kind: str, whole: Path, extended: Tokenizer, tmp_path: Path
 ) -> None:
