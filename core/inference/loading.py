@@ -25,6 +25,7 @@ from codecria.core.checkpoints.formats.layout import (
     shapes_of,
 )
 from codecria.core.checkpoints.formats.weights import FLOATS
+from codecria.core.native.packing import BITS
 from codecria.data.errors import UsageError
 
 from .runner import Runner
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "native", "torch"]
 CacheDtype = Literal["auto", "float32", "bfloat16", "q8"]
 Say = Callable[[str], None]
-BITS = {"float32": 32.0, "bfloat16": 16.0, "q8": 8.5, "q4": 4.5}  # a weight, scales included
 PACKED = ("q8", "q4")
 MEMORY_SHARE = 0.7  # of the available memory that weights may take before auto packs them
 _LARGE_BYTES = 4e9  # from here on packing is worth a note

@@ -31,6 +31,8 @@ GROUP = 32  # columns that share a scale
 BLOCK = 16  # rows that stand side by side
 PackedKind = Literal["q8", "q4"]
 GROUP_BYTES: dict[PackedKind, int] = {"q8": 544, "q4": 288}
+# Bits of a weight in each type, scales included
+BITS = {"float32": 32.0, "bfloat16": 16.0, "q8": 8.5, "q4": 4.5}
 _SCALES = 2 * BLOCK  # bytes of a block's scales, at the end of a group
 _LOW, _HIGH = -8, 7  # codes of q4
 _FACTORS = np.linspace(0.8875, 1.1125, 5, dtype=np.float32)  # of a code, tried by _fitted

@@ -24,7 +24,7 @@ from codecria.core.model.rope import llama3_divisors
 
 from .kernels import Kernels
 from .key_values import CacheDtype, KeyValues
-from .packing import LAYOUT, Floats
+from .packing import BITS, BLOCK, LAYOUT, Floats
 from .record import END_STAGES, STAGES, Record
 from .threads import Helpers, ThreadTuner, available_threads
 from .weights import Dtype, PreparedWeights, Weights
@@ -33,8 +33,11 @@ CHUNK_TOKENS = 512  # of prompts that go through the layers together; bounds the
 LONG_STEP_TOKENS = 16  # a step of more returns to Python after every layer, for Ctrl-C
 ITEM_TOKENS = 16  # of a row whose attention is one share, see record.py
 ROUNDED_TOKENS = 16
-# Blocks of 16 rows that a thread takes at a time; measured on 15m to 1b.
+# Blocks of 16 rows that a thread takes at a time, even numbers; measured on 15m to 1b.
 SHARES = {"query_share": 4, "out_share": 4, "hidden_share": 8, "head_share": 64}
+# Of few tokens: bytes of a matrix that a thread reads without a jump, where each thread still gets
+# two shares. After a jump a CPU begins anew to read ahead: 4 blocks took a tenth longer (110m, q4).
+STREAM_BYTES, STREAM_TOKENS = 200_000, 8
 # How inputs are prepared, see products.py
 _EXACT, _ROUNDED = {0: 0, 1: 1, 2: 2, 3: 2}, {0: 0, 1: 3, 2: 2, 3: 2}
 _SPARE = 256  # bytes behind every line, which kernels may read and write
@@ -187,9 +190,8 @@ class NativeRunner:
             (N or B, V padded to 16), valid until the next step.
         """
         lengths, record = self._cache.lengths, self._record
-        record.threads = threads = threads or self.tuner.threads
-        if threads > 1:
-            self._helpers.wake(threads - 1)
+        record.threads = threads or self.tuner.threads
+        self._set_shares(sum(map(len, tokens)), record.threads)
         record.body_how, record.head_how = how[self._body_kind], _EXACT[self.weights.head.kind]
         scores = self._room_for_scores(sum(map(len, tokens)) if every else len(rows))
         waiting: list[tuple[int, int, Sequence[int], bool]] = []  # row, position, ids, scored
@@ -234,6 +236,8 @@ class NativeRunner:
         # Ctrl-C is noticed between calls, and nothing has changed then: lengths count what is done.
         size = STAGES if count > LONG_STEP_TOKENS else stages
         for first in range(0, stages, size):
+            # Before every call: a helper that found nothing to do meanwhile has gone to sleep.
+            self._helpers.wake(record.threads - 1)
             self._kernels.forward(record.address, first, min(first + size, stages))
         return scored
 
@@ -255,10 +259,21 @@ class NativeRunner:
         record.vocab_blocks = _up(config.vocab_size, 16) // 16
         record.table, record.final_norm = weights.table.ctypes.data, weights.final_norm.ctypes.data
         record.head_weights, record.head_kind = weights.head.address, weights.head.kind
-        for name, blocks in SHARES.items():
-            setattr(record, name, blocks)
         self._body_kind = {"float32": 0, "bfloat16": 1, "q8": 2, "q4": 2}[self.dtype]
         self._vocab = record.vocab_blocks * 16
+
+    def _set_shares(self, tokens: int, threads: int) -> None:
+        """How much of each matrix a thread takes at a time in a step of so many tokens."""
+        record, few = self._record, tokens <= STREAM_TOKENS
+        block_bytes = int(BLOCK * record.width * BITS[self.dtype] / 8)
+        for name, blocks in (
+            ("query_share", record.query_blocks + 2 * record.key_blocks),
+            ("out_share", record.width_blocks),
+            ("hidden_share", record.hidden_blocks),
+            ("head_share", record.vocab_blocks),
+        ):
+            long = min(STREAM_BYTES // block_bytes, blocks // (2 * threads)) & -2
+            setattr(record, name, max(SHARES[name], long if few else 0))
 
     def _allocate(self) -> None:
         """Memory for one chunk of tokens: zeros, which cost nothing before they are written."""

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +47,25 @@ def test_helpers_end_with_their_runner_and_are_not_started_before_they_are_neede
     del runners
     gc.collect()
     assert helpers() == before
+
+
+def test_helpers_are_awake_in_every_part_of_a_prompt() -> None:
+    runner = new_runner()
+    runner.prefill(0, [IDS])
+    record, parked = runner._record, runner._helpers._parked
+    forward, asleep = runner._kernels.forward, list[int]()
+
+    def watched(*arguments: int) -> None:
+        asleep.append(sum(record.words[place] for place in parked))
+        forward(*arguments)
+        end = time.monotonic() + 60  # as if there had been nothing to do for a while
+        while not all(record.words[place] for place in parked) and time.monotonic() < end:
+            time.sleep(0.001)
+
+    runner._kernels = replace(runner._kernels, forward=watched)
+    runner.truncate(0, 0)
+    runner.prefill(0, [IDS])
+    assert asleep == [0] * (CONFIG.n_layers + 1)
 
 
 def test_runners_of_two_threads_at_once_do_not_disturb_each_other() -> None:
