@@ -97,7 +97,14 @@ def table(
         shown.add_column(column, overflow="fold")  # a narrow terminal hides nothing
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))
-    _console(stderr=not to_stdout).print(shown)
+    console = _console(stderr=not to_stdout)
+    if console.is_terminal:
+        console.print(shown)
+        return
+    with console.capture() as text:
+        console.print(shown)
+    for line in text.get().splitlines():  # rich fills them up with spaces
+        print(line.rstrip(), file=sys.stdout if to_stdout else sys.stderr)
 
 
 def duration(seconds: float) -> str:

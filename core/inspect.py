@@ -59,7 +59,7 @@ def describe(path: Path, *, verify: bool, adapter: Path | None = None) -> dict[s
         UserError: it is nothing that is known here, or too damaged to describe.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist", hint="check the path")
     cached = snapshot_of(path)
     if cached is not None:
         path = cached
@@ -84,7 +84,7 @@ def describe(path: Path, *, verify: bool, adapter: Path | None = None) -> dict[s
     if not error.message.endswith(f"no {PARAMS_NAME}"):
         raise error
     raise UserError(
-        f"{path} is nothing codecria knows",
+        f"{path} is nothing that codecria makes or reads",
         hint=f"it looks for {MANIFEST_NAME} (shards), {RUN_NAME} (a run), {CONFIG_NAME}"
         f" or {PARAMS_NAME} (a checkpoint) or {TOKENIZER_NAME}",
     )

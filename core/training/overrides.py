@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from codecria.core.model.config import SMALL_MODELS, preset
 from codecria.data.errors import UsageError
@@ -40,8 +41,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         changed = TypeAdapter(Recipe).validate_python(asdict(recipe) | values)
     except ValidationError as error:
-        lines = [f"{e['loc'][0]} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise UsageError("; ".join(lines)) from error
+        raise UsageError("; ".join(_wrong(found) for found in error.errors())) from error
     if changed.lora_rank and not recipe.lora_rank:
         changed = replace(changed, **adapter_defaults(changed, changes))
     if recipe.size in SMALL_MODELS and "warmup_steps" not in changes:
@@ -50,6 +50,21 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UsageError("; ".join(problems), hint=f"in the recipe {recipe.name} {recipe.size}")
     return changed
+
+
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+}
+
+
+def _wrong(found: ErrorDetails) -> str:
+    """What is wrong with a field's value, of those that validation found."""
+    wanted = _WANTED.get(found["type"]) or found.get("ctx", {}).get("expected")
+    why = f"is not {wanted}" if wanted else f"is refused: {found['msg']}"
+    return f"{found['loc'][0]} = {found['input']!r} {why}"
 
 
 def adapter_defaults(recipe: Recipe, given: Collection[str]) -> dict[str, Any]:

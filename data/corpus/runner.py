@@ -346,7 +346,13 @@ class Run:
     def _refuse_nothing(self, tally: Tally, summary: dedup.Summary) -> None:
         if summary:
             return
-        why = ", ".join(f"{r} {count}" for r, count in totals(tally.reasons).items())
+        first = {
+            reason: f", the first is {found['examples'][0]}"
+            for by_reason in tally.reasons.values()
+            for reason, found in by_reason.items()
+            if found["examples"]
+        }
+        why = "; ".join(f"{r} {n}{first.get(r, '')}" for r, n in totals(tally.reasons).items())
         if self.onto is not None:
             why = why or "all are in the set already"
         raise UserError(

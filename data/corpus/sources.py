@@ -67,7 +67,10 @@ def parse_sources(arguments: Sequence[str], *, follow_links: bool = False) -> li
         try:
             path.stat()
         except FileNotFoundError as error:
-            raise UserError(f"no such file or folder: {argument}", hint="check the path") from error
+            hint = "check the path"
+            if i in named:
+                hint = f"{named[i]}={argument} means: the source {argument}, called {named[i]}"
+            raise UserError(f"no such file or folder: {argument}", hint=hint) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"cannot read {argument}: {reason}", hint="check the path") from error

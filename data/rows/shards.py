@@ -237,8 +237,11 @@ def read_manifest(folder: Path) -> Manifest:
         names = ", ".join(str(held) for held in sets_in(folder).values())
         raise UserError(f"{folder} holds several shard sets", hint=f"name one of them: {names}")
     if not path.is_file():
-        what = "has no manifest.json" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} is not a finished shard set: it {what}", hint=AGAIN)
+        if folder.is_dir():
+            what, hint = "has no manifest.json", AGAIN
+        else:
+            what, hint = "does not exist", f"`codecria prepare-data ... --out {folder}` makes it"
+        raise UserError(f"{folder} is not a finished shard set: it {what}", hint=hint)
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UserError(f"{path} is not the manifest of a shard set", hint=AGAIN)

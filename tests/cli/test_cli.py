@@ -653,6 +653,7 @@ def test_json_is_one_document_and_the_table_says_the_same_elsewhere(
     shown = codecria(*arguments)
     assert (shown.status, shown.err) == (0, "")
     assert b"\x1b" not in shown.out, "colour in a pipe"
+    assert b" \n" not in shown.out, "lines filled up with spaces in a pipe"
     assert list(tmp_path.iterdir()) == [], "a plan writes nothing"
 
 

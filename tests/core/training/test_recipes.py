@@ -206,11 +206,13 @@ def test_overrides_are_parsed_checked_and_collected() -> None:
     [
         ({"lr": 1}, "no field 'lr'"),
         ({"name": "x"}, "no field 'name'"),
-        ({"peak_lr": "fast"}, "peak_lr = 'fast'"),
+        ({"peak_lr": "fast"}, "peak_lr = 'fast' is not a number"),
+        ({"context": "long"}, "context = 'long' is not a whole number"),
+        ({"document_mask": "maybe"}, "document_mask = 'maybe' is not true or false"),
         ({"context": 100}, "not a multiple of context 100"),
         ({"peak_lr": -1, "clip_norm": 0}, "peak_lr -1.0 must be positive; clip_norm 0.0"),
         ({"infill_rate": 1.5}, r"infill_rate 1.5 not in \[0, 1\]"),
-        ({"infill_scope": "file"}, "infill_scope = 'file'"),
+        ({"infill_scope": "file"}, "infill_scope = 'file' is not 'document' or 'context'"),
         ({"follows": "fim"}, "no field 'follows'"),
         (
             {"infill_rate": 0.9, "context": 16, "batch_tokens": 16},

@@ -410,6 +410,9 @@ def test_sources_are_named_after_their_folder_and_made_unique(tmp_path: Path) ->
         sources.parse_sources(["-", "-"])
     with pytest.raises(UserError, match="nowhere"):
         sources.parse_sources(["nowhere"])
+    with pytest.raises(UserError) as named:
+        sources.parse_sources(["src=0.5"])
+    assert named.value.hint == "src=0.5 means: the source 0.5, called src"
 
 
 @pytest.mark.parametrize(
