@@ -77,13 +77,13 @@ def together(command: Sequence[str], size: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["dp=2", "tp=2"])
-def test_two_processes_make_what_one_makes(
-    mesh: str, one: dict[str, Any], model: Path, problems: Path, tmp_path: Path
+@pytest.mark.parametrize(("mesh", "size"), [("dp=2", 2), ("dp=2,tp=2", 4)])
+def test_several_processes_make_what_one_makes(
+    mesh: str, size: int, one: dict[str, Any], model: Path, problems: Path, tmp_path: Path
 ) -> None:
     # Kills: batches by process, results as they come; heads or ids of the wrong part, sums left
     # out, tokens drawn apart, keys restored to other heads.
-    together([all_shared.__file__, *map(str, (model, tmp_path, problems)), mesh], 2)
+    together([all_shared.__file__, *map(str, (model, tmp_path, problems)), mesh], size)
     found = json.loads((tmp_path / "found.json").read_text())
     for name in ("samples", "replies", "cached"):
         assert found[name] == one[name], name
@@ -106,6 +106,51 @@ def test_three_processes_write_the_file_of_one_and_two_resume_it(
     shared.write_bytes(b"".join(lines[:9]) + lines[9][:20])  # within a batch, and within a line
     together(sampled(problems, model, shared, 3), 2)
     assert shared.read_text() == one["samples"]
+
+
+def made_by(folder: Path) -> dict[str, Any]:
+    """The lines of all files of a self-instruct run, times aside.
+
+    Programs run beside each other, so their journals have the order in which they end.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line.pop("seconds", None)
+        if path.name == "probes.jsonl" or path.parent.name == "verdicts":
+            lines.sort(key=lambda line: str(line["id"]))
+        found[str(path.relative_to(folder))] = lines
+    return found
+
+
+@pytest.mark.slow
+def test_self_instruct_keeps_the_same_journals_whatever_the_number_of_processes(
+    tokenizer: Tokenizer, random_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Kills: answers in the order in which they come, samples drawn by process.
+    model = random_model(tokenizer, max_context=4096)  # the prompts are long
+    tests = tmp_path / "tests.jsonl"
+    lines = [
+        {
+            "question": f"Write a function f{n} that adds {n}.",
+            "tests": [f"assert f{n}({m}) == {m + n}" for m in (1, 2, 5)],
+        }
+        for n in range(1, 6)
+    ]
+    tests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def command(out: Path) -> list[str]:
+        words = ("self-instruct", "-m", model, "--tests-file", tests, "-o", out)
+        few = "--solutions 3 --set solutions_tokens=8 --prompt-form few-shot --batch 2"
+        return cli(*words, *few.split(), *CPU.split())
+
+    alone(command(tmp_path / "1"))
+    wanted = made_by(tmp_path / "1")
+    assert len({reply["text"] for reply in wanted["replies/solutions.jsonl"]}) == 15
+    for size in (2, 3):
+        together(command(tmp_path / str(size)), size)
+        assert made_by(tmp_path / str(size)) == wanted
 
 
 @pytest.mark.slow
