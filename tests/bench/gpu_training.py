@@ -2,12 +2,14 @@
 
     python tests/bench/gpu_training.py
     python tests/bench/gpu_training.py --cases 1b-4k,lcft-16k --attention sdpa --steps 20
+    python tests/bench/gpu_training.py --device cpu    # that it runs: tiny models, in a minute
 
 Each row is a process of its own: steps as the trainer does them (deterministic algorithms, bfloat16
 products, clipping, fused AdamW) on random tokens, the first ones not counted. A micro-batch that
 does not fit is halved. 7b runs through fully_shard on the one device; where its moments do not fit,
 it is cut to the layers that do, and the row says so. MFU is (6 P + 6 L d T) tokens/s over the
-measured peak of bfloat16 products.
+measured peak of bfloat16 products. Memory is what PyTorch allocated on the GPU; on a CPU, the peak
+of the process. What a row that failed wrote goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ CASES = {
     "110m-4k": ("110m", 4_096, 8, False),
     "7b-4k": ("7b", 4_096, 2, True),
 }
+ON_CPU = {"1m-128": ("1m", 128, 2, False), "1m-fsdp": ("1m", 128, 2, True)}  # with --device cpu
 SHARE_FOR_STATE = 0.7  # of the memory, for weights, gradients and moments; the rest is for a pass
 
 
-def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
+def measure(kind: str, case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
     """One row of the table, measured in this process."""
     import numpy as np
     import torch
@@ -41,6 +44,7 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
     from codecria.core.model.batch import batch_loss
     from codecria.core.model.config import preset
     from codecria.core.model.transformer import Transformer, compiled
+    from codecria.core.training.meter import peak_memory_bytes
     from codecria.core.training.optim import build_optimizer, trained_weights
     from codecria.core.training.parallel import clip_gradients, shard
     from codecria.core.training.recipes import recipe_for
@@ -50,8 +54,9 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
     from codecria.data.rows.rows import Row
 
     make_deterministic()
-    size, context, rows, fsdp = CASES[case]
-    device = torch.device("cuda", 0)
+    size, context, rows, fsdp = cases_of(kind)[case]
+    on_gpu = kind == "cuda"
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     backend, _ = choose_backend(device, attention)
     config, layers = preset(size), preset(size).n_layers
     while 16 * config.parameters > SHARE_FOR_STATE * machine.memory_size(device):
@@ -64,9 +69,12 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
     model.recompute = fsdp
     if fsdp:
         torch.distributed.init_process_group(
-            "nccl", store=torch.distributed.HashStore(), rank=0, world_size=1
+            "nccl" if on_gpu else "gloo",
+            store=torch.distributed.HashStore(),
+            rank=0,
+            world_size=1,
         )
-        mesh = torch.distributed.init_device_mesh("cuda", (1,), mesh_dim_names=("fsdp",))
+        mesh = torch.distributed.init_device_mesh(kind, (1,), mesh_dim_names=("fsdp",))
         shard(model, World(0, 1, device, weights=mesh), dtype=torch.bfloat16)
     trained = trained_weights(model)
     optimizer = build_optimizer(trained, recipe_for("pretrain", size))
@@ -79,7 +87,7 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
         kinds = np.zeros(context, dtype=np.uint8)
         made = [Row(ids[0, n], ids[1, n], (context,), kinds) for n in range(rows)]
         batch = stack(made, document_mask=False)
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=not model.recompute):
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=not model.recompute):
             loss, _ = batch_loss(
                 forward, batch, device=device, backend=backend, count=batch.n_targets
             )
@@ -87,7 +95,8 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
         clip_gradients(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        torch.cuda.synchronize(device)
+        if on_gpu:
+            torch.cuda.synchronize(device)
 
     begin = time.perf_counter()
     while True:
@@ -102,7 +111,8 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
         torch.cuda.empty_cache()
         rows //= 2
     warm_s = time.perf_counter() - begin
-    torch.cuda.reset_peak_memory_stats(device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
     for _ in range(steps):
         step(rows)
@@ -114,14 +124,21 @@ def measure(case: str, attention: str, mode: str, steps: int) -> dict[str, Any]:
         "tokens_per_s": speed,
         "mfu": speed * config.training_flops(context) / peak,
         "peak_tflops": peak / 1e12,
-        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9,
+        "memory_gb": peak_memory_bytes(device) / 1e9,
         "warm_up_s": warm_s,
     }
 
 
-def row_of(case: str, attention: str, mode: str, steps: int, limit_s: float) -> dict[str, Any]:
+def cases_of(kind: str) -> dict[str, tuple[str, int, int, bool]]:
+    """The cases of a kind of device."""
+    return CASES if kind == "cuda" else ON_CPU
+
+
+def row_of(
+    kind: str, case: str, attention: str, mode: str, steps: int, limit_s: float
+) -> dict[str, Any]:
     """One row, measured in a process of its own; what went wrong instead, where it did."""
-    words = [f"--worker={case}/{attention}/{mode}", f"--steps={steps}"]
+    words = [f"--worker={kind}/{case}/{attention}/{mode}", f"--steps={steps}"]
     try:
         done = subprocess.run(
             [sys.executable, __file__, *words], capture_output=True, text=True, timeout=limit_s
@@ -129,6 +146,7 @@ def row_of(case: str, attention: str, mode: str, steps: int, limit_s: float) -> 
     except subprocess.TimeoutExpired:
         return {"error": f"not done within {limit_s:.0f} s"}
     if done.returncode:
+        print(done.stderr[-4_000:], file=sys.stderr, flush=True)
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:100]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -137,8 +155,9 @@ def row_of(case: str, attention: str, mode: str, steps: int, limit_s: float) -> 
 def main() -> None:
     """Measure all rows and print each as it comes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--attention", default="sdpa,xformers")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--cases", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--attention", help="sdpa, xformers; both by default, on a CPU sdpa")
     parser.add_argument("--modes", default="eager,compiled")
     parser.add_argument("--steps", type=int, default=10, help="counted ones of each row")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="of the whole call")
@@ -146,26 +165,32 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    if not torch.cuda.is_available():
-        raise SystemExit("error: this benchmark needs a CUDA device, and there is none here")
     if arguments.worker:
         print(json.dumps(measure(*arguments.worker.split("/"), arguments.steps)))
         return
+    kind = arguments.device
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: this benchmark needs a CUDA device, and there is none here")
+    cases = cases_of(kind) if arguments.cases is None else arguments.cases.split(",")
+    if unknown := [case for case in cases if case not in cases_of(kind)]:
+        raise SystemExit(f"error: there is no case {unknown[0]}: {', '.join(cases_of(kind))}")
+    attentions = arguments.attention or ("sdpa,xformers" if kind == "cuda" else "sdpa")
     end = time.monotonic() + arguments.budget_s
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16 products")
+    name = torch.cuda.get_device_name() if kind == "cuda" else "a CPU"
+    print(f"{name}, torch {torch.__version__}, bfloat16 products")
     print(
         f"{'case':9} {'attention':9} {'mode':8} {'layers':>8} {'rows':>4} {'tokens/s':>9}"
         f" {'MFU':>5} {'peak TFLOP/s':>12} {'GB':>6} {'warm-up s':>9}",
         flush=True,
     )
-    for case in arguments.cases.split(","):
-        for attention in arguments.attention.split(","):
+    for case in cases:
+        for attention in attentions.split(","):
             for mode in arguments.modes.split(","):
                 left = end - time.monotonic()
                 found = (
                     {"error": "no time left"}
                     if left < 10
-                    else row_of(case, attention, mode, arguments.steps, left)
+                    else row_of(kind, case, attention, mode, arguments.steps, left)
                 )
                 name = f"{case:9} {attention:9} {mode:8}"
                 if "error" in found:
