@@ -249,7 +249,7 @@ class Transformer(nn.Module):
         assert isinstance(self.split, InferenceSplit), "training holds no logits"
         return self.split.logits(self.head(hidden, self.split.own_rows(self.output_weight)))
 
-    def draws(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    def draws(self, seed: int) -> Iterator[tuple[str, int, Tensor]]:
         """Fresh weights: normal with deviation 0.02, norms one.
 
         Matrices that write into the residual stream (wo, w2) are drawn smaller by sqrt(2 L), so
@@ -261,24 +261,38 @@ class Transformer(nn.Module):
                 goes through all matrices, so a process that needs parts draws everything.
 
         Yields:
-            each weight, and what to give it: the whole, float32, on the CPU.
+            the name of a weight, a row of it, and what to give to the rows from there on: float32,
+            on the CPU. The next draw takes its memory.
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, weight in self.named_parameters():
-            draw = torch.empty(weight.shape, device="cpu")
             if weight.ndim == 1:
-                draw.fill_(1.0)
-            else:
-                deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
-                draw.normal_(0.0, deviation, generator=generator)
-            yield weight, draw
+                yield name, 0, torch.ones(weight.shape, device="cpu")
+                continue
+            deviation = residual if name.endswith(("wo.weight", "w2.weight")) else 0.02
+            rows, columns = weight.shape
+            block = torch.empty(min(rows, _block_rows(columns)), columns, device="cpu")
+            for start in range(0, rows, len(block)):
+                part = block[: rows - start]
+                yield name, start, part.normal_(0.0, deviation, generator=generator)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Draw fresh weights, see `draws`."""
-        for weight, draw in self.draws(seed):
-            weight.copy_(draw)
+        weights = dict(self.named_parameters())
+        for name, start, draw in self.draws(seed):
+            weights[name][start : start + len(draw)].copy_(draw)
+
+
+DRAWN = 1 << 22  # numbers that are drawn at once, about
+
+
+def _block_rows(columns: int) -> int:
+    """Rows to draw at once. PyTorch draws normal numbers sixteen by sixteen: blocks of a multiple
+    are the numbers of the whole.
+    """
+    return max(16, DRAWN // columns // 16 * 16)
 
 
 def compiled(model: Transformer) -> Callable[..., Any]:

@@ -63,9 +63,24 @@ def initial_model(
             for weight, draw in draws(model, run.recipe) if run.recipe.lora_rank else ():
                 weight.copy_(placed(draw, weight))
         else:
-            for weight, draw in model.draws(run.recipe.seed):
-                weight.copy_(placed(draw, weight))
+            _draw(model, run.recipe.seed, world)
     return model
+
+
+def _draw(model: Transformer, seed: int, world: World) -> None:
+    """Fill the model with fresh weights, of which this process may hold parts."""
+    held: dict[str, list[tuple[Box, Tensor]]] = {}  # what of each weight, and where to
+
+    def hold(name: str, box: Box, target: Tensor) -> None:
+        held.setdefault(name, []).append((box, target))
+
+    read_parts(dict(model.named_parameters()), hold, world.files)
+    for name, first, draw in model.draws(seed):
+        for (rows, *columns), target in held.get(name, []):
+            start, stop = max(rows.start, first), min(rows.stop, first + len(draw))
+            if start < stop:
+                part = draw[(slice(start - first, stop - first), *columns)]
+                target[start - rows.start : stop - rows.start].copy_(part)
 
 
 def _read(

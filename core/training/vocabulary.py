@@ -153,6 +153,9 @@ def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[st
     )
 
 
+COLUMNS = 256  # whose mean and deviation are computed at once
+
+
 def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
     """Rows that an embedding or output matrix gets for new pieces: (count,C) float32.
 
@@ -165,7 +168,10 @@ def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
         count: rows wanted.
         recipe: gives seed and noise.
     """
-    known = known.to(device="cpu", dtype=torch.float32)
     draws = torch.Generator().manual_seed(keyed("new rows", recipe.seed, name) >> 1)
-    noise = torch.randn(count, known.shape[1], generator=draws)
-    return known.mean(0) + recipe.new_row_noise * known.std(0) * noise
+    rows = torch.randn(count, known.shape[1], generator=draws)
+    # Some columns at a time: nobody holds another copy of the largest matrix.
+    for columns, noise in zip(known.split(COLUMNS, 1), rows.split(COLUMNS, 1), strict=True):
+        own = columns.to(device="cpu", dtype=torch.float32)
+        noise.mul_(recipe.new_row_noise * own.std(0)).add_(own.mean(0))
+    return rows
