@@ -153,7 +153,7 @@ def with_objective(recipe: Recipe, init: Checkpoint | None, given: Collection[st
     )
 
 
-COLUMNS = 256  # whose mean and deviation are computed at once
+AVERAGED = 1 << 22  # numbers that are averaged at once, about
 
 
 def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
@@ -171,7 +171,8 @@ def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
     draws = torch.Generator().manual_seed(keyed("new rows", recipe.seed, name) >> 1)
     rows = torch.randn(count, known.shape[1], generator=draws)
     # Some columns at a time: nobody holds another copy of the largest matrix.
-    for columns, noise in zip(known.split(COLUMNS, 1), rows.split(COLUMNS, 1), strict=True):
+    width = max(32, AVERAGED // len(known) // 32 * 32)
+    for columns, noise in zip(known.split(width, 1), rows.split(width, 1), strict=True):
         own = columns.to(device="cpu", dtype=torch.float32)
         noise.mul_(recipe.new_row_noise * own.std(0)).add_(own.mean(0))
     return rows
