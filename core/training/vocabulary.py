@@ -172,7 +172,8 @@ def new_rows(name: str, known: Tensor, count: int, recipe: Recipe) -> Tensor:
     rows = torch.randn(count, known.shape[1], generator=draws)
     # Some columns at a time: nobody holds another copy of the largest matrix.
     width = max(32, AVERAGED // len(known) // 32 * 32)
-    for columns, noise in zip(known.split(width, 1), rows.split(width, 1), strict=True):
-        own = columns.to(device="cpu", dtype=torch.float32)
-        noise.mul_(recipe.new_row_noise * own.std(0)).add_(own.mean(0))
+    for start in range(0, rows.shape[1], width):
+        columns = slice(start, start + width)
+        own = known[:, columns].to(device="cpu", dtype=torch.float32)
+        rows[:, columns].mul_(recipe.new_row_noise * own.std(0)).add_(own.mean(0))
     return rows
