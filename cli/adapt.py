@@ -10,16 +10,22 @@ import typer
 from codecria.data.errors import UsageError
 
 from . import options, render
+from .repository import figure, show_tests, trial_of, tried
 
 if TYPE_CHECKING:
+    from codecria.core.adaptation.material import Material
     from codecria.core.adaptation.plan import AdaptPlan
     from codecria.core.adaptation.request import AdaptRequest
+    from codecria.core.checkpoints.checkpoint import Checkpoint
+    from codecria.core.evaluation.repository.measure import Answer
+    from codecria.core.evaluation.repository.trial import Config
 
 HELP = """Teach a model your repository, and measure whether that helped.
 
 The history is cut in two by time. An infilling adapter is trained on the code before the cut, with
 some other code rehearsed beside it; then the model fills in what later commits added, without and
-with the adapter. Rerun the same command to resume; finished, it does nothing.
+with the adapter. Where the repository has tests that run in the sandbox, they decide too. Rerun the
+same command to resume; finished, it does nothing.
 
 Example: codecria adapt ~/src/app --init CodeLlama-7b-hf --out app
 
@@ -108,6 +114,13 @@ def adapt(
             min=1, help="Most spans of each kind to measure.", rich_help_panel=options.SCORING
         ),
     ] = 50,
+    test_share: options.TestShare = 0.25,
+    tests: options.Tests = "auto",
+    packages: options.TestsPackages = None,
+    tests_timeout: options.TestsTimeout = 300.0,
+    memory_mb: options.MemoryMb = 2_048,
+    sandbox: options.Tier = "auto",
+    workers: options.Workers = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -136,12 +149,14 @@ def adapt(
         rehearsal=rehearsal,
         rehearsal_share=rehearsal_share,
         limit=limit,
+        test_share=test_share,
         changes=options.pairs_of(changes or []),
         seed=seed,
         device=device,
         dtype=dtype,
     )
     request.check()
+    trial = trial_of(tests, packages, tests_timeout, memory_mb, tier=sandbox, workers=workers)
     checkpoint = Checkpoint.open(init)
     if checkpoint.adapter is not None:
         raise UsageError(
@@ -157,13 +172,13 @@ def adapt(
     if dry_run:
         from codecria.core.adaptation.plan import plan
 
-        _show_plan(plan(request, material, out), as_json=as_json)
+        _show_plan(plan(request, material, out), trial, as_json=as_json)
         return
     with render.stages() as progress:
         tokens = materials.write(
             request, material, out, checkpoint, note=render.note, progress=progress
         )
-    found = _proved(request, material, checkpoint, out, tokens)
+    found = _proved(request, material, trial, checkpoint, out, tokens)
     from codecria.data.files import atomic_write_json
 
     atomic_write_json(out / REPORT, found)
@@ -171,6 +186,8 @@ def adapt(
         render.emit_json(found)
     else:
         _show(found)
+        if "tests" in found:
+            show_tests(found["tests"])
     advice = found["advice"]
     if advice["use"]:
         render.note(f"the adapter helps on {advice['spans']} spans: {advice['why']}")
@@ -187,43 +204,56 @@ def adapt(
 
 
 def _proved(
-    request: AdaptRequest, material: Any, checkpoint: Any, out: Path, tokens: int
+    request: AdaptRequest,
+    material: Material,
+    trial: Config | None,
+    checkpoint: Checkpoint,
+    out: Path,
+    tokens: int,
 ) -> dict[str, Any]:
     """Measure, train, measure again; the report."""
-    from codecria.core.adaptation.proof import measured, report
-    from codecria.core.adaptation.request import RUN
+    from codecria.core.adaptation.proof import FORMAT, measured, report
+    from codecria.core.adaptation.request import PROOF, RUN, SPANS
     from codecria.core.checkpoints.adapters.folder import with_adapter
+    from codecria.core.evaluation.repository.kept import open_lasting
+    from codecria.core.evaluation.repository.measure import write
 
     from .train import carry_out
 
-    sides = {"repo": material.spans.spans, "rehearsal": material.rehearsal_spans.spans}
-    sides = {name: spans for name, spans in sides.items() if spans}
-    answers: dict[str, list[Any]] = {name: [] for name in sides}
+    spans, others = material.spans.spans, material.rehearsal_spans.spans
+    models = (request.init, with_adapter(request.init, out / RUN))
+    rehearsal: list[list[Answer]] = []
+    with open_lasting(out / PROOF, {"format": FORMAT}) as kept:
 
-    def measure(model: Path, when: str) -> None:
-        with render.stages() as progress:
-            for name, spans in sides.items():
-                file = out / f"{name}-{when}.json"
-                answers[name].append(measured(model, spans, file, request, progress=progress))
+        def measure(model: Path) -> list[Answer]:
+            with render.stages() as progress:
+                found = measured(model, spans, kept, request, progress=progress)
+                if others:
+                    rehearsal.append(measured(model, others, kept, request, progress=progress))
+            return found
 
-    measure(request.init, "before")
-    stage = request.stage(out, max_context=checkpoint.config.max_context, tokens=tokens)
-    render.note(
-        f"codecria fim --init {request.init} {' '.join(f'--data {each}' for each in stage.data)}"
-        f" --lora {request.rank}{' --qlora' if request.qlora else ''} --steps {stage.steps}"
-        + "".join(f" --set {name}={value}" for name, value in stage.changes.items())
-        + f" --out {out / RUN}"
-    )
-    carry_out(stage, out / RUN)
-    measure(with_adapter(request.init, out / RUN), "after")
-    both = {name: (before, after) for name, (before, after) in answers.items()}
-    return report(both["repo"], both.get("rehearsal"))
+        def answer() -> list[list[Answer]]:
+            before = measure(request.init)
+            stage = request.stage(out, max_context=checkpoint.config.max_context, tokens=tokens)
+            render.note(
+                f"codecria fim --init {request.init}"
+                f" {' '.join(f'--data {each}' for each in stage.data)} --lora {request.rank}"
+                f"{' --qlora' if request.qlora else ''} --steps {stage.steps}"
+                + "".join(f" --set {name}={value}" for name, value in stage.changes.items())
+                + f" --out {out / RUN}"
+            )
+            carry_out(stage, out / RUN)
+            return [before, measure(models[1])]
+
+        (before, after), tested = tried(request.repository, spans, trial, kept, answer)
+    names = [str(model) for model in models]
+    write(out / SPANS, spans, zip(names, (before, after), strict=True))
+    found = report((before, after), (rehearsal[0], rehearsal[1]) if others else None)
+    return found if tested is None else found | {"tests": tested}
 
 
 def _show(found: dict[str, Any]) -> None:
     """The figures over all kinds of spans; report.json has those of each kind."""
-    from .evaluate.repo import figure
-
     rows = []
     for name in ("repo", "rehearsal"):
         if name not in found:
@@ -235,11 +265,15 @@ def _show(found: dict[str, Any]) -> None:
             ("exact", "exact %"),
             ("similarity", "edit similarity"),
             ("loss", "loss, nats a token"),
+            ("passes", "tests pass %"),
         ):
-            percent = metric == "exact"
+            percent = metric in ("exact", "passes")
+            if before[metric] is None:
+                continue
+            spans = before["tested"] if metric == "passes" else before["spans"]
             rows.append(
                 (
-                    f"{name} ({before['spans']})",
+                    f"{name} ({spans})",
                     words,
                     figure(before[metric], percent=percent),
                     figure(after[metric], percent=percent),
@@ -254,7 +288,7 @@ def _show(found: dict[str, Any]) -> None:
     )
 
 
-def _show_plan(plan: AdaptPlan, *, as_json: bool) -> None:
+def _show_plan(plan: AdaptPlan, trial: Config | None, *, as_json: bool) -> None:
     if as_json:
         render.emit_json(plan.as_json())
         return
@@ -277,6 +311,13 @@ def _show_plan(plan: AdaptPlan, *, as_json: bool) -> None:
                 "unknown" if seconds is None else f"about {render.duration(seconds)}",
             ),
             ("measuring", f"{plan.spans:,} spans twice, about {render.duration(plan.measuring_s)}"),
+            (
+                "tests",
+                "none"
+                if trial is None
+                else f"of {plan.commits:,} commits if they have some, each at most"
+                f" {render.duration(trial.seconds)}; then those of each completion",
+            ),
         ],
         to_stdout=True,
     )

@@ -275,6 +275,47 @@ MemoryMb = Annotated[
     typer.Option(min=16, help="Memory limit per program, MB.", rich_help_panel=SANDBOX),
 ]
 
+# --- a repository's history, and its own tests ---
+
+TestShare = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the spans that lie in test files, while other files have some left; 0 leaves"
+        " test files out.",
+        rich_help_panel=SCORING,
+    ),
+]
+Tests = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|PATHS|COMMAND",
+        help="Tests that decide too: auto finds them by name; paths, or a command of pytest or"
+        " unittest, choose them; off runs none.",
+        rich_help_panel=SANDBOX,
+    ),
+]
+TestsPackages = Annotated[
+    str | None,
+    typer.Option(
+        "--packages",
+        metavar="NAME|DIR,...",
+        help="What the tests may import: packages installed beside codecria, or a folder (a"
+        " virtual environment, or one of pip install --target) [default: pytest].",
+        rich_help_panel=SANDBOX,
+    ),
+]
+TestsTimeout = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        max=3600,
+        metavar="SECONDS",
+        help="Time for the tests of one commit.",
+        rich_help_panel=SANDBOX,
+    ),
+]
+
 # --- what a verb prints ---
 
 AsJson = Annotated[

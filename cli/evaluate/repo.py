@@ -12,6 +12,7 @@ from codecria.data.errors import UsageError
 
 from .. import options, render
 from ..ranks import sharing
+from ..repository import figure, show_tests, trial_of, tried
 
 HELP = """Score infilling of code that later commits of a git repository added.
 
@@ -66,6 +67,7 @@ def repo(
     limit: Annotated[
         int, typer.Option(min=1, help="Most spans of each kind.", rich_help_panel=options.INPUT)
     ] = 100,
+    test_share: options.TestShare = 0.25,
     form: Annotated[
         Literal["auto", "psm", "spm", "left"],
         typer.Option(
@@ -87,34 +89,9 @@ def repo(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    tests: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|off|PATHS|COMMAND",
-            help="Tests that decide too: auto finds them by name; paths, or a command of pytest or"
-            " unittest, choose them; off runs none.",
-            rich_help_panel=options.SANDBOX,
-        ),
-    ] = "auto",
-    packages: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR,...",
-            help="What the tests may import: packages installed beside codecria, or a folder (a"
-            " virtual environment, or one of pip install --target) [default: pytest].",
-            rich_help_panel=options.SANDBOX,
-        ),
-    ] = None,
-    tests_timeout: Annotated[
-        float,
-        typer.Option(
-            min=1,
-            max=3600,
-            metavar="SECONDS",
-            help="Time for the tests of one commit.",
-            rich_help_panel=options.SANDBOX,
-        ),
-    ] = 300.0,
+    tests: options.Tests = "auto",
+    packages: options.TestsPackages = None,
+    tests_timeout: options.TestsTimeout = 300.0,
     memory_mb: options.MemoryMb = 2_048,
     sandbox: options.Tier = "auto",
     workers: options.Workers = None,
@@ -137,13 +114,14 @@ def repo(
     if unknown or not wanted:
         named = ", ".join(unknown) or "nothing"
         raise UsageError(f"--kinds names {named}", hint=f"kinds: {', '.join(KINDS)}")
-    if sandbox == "command" and tests != "off":
-        raise UsageError(
-            "--sandbox command cannot run a repository's tests", hint="add --tests off"
-        )
+    if not 0 <= test_share <= 1:
+        raise UsageError(f"--test-share {test_share:g} is not in [0, 1]", hint="use 0.25")
+    trial = trial_of(tests, packages, tests_timeout, memory_mb, tier=sandbox, workers=workers)
     with History.open(repository) as history:
         halves = cut(history.commits(), since=since, share=split)
-        found = of_history(history, halves, kinds=wanted, limit=limit, seed=seed)
+        found = of_history(
+            history, halves, kinds=wanted, limit=limit, seed=seed, test_share=test_share
+        )
     candidates = sum(found.candidates.values())
     render.note(
         f"{len(halves.later):,} of {halves.commits:,} commits are after {halves.base.date}"
@@ -166,10 +144,9 @@ def repo(
         torch.set_num_threads(threads)
     from codecria.core.checkpoints.checkpoint import Checkpoint
     from codecria.core.evaluation.repository import measure
-    from codecria.core.evaluation.repository.kept import open_kept
+    from codecria.core.evaluation.repository.kept import answered, open_kept
 
     paths = [options.adapted(model, adapter), *([compare] if compare is not None else [])]
-    trial = _trial_config(tests, packages, tests_timeout, memory_mb, tier=sandbox, workers=workers)
     identity = {
         "spans": [span.id for span in found.spans],
         "base": halves.base.id,
@@ -190,7 +167,9 @@ def repo(
 
         def answer(n: int) -> list[measure.Answer]:
             with render.stages() as progress:
-                return measure.answers(
+                return answered(
+                    kept,
+                    f"answer {n}",
                     paths[n],
                     found.spans,
                     form=form,
@@ -199,12 +178,10 @@ def repo(
                     device=device,
                     dtype=dtype,
                     sharing=shared,
-                    known={k: measure.Answer(**v) for k, v in kept.of(f"answer {n}").items()},
-                    keep=lambda new: kept.add(f"answer {n}", {a.id: asdict(a) for a in new}),
                     progress=progress,
                 )
 
-        made, tested = _tried(
+        made, tested = tried(
             repository, found.spans, trial, kept, lambda: [answer(n) for n in range(len(paths))]
         )
         if tested is not None:
@@ -216,7 +193,7 @@ def repo(
         if compare is not None:
             result["differences"] = measure.differences(*made)
         if out is not None:
-            _write(out, found.spans, [str(path) for path in paths], made)
+            measure.write(out, found.spans, zip(map(str, paths), made, strict=True))
     if as_json:
         render.emit_json(result)
         return
@@ -225,59 +202,7 @@ def repo(
     if compare is not None:
         show_differences("second model less first, same spans", result["differences"])
     if tested is not None:
-        _show_tests(tested)
-
-
-def _trial_config(
-    tests: str,
-    packages: str | None,
-    seconds: float,
-    memory_mb: int,
-    *,
-    tier: str,
-    workers: int | None,
-) -> Any:
-    """How the repository's tests are run, or None where they are not."""
-    if tests == "off":
-        if packages is not None:
-            raise UsageError("--packages is for tests, and --tests off runs none")
-        return None
-    from codecria.core.evaluation.repository.suites import parse_packages, parse_tests
-    from codecria.core.evaluation.repository.trial import Config
-    from codecria.core.sandbox.config import SandboxConfig
-
-    return Config(
-        asked=parse_tests(tests),
-        required=tests != "auto",
-        packages=parse_packages(options.names_of(packages)),
-        sandbox=SandboxConfig(tier=tier, workers=workers),
-        seconds=seconds,
-        memory_bytes=memory_mb << 20,
-    )
-
-
-def _tried(
-    repository: Path, spans: Any, config: Any, kept: Any, answer: Any
-) -> tuple[Any, dict[str, Any] | None]:
-    """The answers of each model, with what the tests say of them; and what came of the tests."""
-    if config is None:
-        return answer(), None
-    from codecria.core.evaluation.repository.trial import try_answers
-
-    with render.stages() as progress:
-        return try_answers(
-            repository, spans, config, kept, answer, note=render.note, progress=progress
-        )
-
-
-def figure(value: dict[str, float] | None, *, percent: bool = False, signed: bool = False) -> str:
-    """A figure with its interval on one line."""
-    if value is None:
-        return "-"
-    form = ("+" if signed else "") + (".1f" if percent else ".3f")
-    scale = 100 if percent else 1
-    parts = [format(value[name] * scale, form) for name in ("value", "low", "high")]
-    return f"{parts[0]} [{parts[1]}, {parts[2]}]"
+        show_tests(tested)
 
 
 def show_summary(title: str, kinds: list[dict[str, Any]]) -> None:
@@ -329,16 +254,6 @@ def show_differences(title: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _show_tests(tested: dict[str, Any]) -> None:
-    """Say on how many spans tests decide, and why not on the others."""
-    how = ", ".join(f"{count} by {by}" for by, count in tested["by"].items())
-    render.note(
-        f"{tested['backend']} decides about {tested['spans']} spans" + (f" ({how})" if how else "")
-    )
-    for reason, count in tested["left_out"].items():
-        render.note(f"{count} left out: {reason}")
-
-
 def _show_spans(spans: Any, *, as_json: bool) -> None:
     for span in spans:
         if as_json:
@@ -347,16 +262,3 @@ def _show_spans(spans: Any, *, as_json: bool) -> None:
         render.output(f"--- {span.id}")
         before, after = span.prefix.split("\n")[-4:], span.suffix.split("\n")[:3]
         render.output("\n".join(before) + "«" + span.middle + "»" + "\n".join(after) + "\n")
-
-
-def _write(out: Path, spans: Any, models: list[str], made: Any) -> None:
-    from codecria.core.evaluation.repository.measure import as_json
-    from codecria.data.files import atomic_write, json_line
-
-    lines = [
-        json_line({"model": model} | as_json(answer, span))
-        for model, answers in zip(models, made, strict=True)
-        for answer, span in zip(answers, spans, strict=True)
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, "".join(lines).encode())

@@ -75,7 +75,10 @@ def gather(request: AdaptRequest, out: Path) -> Material:
     """
     with History.open(request.repository) as history:
         halves = _halves(history, request, out)
-        found = of_history(history, halves, kinds=KINDS, limit=request.limit, seed=request.seed)
+        found = of_history(
+            history, halves, kinds=KINDS, limit=request.limit, seed=request.seed,
+            test_share=request.test_share,
+        )  # fmt: skip
         if not found.spans:
             raise UserError(
                 "the later commits add no code to measure with", hint="choose an earlier --since"
@@ -224,5 +227,6 @@ def _identity(request: AdaptRequest, halves: Split) -> dict[str, object]:
         "rehearsal": None if request.rehearsal is None else str(request.rehearsal.resolve()),
         "rehearsed": request.rehearsal_share > 0,
         "limit": request.limit,
+        "test_share": request.test_share,
         "seed": request.seed,
     }

@@ -32,13 +32,15 @@ class AdaptPlan:
         training: of the training run.
         tokens: of the repository's code.
         spans: measured, before and after, rehearsal included.
-        measuring_s: seconds that takes, roughly.
+        measuring_s: seconds that takes, roughly, the repository's own tests apart.
+        commits: whose tests may be run.
     """
 
     training: Plan
     tokens: int
     spans: int
     measuring_s: float
+    commits: int
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -47,6 +49,7 @@ class AdaptPlan:
             "repository_tokens": self.tokens,
             "spans": self.spans,
             "measuring_seconds": self.measuring_s,
+            "commits": self.commits,
         }
 
 
@@ -100,4 +103,5 @@ def plan(request: AdaptRequest, material: Material, out: Path) -> AdaptPlan:
         tokens=tokens,
         spans=spans,
         measuring_s=2 * spans * (reading + saying),
+        commits=len({span.commit for span in material.spans.spans}),
     )

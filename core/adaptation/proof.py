@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from codecria.core.checkpoints.checkpoint import Checkpoint
-from codecria.core.evaluation.repository.measure import (
-    Answer,
-    answers,
-    differences,
-    summary,
-)
+from codecria.core.evaluation.repository.kept import Kept, answered
+from codecria.core.evaluation.repository.measure import Answer, differences, summary
 from codecria.core.evaluation.repository.spans import Span
-from codecria.data.files import atomic_write_json, digest_json, read_json
+from codecria.data.files import digest_json
 from codecria.data.progress import Progress
 
 from .request import AdaptRequest
 
-FORMAT = 1
+FORMAT = 1  # of what is kept
 FORGOTTEN = 0.02  # of the loss on rehearsal code: less is not worth a word
 # Metric, whether more is better, how it is spelled.
 _JUDGED = (
     ("loss", False, "loss {:+.3f} nats a token"),
     ("similarity", True, "edit similarity {:+.3f}"),
     ("exact", True, "exact match {:+.1%}"),
+    ("passes", True, "tests passed {:+.1%}"),
 )
 
 
 def measured(
     model: Path,
     spans: Sequence[Span],
-    file: Path,
+    kept: Kept,
     request: AdaptRequest,
     *,
     progress: Callable[[Progress], None],
 ) -> list[Answer]:
-    """A model's answers, from a file that an earlier call left, or made and left there.
+    """A model's answers, as far as an earlier call has not kept them.
 
     Args:
         model: checkpoint, or MODEL+ADAPTER.
         spans: to infill.
-        file: where the answers are kept.
+        kept: by earlier calls, of this model or of others.
         request: gives device and type.
         progress: called as it goes on.
 
     Raises:
         UserError: the model cannot be loaded.
     """
-    identity = {
-        "format": FORMAT,
-        "model": Checkpoint.open(model).digest(),
-        "spans": digest_json([[span.id, span.prefix, span.middle, span.suffix] for span in spans]),
-    }
-    known = read_json(file) if file.is_file() else None
-    if isinstance(known, dict) and known.get("identity") == identity:
-        return [Answer(**entry) for entry in known["answers"]]
-    made = answers(model, spans, device=request.device, dtype=request.dtype, progress=progress)
-    atomic_write_json(file, {"identity": identity, "answers": [asdict(each) for each in made]})
-    return made
+    texts = [[span.id, span.prefix, span.middle, span.suffix] for span in spans]
+    decided = digest_json([Checkpoint.open(model).digest(), texts])
+    return answered(
+        kept, f"answers {decided[:16]}", model, spans,
+        device=request.device, dtype=request.dtype, progress=progress,
+    )  # fmt: skip
 
 
 def report(
@@ -108,6 +99,8 @@ def advice(
     worse: list[str] = []
     for metric, more, words in _JUDGED:
         change = repo[metric]
+        if change is None:  # no tests decide
+            continue
         said = words.format(change["value"])
         up, down = change["low"] > 0, change["high"] < 0
         if up or down:

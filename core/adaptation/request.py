@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from codecria.core.evaluation.repository.spans import TEST_SHARE
 from codecria.core.training.request import StageRequest
 from codecria.data.errors import UsageError
 
@@ -35,6 +36,7 @@ class AdaptRequest:
         rehearsal: a folder of other code to rehearse; None is the running Python's library.
         rehearsal_share: of the rows trained on; 0 rehearses nothing.
         limit: most spans of each kind that are measured.
+        test_share: of the repository's spans that lie in test files; 0 leaves these out.
         changes: recipe fields to override.
         seed: of spans and training.
         device, dtype: as in training.
@@ -51,6 +53,7 @@ class AdaptRequest:
     rehearsal: Path | None = None
     rehearsal_share: float = REHEARSAL_SHARE
     limit: int = 50
+    test_share: float = TEST_SHARE
     changes: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
@@ -67,6 +70,10 @@ class AdaptRequest:
         if not 0 <= self.rehearsal_share < 1:
             raise UsageError(
                 f"--rehearsal-share {self.rehearsal_share:g} is not in [0, 1)", hint="use 0.1"
+            )
+        if not 0 <= self.test_share <= 1:
+            raise UsageError(
+                f"--test-share {self.test_share:g} is not in [0, 1]", hint=f"use {TEST_SHARE:g}"
             )
         if not 0 < self.epochs < float("inf"):
             raise UsageError(f"--epochs {self.epochs:g} is not positive", hint="use 3")
@@ -109,3 +116,4 @@ class AdaptRequest:
 
 
 DATA, RUN, RECORD, REPORT = "data", "run", "adapt.json", "report.json"  # in the folder
+PROOF, SPANS = "proof.jsonl", "spans.jsonl"

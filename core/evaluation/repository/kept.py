@@ -1,19 +1,25 @@
 """What an evaluation of a repository has found so far, in a journal, so that it can be resumed.
 
-Beside the result file OUT lies OUT.part while the evaluation is under way: first what decides the
-result, then a line for each answer, for the tests of each span and for each verdict.
+The journal holds first what decides the result, then a line for each answer, for the tests of each
+span and for each verdict. `evaluate repo` has it beside its result file OUT, as OUT.part, until it
+ends; `adapt` keeps its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from codecria.data.errors import UserError
 from codecria.data.identity import differences, require_same
 from codecria.data.journal import Journal, open_journal
+from codecria.data.progress import Progress
+
+from .measure import Answer, answers
+from .spans import Span
 
 SUFFIX = ".part"
 
@@ -67,8 +73,28 @@ def open_kept(out: Path | None, identity: Mapping[str, Any]) -> Iterator[Kept]:
         yield Kept(None, {})
         return
     path = out.with_name(out.name + SUFFIX)
-    with ExitStack() as opened:
-        journal = opened.enter_context(open_journal(path))
+    with open_lasting(path, identity) as kept:
+        ended = False
+        try:
+            yield kept
+            ended = True
+        finally:
+            if ended or not kept:
+                path.unlink()
+
+
+@contextmanager
+def open_lasting(path: Path, identity: Mapping[str, Any]) -> Iterator[Kept]:
+    """What earlier calls left in a journal, which stays.
+
+    Args:
+        path: of the journal; made if it is missing.
+        identity: what decides what it may hold.
+
+    Raises:
+        UserError: it is of another evaluation, another process has it, or it cannot be written.
+    """
+    with open_journal(path) as journal:
         values: dict[tuple[str, str], Any] = {}
         begun: Any = None
         for entry in journal.entries():
@@ -87,11 +113,33 @@ def open_kept(out: Path | None, identity: Mapping[str, Any]) -> Iterator[Kept]:
                 what="an unfinished evaluation",
                 hint=f"repeat its options, or remove {path}",
             )
-        kept = Kept(journal, values)
-        ended = False
-        try:
-            yield kept
-            ended = True
-        finally:
-            if ended or not kept:
-                path.unlink()
+        yield Kept(journal, values)
+
+
+def answered(
+    kept: Kept,
+    kind: str,
+    model: Path,
+    spans: Sequence[Span],
+    *,
+    progress: Callable[[Progress], None],
+    **options: Any,
+) -> list[Answer]:
+    """A model's answers: those that were kept, and the others, which are kept as they are made.
+
+    Args:
+        kept: by an earlier call.
+        kind: of its values; it stands for the model.
+        model, spans, progress, options: as `answers` takes them.
+
+    Raises:
+        UserError: the model cannot be loaded, or the journal cannot be written.
+    """
+    return answers(
+        model,
+        spans,
+        known={name: Answer(**value) for name, value in kept.of(kind).items()},
+        keep=lambda new: kept.add(kind, {answer.id: asdict(answer) for answer in new}),
+        progress=progress,
+        **options,
+    )

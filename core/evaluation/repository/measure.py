@@ -6,7 +6,7 @@ Decoding is greedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from codecria.core.inference.generator import Generator
 from codecria.core.inference.refill import Request, completions, window_of
 from codecria.core.inference.sampling import Sampling
 from codecria.core.inference.sharing import ALONE, Sharing, Stopped
+from codecria.data.files import atomic_write, json_line
 from codecria.data.formats.infill import Infiller, Order
 from codecria.data.formats.syntax import parses
 from codecria.data.formats.window import Room, fit_completion, fit_infill
@@ -244,7 +245,24 @@ def _values(found: Sequence[Answer], metric: str) -> np.ndarray[Any, np.dtype[np
     return np.array([float(value) for value in values if value is not None], dtype=np.float64)
 
 
-def as_json(answer: Answer, span: Span) -> dict[str, Any]:
-    """One answer as a line of the result file."""
-    facts = {"commit": span.commit, "path": span.path, "language": span.language}
-    return asdict(answer) | facts | {"wanted": span.middle}
+def write(
+    out: Path, spans: Sequence[Span], answers: Iterable[tuple[str, Sequence[Answer]]]
+) -> None:
+    """Write what each model said of each span, a JSON line each.
+
+    Args:
+        out: the file.
+        spans: that were asked for.
+        answers: a model's name and its answers, in the order of the spans.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    lines = []
+    for model, made in answers:
+        for span, answer in zip(spans, made, strict=True):
+            facts = {"commit": span.commit, "path": span.path, "language": span.language}
+            line = {"model": model} | asdict(answer) | facts | {"wanted": span.middle}
+            lines.append(json_line(line))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, "".join(lines).encode())

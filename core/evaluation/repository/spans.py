@@ -6,6 +6,9 @@
 
 The file around a span is as the commit left it. What was in the repository before the split is left
 out where it is long enough to be told from chance: nothing of an answer was there to learn from.
+
+Of the spans of a kind, those that are taken come from one file after the other, and only a share of
+them from test files: most code that a repository gains is tests, and often in a few large files.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from codecria.data.corpus.documents import decode
@@ -23,12 +27,15 @@ from codecria.data.corpus.history import History, Split
 from codecria.data.corpus.languages import by_path, language_class
 from codecria.data.formats.syntax import PYTHON, parses
 
+from .suites import is_of_tests
+
 KINDS = ("line", "block", "function")
 BLOCK_LINES = 10  # most lines of a block
 FUNCTION_LINES = 40  # most of a function's body
 KNOWN_LENGTH = 20  # characters from which a span that stood there before is left out
 LEAST_LETTERS = 4  # letters and digits of a line that is worth asking for
 FILE_CHARACTERS = 200_000  # longest file that is looked at
+TEST_SHARE = 0.25  # ours: tests are code that people write too, but not what they write it for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +80,7 @@ class Found:
     """The spans of a benchmark.
 
     Attributes:
-        spans: in the order of their ids' hashes, at most so many of each kind.
+        spans: by kind, at most so many of each, in the order of `choose`.
         candidates: of each kind, how many there were.
         known: of each kind, those passed over because their text was there before.
     """
@@ -84,7 +91,13 @@ class Found:
 
 
 def of_history(
-    history: History, split: Split, *, kinds: Sequence[str], limit: int, seed: int
+    history: History,
+    split: Split,
+    *,
+    kinds: Sequence[str],
+    limit: int,
+    seed: int,
+    test_share: float = TEST_SHARE,
 ) -> Found:
     """Spans that the later commits of a history added.
 
@@ -92,8 +105,7 @@ def of_history(
         history: opened.
         split: which commits are later.
         kinds: of `KINDS`.
-        limit: most spans of each kind.
-        seed: which are taken where there are more.
+        limit, seed, test_share: as for `choose`.
 
     Raises:
         UserError: the history cannot be read.
@@ -115,6 +127,7 @@ def of_history(
         found.values(),
         limit=limit,
         seed=seed,
+        test_share=test_share,
         known=lambda text: len(text) >= KNOWN_LENGTH and text in before,
     )
 
@@ -142,37 +155,79 @@ def of_files(
 
 
 def choose(
-    spans: Collection[Span],
+    spans: Iterable[Span],
     *,
     limit: int,
     seed: int,
+    test_share: float = TEST_SHARE,
     known: Callable[[str], bool] = lambda _: False,
 ) -> Found:
-    """At most so many spans of each kind, by a hash of their ids.
+    """At most so many spans of each kind: those of a smaller limit are the first of a larger one.
+
+    Files take turns, in the order of a hash of their paths; so do the spans of a file.
 
     Args:
         spans: to choose from.
         limit: most of each kind.
         seed: of the hash.
+        test_share: of the spans that lie in test files, as long as other files have some left; 0
+            leaves test files out.
         known: whether a text was there before; such spans are passed over.
     """
+    every = list(spans)
+    passed = Counter[str]()
 
-    def key(span: Span) -> bytes:
-        return hashlib.blake2b(f"{seed}\0{span.id}".encode(), digest_size=8).digest()
-
-    taken: list[Span] = []
-    counts, passed = Counter[str](), Counter[str]()
-    for span in sorted(spans, key=key):
-        if counts[span.kind] == limit:
-            continue
+    def fresh(span: Span) -> bool:
         if known(span.middle):
             passed[span.kind] += 1
-            continue
-        counts[span.kind] += 1
-        taken.append(span)
-    taken.sort(key=lambda span: (KINDS.index(span.kind), key(span)))
-    candidates = Counter(span.kind for span in spans)
+            return False
+        return True
+
+    taken: list[Span] = []
+    for kind in KINDS:
+        of_kind = [span for span in every if span.kind == kind]
+        others, tests = (
+            _files_in_turn([s for s in of_kind if is_of_tests(s.path) == own], seed, fresh)
+            for own in (False, True)
+        )
+        taken += islice(_shared(others, tests, test_share) if test_share else others, limit)
+    candidates = Counter(span.kind for span in every)
     return Found(spans=tuple(taken), candidates=dict(candidates), known=dict(passed))
+
+
+def _files_in_turn(
+    spans: Iterable[Span], seed: int, fresh: Callable[[Span], bool]
+) -> Iterator[Span]:
+    """Spans that are `fresh`: the first of each file, then the second of each, and so on."""
+
+    def key(text: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
+
+    files: dict[str, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: key(span.id)):
+        files.setdefault(span.path, []).append(span)
+    turns = [filter(fresh, files[path]) for path in sorted(files, key=key)]
+    while turns:
+        left = []
+        for turn in turns:
+            for span in islice(turn, 1):
+                yield span
+                left.append(turn)
+        turns = left
+
+
+def _shared(others: Iterator[Span], tests: Iterator[Span], share: float) -> Iterator[Span]:
+    """Of the first n, share * n of the tests, rounded down; where one has no more, the other."""
+    n = of_tests = 0
+    while True:
+        first, second = (tests, others) if of_tests < int(share * (n + 1)) else (others, tests)
+        span = next(first, None)
+        if span is None:
+            yield from second
+            return
+        n += 1
+        of_tests += first is tests
+        yield span
 
 
 def code_language(path: str) -> str | None:

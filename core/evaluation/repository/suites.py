@@ -14,7 +14,11 @@ from codecria.data.errors import UsageError
 
 Backend = Literal["pytest", "unittest"]
 _TEST_FILE = re.compile(r"(?:.*/)?(?:test_[^/]*|[^/]*_test|tests)\.py")
-_TEST_FOLDERS = frozenset({"test", "tests", "testing"})
+_TEST_FOLDERS = frozenset({"test", "tests", "testing", "__tests__"})
+# As languages beside Python name them: x_test.go, x.test.ts, x.spec.js, x_spec.rb, XTest.java.
+_OTHER_TESTS = re.compile(
+    r"test_.*|.*(?:[._-](?:test|spec)|[a-z\d]Tests?)\.\w+|tests\.\w+|conftest\.py"
+)
 _NOT_OURS = frozenset({"site-packages", "node_modules", ".venv", "venv", "vendor", "_vendor"})
 _COMPILED = (".so", ".pyd")
 
@@ -89,13 +93,13 @@ def files_of_tests(files: Iterable[str], asked: Asked) -> list[str]:
 
 
 def is_of_tests(path: str) -> bool:
-    """Whether a file is part of tests: what it says decides nothing about itself."""
+    """Whether a file of any language is part of tests, by its name and folders.
+
+    >>> [is_of_tests(path) for path in ("tests/data.py", "pkg/testify.py", "ui/List.test.tsx")]
+    [True, False, True]
+    """
     *folders, name = path.split("/")
-    return bool(
-        _TEST_FOLDERS.intersection(folders)
-        or _TEST_FILE.fullmatch(name)
-        or name in ("conftest.py", "noxfile.py", "setup.py")
-    )
+    return bool(_TEST_FOLDERS.intersection(folders) or _OTHER_TESTS.fullmatch(name))
 
 
 def nearest_first(files: Sequence[str], paths: Iterable[str], texts: dict[str, str]) -> list[str]:

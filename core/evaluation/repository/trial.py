@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from codecria.data.formats.syntax import PYTHON, parses
 from codecria.data.progress import Progress
 
 from .driver import MARK
-from .kept import Kept
-from .measure import Answer
 from .spans import Span
 from .suites import (
     Asked,
@@ -98,104 +95,6 @@ class Config:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     seconds: float = 300.0
     memory_bytes: int = 2 << 30
-
-
-def try_answers(
-    repository: Path,
-    spans: Sequence[Span],
-    config: Config,
-    kept: Kept,
-    answer: Callable[[], list[list[Answer]]],
-    *,
-    note: Callable[[str], None],
-    progress: Callable[[Progress], None],
-) -> tuple[list[list[Answer]], dict[str, Any] | None]:
-    """Find the tests of spans, have models answer, and run the tests on what they say.
-
-    Args:
-        repository: a git clone.
-        spans: of its history.
-        config: how tests are run.
-        kept: what an earlier call has found, and where to keep more.
-        answer: gives the answers of each model.
-        note: called with what the user may want to know.
-        progress: called as it goes on.
-
-    Returns:
-        the answers with what their tests say, and what came of the tests: None without tests.
-
-    Raises:
-        UserError: tests are required and cannot be run, or the sandbox fails.
-    """
-    with History.open(repository) as history:
-        last = spans[-1].commit
-        if not any(files_of_tests(history.files(commit), config.asked) for commit in _order(spans)):
-            if config.required:
-                raise UserError(
-                    f"there are no tests at {last[:12]}", hint="name other paths for --tests"
-                )
-            return answer(), None
-        with ExitStack() as opened:
-            try:
-                trial = opened.enter_context(open_trial(history, config))
-            except UserError as error:
-                if config.required:
-                    raise
-                note(f"tests are not run: {error.message}")
-                return answer(), None
-            tests = trial.reference(
-                spans,
-                known={name: _trialled(value) for name, value in kept.of("reference").items()},
-                keep=lambda new: kept.add("reference", {n: asdict(t) for n, t in new.items()}),
-                progress=progress,
-            )
-            found = counts(tests)
-            note(f"{trial.backend}: tests decide about {found['spans']} of {len(spans)} spans")
-            made = answer()
-            judged = [
-                _judged(trial, n, spans, tests, answers, kept, progress)
-                for n, answers in enumerate(made)
-            ]
-    return judged, {"backend": trial.backend, "tier": str(trial.tier)} | found | {
-        "named": {name: each.left_out for name, each in tests.items() if each.left_out}
-    }
-
-
-def _judged(
-    trial: Trial,
-    model: int,
-    spans: Sequence[Span],
-    tests: Mapping[str, Trialled],
-    answers: Sequence[Answer],
-    kept: Kept,
-    progress: Callable[[Progress], None],
-) -> list[Answer]:
-    """The answers of a model with what their tests say."""
-    kind = f"verdict {model}"
-    verdicts: dict[str, list[str]] = kept.of(kind)
-    tried = [
-        (span, tests[span.id], answer.said)
-        for span, answer in zip(spans, answers, strict=True)
-        if tests[span.id].tests
-    ]
-
-    def keep(name: str, outcome: str, detail: str) -> None:
-        verdicts[name] = [outcome, detail]
-        kept.add(kind, {name: [outcome, detail]})
-        progress(Progress(stage="tests", done=len(verdicts), total=len(tried)))
-
-    trial.judge([each for each in tried if each[0].id not in verdicts], keep)
-    return [
-        replace(answer, tests=verdicts[answer.id][0], detail=verdicts[answer.id][1])
-        if answer.id in verdicts
-        else answer
-        for answer in answers
-    ]
-
-
-def _trialled(value: Mapping[str, Any]) -> Trialled:
-    lists = {name: tuple(value[name]) for name in ("tests", "plugins")}
-    return Trialled(**{**value, **lists})
 
 
 @contextmanager
@@ -296,7 +195,7 @@ class Trial:
         """
         found = dict(known)
         left = [span for span in spans if span.id not in found]
-        commits = {commit: [s for s in left if s.commit == commit] for commit in _order(left)}
+        commits = {commit: [s for s in left if s.commit == commit] for commit in in_order(left)}
         done = len(spans) - len(left)
         for commit, part in commits.items():
             new = self._of_commit(commit, part)
@@ -319,7 +218,7 @@ class Trial:
             UserError: the sandbox fails.
         """
         listed = list(said)
-        for commit in _order(span for span, _, _ in listed):
+        for commit in in_order(span for span, _, _ in listed):
             self._trees.fetch(commit)
 
         def one(entry: tuple[Span, Trialled, str]) -> tuple[str, str, str]:
@@ -462,14 +361,8 @@ def refusal(span: Span, said: str) -> str:
     return min(own - around, default="")
 
 
-def counts(found: Mapping[str, Trialled]) -> dict[str, Any]:
-    """How many spans tests decide about, how these were found, and why others are left out."""
-    by = Counter(each.by for each in found.values() if each.tests)
-    why = Counter(each.left_out for each in found.values() if each.left_out)
-    return {"spans": sum(by.values()), "by": dict(by), "left_out": dict(why.most_common())}
-
-
-def _order(spans: Iterable[Span]) -> list[str]:
+def in_order(spans: Iterable[Span]) -> list[str]:
+    """The commits of spans, each once."""
     return list(dict.fromkeys(span.commit for span in spans))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from codecria.cli import app as cli
 from codecria.core.adaptation.proof import advice
+from codecria.core.sandbox import bwrap, jail
 from codecria.data.files import digest_file
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.git_repository import git
@@ -19,6 +20,9 @@ from tests.git_repository import git
 LATER = (
     "def later_{n}(value):\n    result = transform_{n}(value, depth={n})\n    return result + {n}\n"
 )
+SUMS = "def combined(first, second):\n    return first * 100 + second\n"
+TEST = "from sums import combined\n\n\ndef test_combined():\n    assert combined(2, 3) == 203\n"
+CONFINED = not jail.problem() or not bwrap.bwrap_problem()
 
 
 def commit(folder: Path, day: int) -> None:
@@ -41,6 +45,10 @@ def place(
     for n, text in enumerate(corpus[:8]):
         (repository / f"module_{n}.py").write_text(text[:1500].rpartition("\n")[0] + "\n")
     commit(repository, 1)
+    (repository / "tests").mkdir()
+    (repository / "tests" / "test_sums.py").write_text(TEST)
+    (repository / "sums.py").write_text(SUMS)
+    commit(repository, 2)
     for n in (2, 3):
         (repository / f"added_{n}.py").write_text(LATER.format(n=n))
         commit(repository, n)
@@ -62,7 +70,7 @@ def adapt(
 
     def call(out: Path, *more: str) -> tuple[int, str, str]:
         words = ["adapt", str(place / "repo"), "--init", str(place / "model"), "--out", str(out)]
-        words += ["--since", "2026-03-02", "--rehearsal", str(place / "other"), "--limit", "2"]
+        words += ["--since", "2026-03-02", "--rehearsal", str(place / "other"), "--limit", "3"]
         words += ["--steps", "4", "--set", "context=64", "--set", "batch_tokens=128"]
         words += ["--device", "cpu", "--dtype", "float32", *more]
         monkeypatch.setattr(sys, "argv", ["codecria", *words])
@@ -90,14 +98,21 @@ def test_it_learns_the_past_measures_what_came_later_and_resumes(
     assert "module_0" in trained
     assert "transform_" not in trained, "an answer is in the training data"
     rehearsed = (out / "rehearsal.jsonl").read_text()
-    measured = json.loads((out / "rehearsal-before.json").read_text())["answers"]
-    paths = {answer["id"].split(" ")[1].partition(":")[0] for answer in measured}
+    lines = [json.loads(line) for line in (out / "proof.jsonl").read_text().splitlines()]
+    ids = [line["key"] for line in lines if line.get("kind", "").startswith("answers ")]
+    paths = {id.split(" ")[1].partition(":")[0] for id in ids if " other_" in id}
     assert paths
     assert not [path for path in paths if f'"{path}"' in rehearsed]
+    if CONFINED:
+        assert found["tests"]["spans"] >= 1
+        assert found["repo"]["before"][-1]["passes"]["value"] == 0, "a random model's code passes"
+    said = [json.loads(line) for line in (out / "spans.jsonl").read_text().splitlines()]
+    assert len(said) == 2 * found["repo"]["before"][-1]["spans"]
     adapter = digest_file(out / "run" / "adapter" / "adapter_model.safetensors")
     # As if killed after training: the rest is made again, the same; a new commit moves nothing.
     (out / "report.json").unlink()
-    (out / "repo-after.json").unlink()
+    kept = (out / "proof.jsonl").read_text().splitlines(keepends=True)
+    (out / "proof.jsonl").write_text("".join(kept[: len(kept) // 2]))
     (place / "repo" / "newest.py").write_text(LATER.format(n=9))
     commit(place / "repo", 9)
     status, output, errors = adapt(out, "--json")
@@ -107,7 +122,7 @@ def test_it_learns_the_past_measures_what_came_later_and_resumes(
     assert json.loads((out / "report.json").read_text()) == found
     status, _, errors = adapt(out, "--limit", "1")
     assert status == 1
-    assert "another adaptation: limit: 2 -> 1" in errors
+    assert "another adaptation: limit: 3 -> 1" in errors
 
 
 def change(value: float, low: float, high: float) -> dict[str, float]:
@@ -116,11 +131,12 @@ def change(value: float, low: float, high: float) -> dict[str, float]:
 
 def test_the_advice_follows_the_intervals() -> None:
     nothing = change(0.0, -0.1, 0.1)
-    rest = {"kind": "all", "spans": 9, "exact": nothing, "similarity": nothing}
+    rest = {"kind": "all", "spans": 9, "exact": nothing, "similarity": nothing, "passes": None}
     better = rest | {"loss": change(-0.2, -0.3, -0.1)}
     assert advice(better, None, None)["use"]
     assert not advice(rest | {"loss": nothing}, None, None)["use"]
     assert not advice(better | {"exact": change(-0.1, -0.2, -0.01)}, None, None)["use"]
+    assert not advice(better | {"passes": change(-0.1, -0.2, -0.01)}, None, None)["use"]
     forgot = advice(better, rest | {"loss": change(0.2, 0.1, 0.3)}, 2.0)
     assert forgot["use"]
     assert "+0.200" in forgot["forgot"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codecria.cli import app as cli
 from codecria.core.evaluation.repository import measure
@@ -17,9 +20,11 @@ from codecria.core.evaluation.repository.spans import (
     KINDS,
     Span,
     candidates_in,
+    choose,
     of_files,
     of_history,
 )
+from codecria.core.evaluation.repository.suites import is_of_tests
 from codecria.core.inference.sharing import Alone
 from codecria.data.corpus.history import History, split
 from codecria.data.errors import UsageError, UserError
@@ -139,6 +144,51 @@ def test_plain_files_give_spans_too_the_same_for_a_seed(corpus: list[str]) -> No
     assert one == of_files(files, kinds=KINDS, limit=7, seed=1)
     assert one.spans != of_files(files, kinds=KINDS, limit=7, seed=2).spans
     assert {span.kind for span in one.spans} == {*KINDS}
+
+
+def span_of(kind: str, path: str, line: int) -> Span:
+    return Span(
+        id=f"{kind} {path}:{line}", kind=kind, commit="", path=path, language="Python", prefix="",
+        middle=f"{path} {line}", suffix="",
+    )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.dictionaries(
+        st.sampled_from(["a.py", "b/c.py", "b/d.py", "tests/x.py", "tests/y.py", "z_test.go"]),
+        st.integers(1, 12),
+        min_size=1,
+    ),
+    limit=st.integers(0, 40),
+    share=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    seed=st.integers(0, 3),
+)
+def test_spans_are_chosen_from_every_file_in_turn_and_from_tests_in_their_share(
+    sizes: dict[str, int], limit: int, share: float, seed: int
+) -> None:
+    # Kills: one large file for all, tests for all, another order for another limit, spans lost.
+    spans = [
+        span_of(kind, p, n) for kind in KINDS for p, size in sizes.items() for n in range(size)
+    ]
+    chosen = choose(reversed(spans), limit=limit, seed=seed, test_share=share).spans
+    assert len({span.id for span in chosen}) == len(chosen)
+    more = choose(spans, limit=limit + 3, seed=seed, test_share=share).spans
+    for kind in KINDS:
+        part = [span for span in chosen if span.kind == kind]
+        assert part == [span for span in more if span.kind == kind][: len(part)], "not a prefix"
+        taken = Counter(span.path for span in part)
+        sides = [{p for p in sizes if is_of_tests(p) == own} for own in (False, True)]
+        for side in sides:
+            left = [path for path in side if taken[path] < sizes[path]]
+            most = max((taken[path] for path in side), default=0)
+            assert all(taken[path] >= most - 1 for path in left), "a file was passed over"
+        others, tests = (sum(taken[path] for path in side) for side in sides)
+        there = [sum(sizes[path] for path in side) for side in sides]
+        wanted = min(limit, there[0] if share == 0 else sum(there))
+        assert others + tests == wanted
+        if others < there[0] and tests < there[1]:  # neither has run out
+            assert tests == int(share * wanted)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from codecria.core.evaluation.repository.driver import PROBE, probed
-from codecria.core.evaluation.repository.kept import open_kept
-from codecria.core.evaluation.repository.measure import Answer, answers, differences, summary
+from codecria.core.evaluation.repository.judge import counts, try_answers
+from codecria.core.evaluation.repository.kept import answered, open_kept
+from codecria.core.evaluation.repository.measure import Answer, differences, summary
 from codecria.core.evaluation.repository.spans import Span
 from codecria.core.evaluation.repository.suites import (
     Asked,
@@ -25,10 +26,8 @@ from codecria.core.evaluation.repository.trial import (
     Config,
     Trial,
     Trialled,
-    counts,
     open_trial,
     refusal,
-    try_answers,
 )
 from codecria.core.sandbox import bwrap, jail
 from codecria.core.sandbox.config import SandboxConfig
@@ -337,7 +336,7 @@ def test_tests_that_were_asked_for_and_are_not_there_are_an_error(repository: Pa
     with open_kept(None, {}) as kept, pytest.raises(UserError, match="there are no tests"):
         try_answers(
             repository, [span(repository, "area")], config, kept, list,
-            note=print, progress=lambda _: None,
+            note=print, stages=contextlib.nullcontext,
         )  # fmt: skip
 
 
@@ -357,8 +356,7 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_it_has(
     with pytest.raises(UserError, match="seed: 1 -> 2"), open_kept(out, {"seed": 2}):
         pass
     with open_kept(out, {"seed": 1}) as kept:
-        known = {name: Answer(**value) for name, value in kept.of("answer 0").items()}
-        again = answers(tmp_path / "no model", [one], known=known)
+        again = answered(kept, "answer 0", tmp_path / "no model", [one], progress=lambda _: None)
     assert again == [said]
     assert not list(tmp_path.iterdir()), "what was kept is no longer needed"
     (row, _) = summary(again)
