@@ -9,6 +9,7 @@ OUT/data/repo, rehearsal shards of both
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +23,8 @@ from codecria.core.evaluation.repository.spans import (
     code_language,
     of_files,
     of_history,
-    usable,
+    text_of,
 )
-from codecria.data.corpus.documents import decode
 from codecria.data.corpus.history import Commit, History, Split, split
 from codecria.data.corpus.prepare import prepare
 from codecria.data.corpus.recipe import PrepareRecipe
@@ -172,12 +172,12 @@ def rehearsal_files(folder: Path | None) -> Iterator[Text]:
         if not skipped.intersection(path.relative_to(root).parts)
     ]
     total = 0
-    for name in sorted(paths, key=lambda path: hashlib.blake2b(path.encode()).digest()):
+    for name in sorted(paths, key=lambda path: hashlib.blake2b(os.fsencode(path)).digest()):
         path = root / name
         if code_language(name) is None or not path.is_file() or path.is_symlink():
             continue
-        text = decode(path.read_bytes())
-        if isinstance(text, str) and usable(text):
+        text = text_of(path.read_bytes())
+        if text is not None:
             total += len(text)
             if total > REHEARSAL_BYTES:
                 return
@@ -186,8 +186,8 @@ def rehearsal_files(folder: Path | None) -> Iterator[Text]:
 
 def _code_of(history: History, commit: Commit) -> Iterator[Text]:
     for path, blob in code_files(history, commit.id):
-        text = decode(history.content(blob))
-        if isinstance(text, str) and usable(text):
+        text = text_of(history.content(blob))
+        if text is not None:
             yield path, text
 
 

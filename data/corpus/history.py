@@ -247,10 +247,19 @@ def split(commits: list[Commit], *, since: str | None = None, share: float | Non
         if not 0 < share < 1:
             raise UsageError(f"a split of {share:g} is not between 0 and 1", hint="use 0.1")
         place = len(commits) - max(1, round(share * len(commits)))
-    if not 0 < place < len(commits):
+    if len(commits) < 2:
         raise UserError(
-            f"of {len(commits)} commits, {place} would be before the split: both parts need some",
-            hint="choose another --since or --split; a shallow clone has no history",
+            f"the history has {len(commits)} commit: it takes two to cut it",
+            hint="a shallow clone lacks the others: git fetch --unshallow",
+        )
+    if not 0 < place < len(commits):
+        side, hint = (
+            ("before", "choose an earlier --since")
+            if place
+            else ("after", "choose a later --since, or a smaller --split")
+        )
+        raise UserError(
+            f"all {len(commits)} commits are {side} the cut: both parts need some", hint=hint
         )
     return Split(commits[place - 1], tuple(commits[place:]), len(commits))
 

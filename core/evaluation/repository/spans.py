@@ -25,6 +25,7 @@ from codecria.data.corpus.documents import decode
 from codecria.data.corpus.generated import is_generated
 from codecria.data.corpus.history import History, Split
 from codecria.data.corpus.languages import by_path, language_class
+from codecria.data.corpus.reasons import Reason
 from codecria.data.formats.syntax import PYTHON, parses
 
 from .suites import is_of_tests
@@ -110,13 +111,14 @@ def of_history(
     Raises:
         UserError: the history cannot be read.
     """
-    texts = (_text(history, blob) for _, blob in code_files(history, split.base.id))
+    blobs = code_files(history, split.base.id)
+    texts = (text_of(history.content(blob)) for _, blob in blobs)
     before = "\n".join(text for text in texts if text is not None)
     found: dict[tuple[str, str, str], Span] = {}
     for commit in split.later:
         for added in history.added(commit):
             language = code_language(added.path)
-            text = None if language is None else _text(history, added.blob)
+            text = None if language is None else text_of(history.content(added.blob))
             if text is None or language is None:
                 continue
             for place in candidates_in(text, language, added.lines):
@@ -201,7 +203,8 @@ def _files_in_turn(
     """Spans that are `fresh`: the first of each file, then the second of each, and so on."""
 
     def key(text: str) -> bytes:
-        return hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
+        content = f"{seed}\0{text}".encode("utf-8", "surrogatepass")  # a path may be no UTF-8
+        return hashlib.blake2b(content, digest_size=8).digest()
 
     files: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: key(span.id)):
@@ -250,11 +253,10 @@ def usable(text: str) -> bool:
     return not is_generated(text, lines=40)
 
 
-def _text(history: History, blob: str) -> str | None:
-    """The text of a file, or None of one that is no use."""
-    content = history.content(blob)
-    text = decode(content) if len(content) <= 4 * FILE_CHARACTERS else None
-    return text if isinstance(text, str) and usable(text) else None
+def text_of(content: bytes) -> str | None:
+    """The text of a file; None if it is binary, in another encoding or not `usable`."""
+    text = decode(content) if len(content) <= 4 * FILE_CHARACTERS else Reason.BINARY
+    return text if not isinstance(text, Reason) and usable(text) else None
 
 
 def candidates_in(text: str, language: str, added: Sequence[tuple[int, int]]) -> Iterator[Place]:

@@ -20,7 +20,6 @@ from codecria.core.sandbox import boxes
 from codecria.core.sandbox.config import Confirm, SandboxConfig
 from codecria.core.sandbox.sandbox import Sandbox
 from codecria.core.sandbox.verdict import Limits, Outcome, Program, Verdict
-from codecria.data.corpus.documents import decode
 from codecria.data.corpus.history import History
 from codecria.data.errors import UserError
 from codecria.data.formats.syntax import PYTHON, parses
@@ -348,8 +347,7 @@ class Trial:
         return self._sandbox.run(Program(source=source), replace(limits, wall_s=seconds))
 
     def _text(self, commit: str, path: str) -> str:
-        text = decode(self._history.content(self._trees.files(commit)[path]))
-        return text if isinstance(text, str) else ""
+        return self._history.content(self._trees.files(commit)[path]).decode("utf-8", "replace")
 
 
 def refusal(span: Span, said: str) -> str:

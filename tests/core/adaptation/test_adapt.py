@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -44,10 +45,13 @@ def place(
     git(repository, "init", "-q", "-b", "main")
     for n, text in enumerate(corpus[:8]):
         (repository / f"module_{n}.py").write_text(text[:1500].rpartition("\n")[0] + "\n")
+    (repository / "binary.py").write_bytes(b"\0" + SUMS.encode())
+    (repository / "latin.py").write_bytes(b'word = "caf\xe9"\n')
     commit(repository, 1)
     (repository / "tests").mkdir()
     (repository / "tests" / "test_sums.py").write_text(TEST)
     (repository / "sums.py").write_text(SUMS)
+    (repository / os.fsdecode(b"no_utf8_\xff.py")).write_text(SUMS.replace("100", "1000"))
     commit(repository, 2)
     for n in (2, 3):
         (repository / f"added_{n}.py").write_text(LATER.format(n=n))
@@ -96,6 +100,8 @@ def test_it_learns_the_past_measures_what_came_later_and_resumes(
     assert found["repo"]["before"][-1]["spans"] == found["repo"]["after"][-1]["spans"] > 3
     trained = (out / "repo.jsonl").read_text()
     assert "module_0" in trained
+    assert "binary" not in trained, "why a file is left out is trained on"
+    assert "latin" not in trained
     assert "transform_" not in trained, "an answer is in the training data"
     rehearsed = (out / "rehearsal.jsonl").read_text()
     lines = [json.loads(line) for line in (out / "proof.jsonl").read_text().splitlines()]

@@ -112,13 +112,15 @@ def test_the_history_is_cut_by_a_day_a_commit_or_a_share(repository: Path) -> No
     assert split(commits, since=commits[1].id[:10]).base == commits[0]
     assert split(commits, since="2026-03-05T11:00:00+00:00").base == commits[0]
     for options, error, message in (
-        ({"since": "2027-01-01"}, UserError, "both parts need some"),
-        ({"since": "2020-01-01"}, UserError, "both parts need some"),
+        ({"since": "2027-01-01"}, UserError, "all 4 commits are before the cut"),
+        ({"since": "2020-01-01"}, UserError, "all 4 commits are after the cut"),
         ({"since": "yesterday"}, UsageError, "neither a day nor a commit"),
         ({"share": 1.0}, UsageError, "not between 0 and 1"),
     ):
         with pytest.raises(error, match=message):
             split(commits, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="has 1 commit"):
+        split(commits[:1])
 
 
 def test_what_is_no_repository_is_refused(tmp_path: Path) -> None:
