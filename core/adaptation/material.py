@@ -160,7 +160,7 @@ def rehearsal_files(folder: Path | None) -> Iterator[Text]:
         folder: None is the running Python's library, which every machine has.
 
     Raises:
-        UserError: it is no folder.
+        UserError: it is no folder, or a file in it cannot be read.
     """
     root = folder or Path(sysconfig.get_path("stdlib"))
     if not root.is_dir():
@@ -176,7 +176,13 @@ def rehearsal_files(folder: Path | None) -> Iterator[Text]:
         path = root / name
         if code_language(name) is None or not path.is_file() or path.is_symlink():
             continue
-        text = text_of(path.read_bytes())
+        try:
+            text = text_of(path.read_bytes())
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path}: {error.strerror or error}",
+                hint="name another folder for --rehearsal",
+            ) from error
         if text is not None:
             total += len(text)
             if total > REHEARSAL_BYTES:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from codecria.data.corpus.documents import decode
 from codecria.data.corpus.generated import is_generated
@@ -77,6 +77,39 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A span that may be taken. A history has very many: it names its file, and does not hold it.
+
+    Attributes:
+        id, commit, path, language: as of the span.
+        place: in the file.
+        middle: the text there.
+        source: what the file's text is read by.
+    """
+
+    id: str
+    commit: str
+    path: str
+    language: str
+    place: Place
+    middle: str
+    source: str
+
+    def span(self, text: str) -> Span:
+        """The span, with its file's text."""
+        return Span(
+            id=self.id,
+            kind=self.place.kind,
+            commit=self.commit,
+            path=self.path,
+            language=self.language,
+            prefix=text[: self.place.first],
+            middle=self.middle,
+            suffix=text[self.place.last :],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """The spans of a benchmark.
 
@@ -114,7 +147,7 @@ def of_history(
     blobs = code_files(history, split.base.id)
     texts = (text_of(history.content(blob)) for _, blob in blobs)
     before = "\n".join(text for text in texts if text is not None)
-    found: dict[tuple[str, str, str], Span] = {}
+    found: dict[tuple[str, str, str], Candidate] = {}
     for commit in split.later:
         for added in history.added(commit):
             language = code_language(added.path)
@@ -124,9 +157,12 @@ def of_history(
             for place in candidates_in(text, language, added.lines):
                 key = (place.kind, added.path, text[place.first : place.last])
                 if place.kind in kinds and key not in found:  # else moved, or added again
-                    found[key] = _span(place, commit.id, added.path, language, text)
-    return choose(
+                    found[key] = _candidate(
+                        place, commit.id, added.path, language, text, source=added.blob
+                    )
+    return _found(
         found.values(),
+        lambda blob: text_of(history.content(blob)) or "",
         limit=limit,
         seed=seed,
         test_share=test_share,
@@ -143,8 +179,9 @@ def of_files(
         files: path and text of each.
         kinds, limit, seed: as for `of_history`.
     """
-    found: dict[tuple[str, str, str], Span] = {}
-    for path, text in files:
+    texts = dict(files)
+    found: dict[tuple[str, str, str], Candidate] = {}
+    for path, text in texts.items():
         language = code_language(path)
         if language is None or not usable(text):
             continue
@@ -152,85 +189,101 @@ def of_files(
         for place in candidates_in(text, language, every):
             key = (place.kind, path, text[place.first : place.last])
             if place.kind in kinds and key not in found:
-                found[key] = _span(place, "", path, language, text)
-    return choose(found.values(), limit=limit, seed=seed)
+                found[key] = _candidate(place, "", path, language, text, source=path)
+    return _found(found.values(), texts.__getitem__, limit=limit, seed=seed)
+
+
+def _found(candidates: Collection[Candidate], read: Callable[[str], str], **options: Any) -> Found:
+    """What `choose` takes, with the texts of their files."""
+    taken, passed = choose(candidates, **options)
+    counts = Counter(each.place.kind for each in candidates)
+    return Found(
+        spans=tuple(each.span(read(each.source)) for each in taken),
+        candidates=dict(counts),
+        known=dict(passed),
+    )
 
 
 def choose(
-    spans: Iterable[Span],
+    candidates: Iterable[Candidate],
     *,
     limit: int,
     seed: int,
     test_share: float = TEST_SHARE,
     known: Callable[[str], bool] = lambda _: False,
-) -> Found:
+) -> tuple[list[Candidate], Counter[str]]:
     """At most so many spans of each kind: those of a smaller limit are the first of a larger one.
 
-    Files take turns, in the order of a hash of their paths; so do the spans of a file.
+    Files take turns, in the order of a hash of their paths, and the spans of a file by a hash of
+    their ids.
 
     Args:
-        spans: to choose from.
+        candidates: to choose from.
         limit: most of each kind.
         seed: of the hash.
         test_share: of the spans that lie in test files, as long as other files have some left; 0
             leaves test files out.
         known: whether a text was there before; such spans are passed over.
+
+    Returns:
+        those taken, kind by kind, and how many of each kind were passed over.
     """
-    every = list(spans)
+    every = list(candidates)
     passed = Counter[str]()
 
-    def fresh(span: Span) -> bool:
-        if known(span.middle):
-            passed[span.kind] += 1
+    def fresh(each: Candidate) -> bool:
+        if known(each.middle):
+            passed[each.place.kind] += 1
             return False
         return True
 
-    taken: list[Span] = []
+    taken: list[Candidate] = []
     for kind in KINDS:
-        of_kind = [span for span in every if span.kind == kind]
+        of_kind = [each for each in every if each.place.kind == kind]
         others, tests = (
-            _files_in_turn([s for s in of_kind if is_of_tests(s.path) == own], seed, fresh)
+            _files_in_turn([e for e in of_kind if is_of_tests(e.path) == own], seed, fresh)
             for own in (False, True)
         )
         taken += islice(_shared(others, tests, test_share) if test_share else others, limit)
-    candidates = Counter(span.kind for span in every)
-    return Found(spans=tuple(taken), candidates=dict(candidates), known=dict(passed))
+    return taken, passed
 
 
 def _files_in_turn(
-    spans: Iterable[Span], seed: int, fresh: Callable[[Span], bool]
-) -> Iterator[Span]:
-    """Spans that are `fresh`: the first of each file, then the second of each, and so on."""
+    candidates: Iterable[Candidate], seed: int, fresh: Callable[[Candidate], bool]
+) -> Iterator[Candidate]:
+    """Those that are `fresh`: the first of each file, then the second of each, and so on."""
 
     def key(text: str) -> bytes:
         content = f"{seed}\0{text}".encode("utf-8", "surrogatepass")  # a path may be no UTF-8
         return hashlib.blake2b(content, digest_size=8).digest()
 
-    files: dict[str, list[Span]] = {}
-    for span in sorted(spans, key=lambda span: key(span.id)):
-        files.setdefault(span.path, []).append(span)
+    files: dict[str, list[Candidate]] = {}
+    for each in sorted(candidates, key=lambda each: key(each.id)):
+        files.setdefault(each.path, []).append(each)
     turns = [filter(fresh, files[path]) for path in sorted(files, key=key)]
     while turns:
         left = []
         for turn in turns:
-            for span in islice(turn, 1):
-                yield span
+            for each in islice(turn, 1):
+                yield each
                 left.append(turn)
         turns = left
 
 
-def _shared(others: Iterator[Span], tests: Iterator[Span], share: float) -> Iterator[Span]:
+def _shared(
+    others: Iterator[Candidate], tests: Iterator[Candidate], share: float
+) -> Iterator[Candidate]:
     """Of the first n, share * n of the tests, rounded down; where one has no more, the other."""
     n = of_tests = 0
     while True:
         first, second = (tests, others) if of_tests < int(share * (n + 1)) else (others, tests)
-        span = next(first, None)
-        if span is None:
+        each = next(first, None)
+        if each is None:
             yield from second
             return
         n += 1
         of_tests += first is tests
-        yield span
+        yield each
 
 
 def code_language(path: str) -> str | None:
@@ -315,14 +368,15 @@ def _bodies(text: str) -> Iterator[tuple[int, int]]:
             yield body[0].lineno, last
 
 
-def _span(place: Place, commit: str, path: str, language: str, text: str) -> Span:
-    return Span(
+def _candidate(
+    place: Place, commit: str, path: str, language: str, text: str, *, source: str
+) -> Candidate:
+    return Candidate(
         id=f"{place.kind} {path}:{place.line} {commit[:12]}".strip(),
-        kind=place.kind,
         commit=commit,
         path=path,
         language=language,
-        prefix=text[: place.first],
+        place=place,
         middle=text[place.first : place.last],
-        suffix=text[place.last :],
+        source=source,
     )

@@ -18,6 +18,8 @@ from codecria.cli import app as cli
 from codecria.core.evaluation.repository import measure
 from codecria.core.evaluation.repository.spans import (
     KINDS,
+    Candidate,
+    Place,
     Span,
     candidates_in,
     choose,
@@ -148,10 +150,10 @@ def test_plain_files_give_spans_too_the_same_for_a_seed(corpus: list[str]) -> No
     assert {span.kind for span in one.spans} == {*KINDS}
 
 
-def span_of(kind: str, path: str, line: int) -> Span:
-    return Span(
-        id=f"{kind} {path}:{line}", kind=kind, commit="", path=path, language="Python", prefix="",
-        middle=f"{path} {line}", suffix="",
+def candidate(kind: str, path: str, line: int) -> Candidate:
+    return Candidate(
+        id=f"{kind} {path}:{line}", commit="", path=path, language="Python",
+        place=Place(kind, 0, 1, line), middle=f"{path} {line}", source="",
     )  # fmt: skip
 
 
@@ -171,14 +173,16 @@ def test_spans_are_chosen_from_every_file_in_turn_and_from_tests_in_their_share(
 ) -> None:
     # Kills: one large file for all, tests for all, another order for another limit, spans lost.
     spans = [
-        span_of(kind, p, n) for kind in KINDS for p, size in sizes.items() for n in range(size)
+        candidate(kind, p, n) for kind in KINDS for p, size in sizes.items() for n in range(size)
     ]
-    chosen = choose(reversed(spans), limit=limit, seed=seed, test_share=share).spans
+    chosen = choose(reversed(spans), limit=limit, seed=seed, test_share=share)[0]
     assert len({span.id for span in chosen}) == len(chosen)
-    more = choose(spans, limit=limit + 3, seed=seed, test_share=share).spans
+    more = choose(spans, limit=limit + 3, seed=seed, test_share=share)[0]
     for kind in KINDS:
-        part = [span for span in chosen if span.kind == kind]
-        assert part == [span for span in more if span.kind == kind][: len(part)], "not a prefix"
+        part = [span for span in chosen if span.place.kind == kind]
+        assert part == [span for span in more if span.place.kind == kind][: len(part)], (
+            "not a prefix"
+        )
         taken = Counter(span.path for span in part)
         sides = [{p for p in sizes if is_of_tests(p) == own} for own in (False, True)]
         for side in sides:
