@@ -45,13 +45,13 @@ def place(
     git(repository, "init", "-q", "-b", "main")
     for n, text in enumerate(corpus[:8]):
         (repository / f"module_{n}.py").write_text(text[:1500].rpartition("\n")[0] + "\n")
+    (repository / os.fsdecode(b"no_utf8_\xff.py")).write_text(SUMS.replace("100", "1000"))
     (repository / "binary.py").write_bytes(b"\0" + SUMS.encode())
     (repository / "latin.py").write_bytes(b'word = "caf\xe9"\n')
     commit(repository, 1)
     (repository / "tests").mkdir()
     (repository / "tests" / "test_sums.py").write_text(TEST)
     (repository / "sums.py").write_text(SUMS)
-    (repository / os.fsdecode(b"no_utf8_\xff.py")).write_text(SUMS.replace("100", "1000"))
     commit(repository, 2)
     for n in (2, 3):
         (repository / f"added_{n}.py").write_text(LATER.format(n=n))

@@ -160,7 +160,9 @@ def candidate(kind: str, path: str, line: int) -> Candidate:
 @settings(deadline=None, max_examples=60)
 @given(
     sizes=st.dictionaries(
-        st.sampled_from(["a.py", "b/c.py", "b/d.py", "tests/x.py", "tests/y.py", "z_test.go"]),
+        st.sampled_from(
+            ["a.py", "b/c.py", "b/no utf8 \udcff.py", "tests/x.py", "tests/y.py", "z_test.go"]
+        ),
         st.integers(1, 12),
         min_size=1,
     ),
