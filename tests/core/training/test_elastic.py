@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codecria.core.machine import compiler_available
 from tests.core.training.launch import Launch
 
 STEPS = 8
@@ -65,7 +66,7 @@ os._exit(0)  # as the command ends: gloo's threads may abort while Python takes 
 def go(shards: Path, folder: Path, size: int, *parts: str) -> None:
     """Carry out parts of runs in `size` processes."""
     words = [str(shards), str(folder), str(STEPS), *parts]
-    for status, _, errors in Launch([["-c", CHILD, *words]] * size).end(240):
+    for status, _, errors in Launch([["-c", CHILD, *words]] * size).end(400):
         assert status == 0, errors
 
 
@@ -130,3 +131,14 @@ def test_runs_on_four_two_and_one_processes_see_and_learn_the_same(
     go(shards, tmp_path, 1, *ends, *whole)
     for name, one in (("fewer", "one"), ("square", "one"), ("long", "long-one")):
         assert_same_run(tmp_path, one, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler_available(), reason="torch.compile needs a C++ compiler")
+def test_compiled_meshes_train_the_run_of_one_eager_process(shards: Path, tmp_path: Path) -> None:
+    # Kills: a graph that takes gathered weights for its own, or sums in place of means.
+    meshes = ("dp=2", "tp=2", "cp=2")
+    go(shards, tmp_path, 2, *(f"{mesh[:2]}:pretrain:{mesh}:on:{STEPS}" for mesh in meshes))
+    go(shards, tmp_path, 1, f"one:pretrain:auto:off:{STEPS}")
+    for name in ("dp", "tp", "cp"):
+        assert_same_run(tmp_path, "one", name)
