@@ -204,8 +204,8 @@ class Mixture:
         paths = [str(path) for path, _ in named]
         if not paths:
             raise UsageError("a mixture needs at least one source")
-        if len(set(paths)) < len(paths):
-            raise UsageError("a source is named twice", hint="give it once, with its whole weight")
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise UsageError(f"{twice} is named twice", hint="give it once, with its whole weight")
         unweighted = [str(path) for path, weight in named if weight is None]
         if unweighted and len(unweighted) < len(named):
             raise UsageError(
