@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -295,8 +296,18 @@ def _block_rows(columns: int) -> int:
     return max(16, DRAWN // columns // 16 * 16)
 
 
-def compiled(model: Transformer) -> Callable[..., Any]:
-    """The model's forward through torch.compile, except for what differs from batch to batch."""
+def compiled(model: Transformer, *, alone: bool) -> Callable[..., Any]:
+    """The model's forward through torch.compile, except for what differs from batch to batch.
+
+    Args:
+        model: what is trained.
+        alone: whether one process trains it. PyTorch 2.13 keeps graphs with their backward under
+            keys that do not tell the processes of a launch apart: when a run with tp was started
+            again, a process took another's, and its gradients were wrong without a word. So for
+            several processes that cache is off; the one of compiled code stays.
+    """
+    if not alone:
+        functorch.enable_autograd_cache = False
     spans.leave_uncompiled()
     context_parallel.leave_uncompiled()
     head.leave_uncompiled()

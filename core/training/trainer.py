@@ -131,7 +131,7 @@ class Trainer:
         self.dialogs = any(source.shards.dialogs for source in mixture.sources)
         self.trained = trained_weights(model)
         self.optimizer = build_optimizer(self.trained, self.recipe)
-        self.forward = compiled(model) if run.compiled else model
+        self.forward = compiled(model, alone=world.size == 1) if run.compiled else model
         self.split = context_split(world)
         self.saver = resume.Saver(
             folder,

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from codecria.core.machine import compiler_available
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 STEPS = 8
 
 # Runs, or parts of runs, one after the other: NAME:RECIPE:MESH:COMPILE:STOP, where STOP is the step
@@ -135,10 +137,15 @@ def test_runs_on_four_two_and_one_processes_see_and_learn_the_same(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compiler_available(), reason="torch.compile needs a C++ compiler")
-def test_compiled_meshes_train_the_run_of_one_eager_process(shards: Path, tmp_path: Path) -> None:
-    # Kills: a graph that takes gathered weights for its own, or sums in place of means.
+def test_compiled_meshes_train_the_run_of_one_eager_process(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kills: a graph that takes gathered weights for its own, or sums in place of means; in a second
+    # launch, which finds compiled code, the graph of another process.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     meshes = ("dp=2", "tp=2", "cp=2")
     go(shards, tmp_path, 2, *(f"{mesh[:2]}:pretrain:{mesh}:on:{STEPS}" for mesh in meshes))
+    go(shards, tmp_path, 2, f"again:pretrain:tp=2:on:{STEPS}")
     go(shards, tmp_path, 1, f"one:pretrain:auto:off:{STEPS}")
-    for name in ("dp", "tp", "cp"):
+    for name in ("dp", "tp", "cp", "again"):
         assert_same_run(tmp_path, "one", name)
