@@ -265,6 +265,14 @@ def meta_layout() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def warm_launches(warm_python: str) -> None:
+    """Processes of `Launch` start with PyTorch and the project imported."""
+    from tests.core.training.launch import Launch  # and not in every session: it loads PyTorch
+
+    Launch.python = warm_python
+
+
+@pytest.fixture(scope="session")
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A `python` that has PyTorch and the project imported, see tests/warm_python.py."""
     with serving(tmp_path_factory.mktemp("warm")) as command:

@@ -5,9 +5,10 @@ otherwise spend most of their time on imports. A server imports MODULES once; th
 `serving` makes asks it for a fork, hands over its streams, folder and environment, passes signals
 on, and ends as the fork ends. Who kills the command kills the fork.
 
-Limits: it understands `-m MODULE` and `-c PROGRAM`, and passes over `-u`; variables that Python or
-a library reads as it starts (PYTHONPATH, LC_ALL, OMP_NUM_THREADS) have no effect; resource limits
-and terminals of the command are not those of the fork.
+Limits: it understands `-m MODULE`, `-c PROGRAM` and a file, and passes over `-u`; variables that
+Python or a library reads as it starts (PYTHONPATH, LC_ALL, OMP_NUM_THREADS) have no effect;
+resource limits and terminals of the command are not those of the fork, and a signal that stops the
+command does not stop the fork.
 """
 
 from __future__ import annotations
@@ -69,12 +70,17 @@ for number, stream in enumerate(streams):
 os.chdir(job["folder"])
 os.environ.clear()
 os.environ.update(job["environment"])
-how, what, *words = [word for word in job["arguments"] if word != "-u"]
-sys.argv = [how, *words]
+how, *words = [word for word in job["arguments"] if word != "-u"]
 if how == "-m":
-    runpy.run_module(what, run_name="__main__", alter_sys=True)
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+elif how == "-c":
+    sys.argv = [how, *words[1:]]
+    exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})
 else:
-    exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    sys.argv = [how, *words]
+    sys.path.insert(0, os.path.dirname(how))
+    runpy.run_path(how, run_name="__main__")
 """
 _COMMAND = """\
 #!{python} -IS

@@ -15,6 +15,8 @@ from codecria.core.checkpoints.saving import Contents, planned_of, save_contents
 from codecria.data.errors import UserError
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 
 def nothing_beside(_folder: Path, _digests: dict[str, str]) -> None:
     """What is written beside the tensors: nothing."""

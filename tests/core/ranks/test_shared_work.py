@@ -16,6 +16,8 @@ from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.core.ranks import all_shared
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer, random_model: Callable[..., Path]) -> Path:
@@ -191,7 +193,9 @@ def test_a_process_that_ends_or_hangs_ends_all_with_one_message_and_nothing_is_l
 ) -> None:
     # Kills: a wait without end, a message of every process, a torn result.
     out = tmp_path / "out.jsonl"
-    launch = Launch([["-c", HASTY, *sampled(problems, model, out, 20_000)[2:]]] * 2)
+    # Not warm: a signal that stops a process cannot be passed on.
+    words = ["-c", HASTY, *sampled(problems, model, out, 20_000)[2:]]
+    launch = Launch([words] * 2, python=sys.executable)
     deadline = time.monotonic() + 120
     while not out.exists() or out.read_text().count("\n") < 20:
         assert time.monotonic() < deadline, launch.end(1)

@@ -27,14 +27,17 @@ class Launch:
 
     Args:
         commands: the arguments of each process's Python.
+        python: the program; None takes what the fixture `warm_launches` set, where a test uses it.
     """
 
-    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+    python = sys.executable
+
+    def __init__(self, commands: Sequence[Sequence[str]], *, python: str | None = None) -> None:
         # As torchrun's, the store outlives the processes; it takes a port that is free.
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.processes = [
             subprocess.Popen(
-                [sys.executable, *command],
+                [python or self.python, *command],
                 env=environment(rank, len(commands), self.store.port),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -7,6 +7,8 @@ import pytest
 
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 # Processes that exchange sums until one of them is struck.
 STRUCK = """
 import os, signal, sys, time, torch

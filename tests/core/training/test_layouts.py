@@ -17,6 +17,8 @@ from codecria.data.errors import UsageError
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 # Key-value heads are fewer than heads, no count of processes divides the vocabulary, documents
 # cross the chunks of a row, and no two rows have as many targets.
 GRADIENTS = """

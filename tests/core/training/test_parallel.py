@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from codecria.data.tokenizer.tokenizer import Tokenizer
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 
 def pretrain(shards: Path, out: Path, *more: str) -> list[str]:
     """A command that trains eight steps."""

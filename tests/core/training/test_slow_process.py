@@ -7,6 +7,8 @@ import pytest
 
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 # Process 1 reads from a slow disk, then computes more than the other.
 SLOW = """
 import os, sys, time

@@ -7,6 +7,8 @@ from codecria.core.training.world import ALONE, World, joined
 from codecria.data.errors import UserError
 from tests.core.training.launch import Launch
 
+pytestmark = pytest.mark.usefixtures("warm_launches")
+
 TWO = """
 import os, sys, torch
 from codecria.core.training.world import joined
