@@ -58,18 +58,21 @@ with joined(torch.device("cpu"), timeout_s=120) as world:
         out = Path(folder) / name
         ids = Path(folder) / f"{name}-{world.size}-{world.rank}.jsonl"
         stage, ranks = agreed(world.main_first(lambda: resolve(request, out=out)), world)
-        done = run_stage(stage, out, report=lambda _: None, warn=lambda _: None,
+        done = run_stage(stage, out, report=lambda _: None, warn=print,
                          started=lambda _: None, world=ranks)
         assert done.step == stop, (part, done)
+sys.stdout.flush()
 os._exit(0)  # as the command ends: gloo's threads may abort while Python takes them down
 """
 
 
-def go(shards: Path, folder: Path, size: int, *parts: str) -> None:
-    """Carry out parts of runs in `size` processes."""
+def go(shards: Path, folder: Path, size: int, *parts: str) -> str:
+    """Carry out parts of runs in `size` processes; what the main one warned of."""
     words = [str(shards), str(folder), str(STEPS), *parts]
-    for status, _, errors in Launch([["-c", CHILD, *words]] * size).end(400):
+    found = Launch([["-c", CHILD, *words]] * size).end(400)
+    for status, _, errors in found:
         assert status == 0, errors
+    return found[0][1]
 
 
 def rows(folder: Path, name: str) -> dict[int, list[Any]]:
@@ -118,7 +121,7 @@ def test_runs_on_four_two_and_one_processes_see_and_learn_the_same(
 ) -> None:
     # Kills: rows by rank, tokens of a row twice or never under cp, parts that do not reshard.
     go(shards, tmp_path, 4, "fewer:pretrain:dp=4:off:2", "square:pretrain:dp=2,tp=2:off:3")
-    go(
+    warned = go(
         shards,
         tmp_path,
         2,
@@ -126,8 +129,11 @@ def test_runs_on_four_two_and_one_processes_see_and_learn_the_same(
         "fewer:pretrain:tp=2:off:6",
         "square:pretrain:cp=2:off:5",
         "long:lcft:cp=2:off:3",
+        "long:lcft:dp=2:off:4",
         f"long:lcft:cp=2:off:{STEPS}",
     )
+    assert "resuming with processes: 4 -> 2: the last bits may differ" in warned
+    assert "resuming with mesh: dp=1,cp=2,tp=1 -> dp=2,cp=1,tp=1" in warned
     ends = [f"{run}:off:{STEPS}" for run in ("fewer:pretrain:auto", "square:pretrain:auto")]
     whole = [f"{run}:off:{STEPS}" for run in ("one:pretrain:auto", "long-one:lcft:auto")]
     go(shards, tmp_path, 1, *ends, *whole)
