@@ -33,10 +33,10 @@ LATER = {
     Backing.ALIGNED: (0.6, 0.65, 0.75, 0.82, 0.85, 0.9),
 }
 PRIOR_TOKENS = 16.0  # that such a share counts for
-OWN_PRIOR = 1.5  # first tokens that a sequence is taken to have had right as often as others
+OWN_PRIOR = 0.3  # first tokens that a sequence is taken to have had right as often as others
 MEMORY = 128.0  # tokens after which old acceptance counts half as much
 LEAST_FACTOR, MOST_FACTOR, MOST_SHARE = 0.02, 1.5, 0.98
-FLOOR = 1.02  # expected gain below which no draft is made: estimates are noisy
+FLOOR = 1.05  # expected gain below which no draft is made: estimates are noisy
 PROBE_EVERY = 48  # steps without a draft after which a long match is tried once more
 PROBED_MATCH = 5  # tokens
 
