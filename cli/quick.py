@@ -1,6 +1,4 @@
-"""A plain `generate` command line, read without Typer.
-
-With `--server` a shell call then costs milliseconds, and with a small model a third less.
+"""A plain `generate` command line, read without Typer: its modules take much of a short call.
 
 Whatever is not beyond doubt is Typer's: other options, values that are not plain, variables, config
 files, and every mistake. So there is one set of rules and messages, and this is a way around the

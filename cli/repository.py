@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from . import options, render
 
 if TYPE_CHECKING:
     from codecria.core.evaluation.repository.kept import Kept
+    from codecria.core.evaluation.repository.measure import Answer
+    from codecria.core.evaluation.repository.spans import Span
     from codecria.core.evaluation.repository.trial import Config
 
 
@@ -23,7 +26,17 @@ def trial_of(
     tier: str,
     workers: int | None,
 ) -> Config | None:
-    """How the repository's tests are run, or None where they are not."""
+    """How the repository's tests are run, or None where they are not.
+
+    Args:
+        tests, packages: as --tests and --packages say.
+        seconds: for the tests of one commit.
+        memory_mb: of each program.
+        tier, workers: of the sandbox.
+
+    Raises:
+        UsageError: options that do not go together, or a value that is not understood.
+    """
     if tests == "off":
         if packages is not None:
             raise UsageError("--packages is for tests, and --tests off runs none")
@@ -47,9 +60,21 @@ def trial_of(
 
 
 def tried(
-    repository: Path, spans: Any, config: Config | None, kept: Kept, answer: Any
-) -> tuple[Any, dict[str, Any] | None]:
-    """The answers of each model, with what the tests say of them; and what came of the tests."""
+    repository: Path,
+    spans: Sequence[Span],
+    config: Config | None,
+    kept: Kept,
+    answer: Callable[[], list[list[Answer]]],
+) -> tuple[list[list[Answer]], dict[str, Any] | None]:
+    """The answers of each model, with what the tests say of them; and what came of the tests.
+
+    Args:
+        repository, spans, kept, answer: as `try_answers` takes them.
+        config: how tests are run; None runs none.
+
+    Raises:
+        UserError: see `try_answers`.
+    """
     if config is None:
         return answer(), None
     from codecria.core.evaluation.repository.judge import try_answers

@@ -103,7 +103,7 @@ def repo(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the spans, have the models infill them, print the figures."""
-    from codecria.core.evaluation.repository.spans import KINDS, of_history
+    from codecria.core.evaluation.repository.spans import KINDS, check_test_share, of_history
     from codecria.data.corpus.history import History
     from codecria.data.corpus.history import split as cut
 
@@ -114,8 +114,7 @@ def repo(
     if unknown or not wanted:
         named = ", ".join(unknown) or "nothing"
         raise UsageError(f"--kinds names {named}", hint=f"kinds: {', '.join(KINDS)}")
-    if not 0 <= test_share <= 1:
-        raise UsageError(f"--test-share {test_share:g} is not in [0, 1]", hint="use 0.25")
+    check_test_share(test_share)
     trial = trial_of(tests, packages, tests_timeout, memory_mb, tier=sandbox, workers=workers)
     with History.open(repository) as history:
         halves = cut(history.commits(), since=since, share=split)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from codecria.core.evaluation.repository.spans import TEST_SHARE
+from codecria.core.evaluation.repository.spans import TEST_SHARE, check_test_share
 from codecria.core.training.request import StageRequest
 from codecria.data.errors import UsageError
 
@@ -71,10 +71,7 @@ class AdaptRequest:
             raise UsageError(
                 f"--rehearsal-share {self.rehearsal_share:g} is not in [0, 1)", hint="use 0.1"
             )
-        if not 0 <= self.test_share <= 1:
-            raise UsageError(
-                f"--test-share {self.test_share:g} is not in [0, 1]", hint=f"use {TEST_SHARE:g}"
-            )
+        check_test_share(self.test_share)
         if not 0 < self.epochs < float("inf"):
             raise UsageError(f"--epochs {self.epochs:g} is not positive", hint="use 3")
 

@@ -26,6 +26,7 @@ from codecria.data.corpus.generated import is_generated
 from codecria.data.corpus.history import History, Split
 from codecria.data.corpus.languages import by_path, language_class
 from codecria.data.corpus.reasons import Reason
+from codecria.data.errors import UsageError
 from codecria.data.formats.syntax import PYTHON, parses
 
 from .suites import is_of_tests
@@ -202,6 +203,16 @@ def _found(candidates: Collection[Candidate], read: Callable[[str], str], **opti
         candidates=dict(counts),
         known=dict(passed),
     )
+
+
+def check_test_share(share: float) -> None:
+    """Refuse what is no share of the spans.
+
+    Raises:
+        UsageError: it is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"--test-share {share:g} is not in [0, 1]", hint=f"use {TEST_SHARE:g}")
 
 
 def choose(
