@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from . import packer, stages
+from . import embedding, packer, stages
 from .cpu import Target
 from .emit import Program
 
@@ -25,6 +25,7 @@ def _written(target: Target) -> Program:
     program = Program(target)
     stages.define(program)
     packer.define(program)
+    embedding.define(program)
     return program
 
 

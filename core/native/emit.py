@@ -287,13 +287,18 @@ class Code:
         """A scalar of memory in all 16 lanes."""
         return self.splat(self.load(address, kind))
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for the cache line of an address that is read soon; any address will do."""
+    def prefetch(self, address: Value, *, once: bool = False) -> None:
+        """Ask for the cache line of an address that is read soon; any address will do.
+
+        Args:
+            address: a byte of the line.
+            once: it is read once only, and need not push others out of the caches.
+        """
         self.intrinsic(
             "llvm.prefetch.p0",
             ir.VoidType(),
             Value(self, self.builder.inttoptr(address.ir, _POINTER)),
-            *(self.constant(I32, argument) for argument in (0, 3, 1)),
+            *(self.constant(I32, argument) for argument in (0, 0 if once else 3, 1)),
         )
 
     def atomic_load(self, address: Value) -> Value:
@@ -307,11 +312,11 @@ class Code:
         # An exchange, as llvmlite's store_atomic knows no untyped pointers.
         self.builder.atomic_rmw("xchg", pointer, value.ir, "acq_rel")
 
-    def atomic_add(self, address: Value, amount: int) -> Value:
+    def atomic_add(self, address: Value, amount: Value | int) -> Value:
         """Add to a word that other threads add to; returns what it was."""
         pointer = self.builder.inttoptr(address.ir, _POINTER)
-        constant = ir.Constant(I64, amount)
-        return Value(self, self.builder.atomic_rmw("add", pointer, constant, "acq_rel"))
+        added = self.like(self.number(0), amount).ir
+        return Value(self, self.builder.atomic_rmw("add", pointer, added, "acq_rel"))
 
     def pause(self) -> None:
         """Spare the core a little while waiting."""

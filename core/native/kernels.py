@@ -28,7 +28,7 @@ from .packing import GROUP_BYTES, PackedKind
 
 # What object code depends on. compile.py and the modules that write kernels are in no other digest.
 SOURCES = (
-    "attention.py", "compile.py", "cpu.py", "emit.py", "fields.py", "lanes.py",
+    "attention.py", "compile.py", "cpu.py", "embedding.py", "emit.py", "fields.py", "lanes.py",
     "packed_products.py", "packer.py", "packing.py", "products.py", "record.py", "stages.py",
     "stored_products.py",
 )  # fmt: skip
@@ -50,7 +50,8 @@ class Kernels:
     Attributes:
         level: the instructions they use, see cpu.py.
         forward: (record's address, first stage, last stage): of one step, see stages.py.
-        help: (record's address, helper, looks): a helper thread's work.
+        embed: (record's address): the step's tokens, looked up.
+        help: (record's address, thread, looks): a helper thread's work; thread 0 runs `forward`.
         round_bf16: (float32 weights, number in sixteens, bfloat16 weights).
         pack: by the packed kind and numpy's name of the weights' type: see packer.py. The plain
             level has none.
@@ -58,6 +59,7 @@ class Kernels:
 
     level: Level
     forward: Callable[[int, int, int], None]
+    embed: Callable[[int], None]
     help: Callable[[int, int, int], None]
     round_bf16: Callable[[int, int, int], None]
     pack: Mapping[tuple[PackedKind, str], Callable[[int, int, int, int, int], None]]
@@ -230,6 +232,7 @@ def _linked(level: Level, code: bytes) -> Kernels:
     return Kernels(
         level=level,
         forward=function("forward", 3),
+        embed=function("embed", 1),
         help=function("help", 3),
         round_bf16=function("round_bf16", 3),
         pack=pack,

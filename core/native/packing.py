@@ -201,29 +201,6 @@ def unpack(kind: PackedKind, packed: Bytes, rows: int, columns: int) -> Floats:
     return out
 
 
-def unpack_rows(
-    kind: PackedKind, packed: Bytes, wanted: npt.NDArray[np.int64], columns: int
-) -> Floats:
-    """Some rows of a packed matrix, as the lookup in an embedding takes them.
-
-    Args:
-        kind: "q8" or "q4".
-        packed: (B,G,S) bytes, may be memory-mapped.
-        wanted: (R,) numbers of rows.
-        columns: C.
-
-    Returns:
-        (R,C) float32.
-    """
-    blocks, places = np.divmod(wanted, BLOCK)
-    codes, scales = codes_of(kind, packed[blocks])  # the wanted rows' blocks, one after another
-    lines = np.arange(len(wanted)) * BLOCK + places
-    grouped = codes[lines].reshape(len(wanted), -1, GROUP)
-    return (grouped * scales[lines].astype(np.float32)[..., None]).reshape(len(wanted), -1)[
-        :, :columns
-    ]
-
-
 def _row_parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """Parts of the rows that are whole blocks, the last one perhaps less."""
     step = max(1, _STEP // (BLOCK * columns)) * BLOCK

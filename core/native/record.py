@@ -26,6 +26,8 @@ FIELDS = (
     "width_blocks",  # of what is added to the residual stream
     "hidden_blocks",
     "vocab_blocks",
+    "embedding",  # see embedding.py
+    "embedding_kind",
     "table",  # of the layers, see LAYER_FIELDS
     "final_norm",
     "head_weights",
@@ -68,6 +70,7 @@ FIELDS = (
     "cache_positions",
     # The step
     "tokens",  # T
+    "token_ids",  # (T,)
     "token_row",  # (T,) rows of the cache
     "token_position",  # (T,) positions
     "items",  # how many
@@ -86,10 +89,12 @@ LAYER_BYTES = 8 * len(LAYER_FIELDS)
 _LINE = 128  # bytes: two lines of the cache, as they are fetched in pairs
 OFFSETS = {name: 8 * place for place, name in enumerate(FIELDS)}
 _SHARED = -(-8 * len(FIELDS) // _LINE) * _LINE
-# Words that threads write, each on lines of its own: which stage is open and its next share, how
-# many shares of it helpers have finished, and from PARKED on whether each helper sleeps.
-TICKET, DONE, QUIT, PARKED = (_SHARED + _LINE * place for place in range(4))
-PARKED_DISTANCE = _LINE
+# Words that threads write, each on lines of its own: how often a stage was opened and closed, how
+# many shares of the open one helpers have finished, whether helpers are to end, and for each thread
+# the next share of its range and whether it sleeps.
+OPENED, DONE, QUIT, THREADS = (_SHARED + _LINE * place for place in range(4))
+THREAD_BYTES = 2 * _LINE
+TICKET, PARKED = (THREADS + _LINE * place for place in range(2))  # of thread 0
 
 
 class Record:
@@ -100,7 +105,7 @@ class Record:
     """
 
     def __init__(self, helpers: int) -> None:
-        size = PARKED + PARKED_DISTANCE * (helpers + 1)
+        size = THREADS + THREAD_BYTES * (helpers + 1)
         memory = ctypes.create_string_buffer(size + _LINE)
         start = -ctypes.addressof(memory) % _LINE
         self.__dict__["_memory"] = memory

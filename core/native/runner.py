@@ -24,7 +24,7 @@ from codecria.core.model.rope import llama3_divisors
 
 from .kernels import Kernels
 from .key_values import CacheDtype, KeyValues
-from .packing import BITS, BLOCK, LAYOUT, Floats
+from .packing import LAYOUT, Floats
 from .record import END_STAGES, STAGES, Record
 from .threads import Helpers, ThreadTuner, available_threads
 from .weights import Dtype, PreparedWeights, Weights
@@ -35,9 +35,8 @@ ITEM_TOKENS = 16  # of a row whose attention is one share, see record.py
 ROUNDED_TOKENS = 16
 # Blocks of 16 rows that a thread takes at a time, even numbers; measured on 15m to 1b.
 SHARES = {"query_share": 4, "out_share": 4, "hidden_share": 8, "head_share": 64}
-# Of few tokens: bytes of a matrix that a thread reads without a jump, where each thread still gets
-# two shares. After a jump a CPU begins anew to read ahead: 4 blocks took a tenth longer (110m, q4).
-STREAM_BYTES, STREAM_TOKENS = 200_000, 8
+# Few tokens compute little: so many shares of a matrix for each thread, if that makes them larger.
+FEW_TOKENS, FEW_SHARES = 8, 4
 # How inputs are prepared, see products.py
 _EXACT, _ROUNDED = {0: 0, 1: 1, 2: 2, 3: 2}, {0: 0, 1: 3, 2: 2, 3: 2}
 _SPARE = 256  # bytes behind every line, which kernels may read and write
@@ -75,6 +74,7 @@ class NativeRunner:
         self._record = Record(self.tuner.most)
         self._helpers = Helpers(kernels, self._record, self.tuner.most - 1)
         self._chunk = CHUNK_TOKENS
+        self._shares_of = (False, 0)  # few tokens, threads: what the record's shares are for
         self._memory: list[npt.NDArray[Any]] = []
         self._describe_model()
         self._allocate()
@@ -229,9 +229,12 @@ class NativeRunner:
                 self._scored_at[scored] = stop - 1
                 scored += 1
             count = stop
-        self._x[:count, : self.config.dim] = self.weights.embed(np.array(ids))
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise IndexError(f"a token outside the vocabulary of {self.config.vocab_size}")
+        self._ids[:count] = ids
         record.tokens, record.items, record.scored = count, item, scored
         record.logits = scores.ctypes.data
+        self._kernels.embed(record.address)
         stages = self.config.n_layers * STAGES + END_STAGES
         # Ctrl-C is noticed between calls, and nothing has changed then: lengths count what is done.
         size = STAGES if count > LONG_STEP_TOKENS else stages
@@ -259,29 +262,32 @@ class NativeRunner:
         record.vocab_blocks = _up(config.vocab_size, 16) // 16
         record.table, record.final_norm = weights.table.ctypes.data, weights.final_norm.ctypes.data
         record.head_weights, record.head_kind = weights.head.address, weights.head.kind
+        record.embedding, record.embedding_kind = weights.embedding.address, weights.embedding.kind
         self._body_kind = {"float32": 0, "bfloat16": 1, "q8": 2, "q4": 2}[self.dtype]
         self._vocab = record.vocab_blocks * 16
 
     def _set_shares(self, tokens: int, threads: int) -> None:
         """How much of each matrix a thread takes at a time in a step of so many tokens."""
-        record, few = self._record, tokens <= STREAM_TOKENS
-        block_bytes = int(BLOCK * record.width * BITS[self.dtype] / 8)
+        few = tokens <= FEW_TOKENS
+        if (few, threads) == self._shares_of:
+            return
+        self._shares_of, record = (few, threads), self._record
         for name, blocks in (
             ("query_share", record.query_blocks + 2 * record.key_blocks),
             ("out_share", record.width_blocks),
             ("hidden_share", record.hidden_blocks),
             ("head_share", record.vocab_blocks),
         ):
-            long = min(STREAM_BYTES // block_bytes, blocks // (2 * threads)) & -2
-            setattr(record, name, max(SHARES[name], long if few else 0))
+            large = _up(blocks, 2 * FEW_SHARES * threads) // (FEW_SHARES * threads)
+            setattr(record, name, max(SHARES[name], large) if few else SHARES[name])
 
     def _allocate(self) -> None:
         """Memory for one chunk of tokens: zeros, which cost nothing before they are written."""
         record, T = self._record, self._chunk
         D, F, M = record.width, record.hidden, record.mixed_width
-        self._x = self._lines("x", T, D * 4).view(np.float32).reshape(T, D)
         qkv = (record.query_blocks + 2 * record.key_blocks) * 64
         for name, distance, size in (
+            ("x", "", D * 4),
             ("inputs", "inputs_distance", 4 * D + 64),
             ("qkv", "qkv_distance", qkv),
             ("mixed", "", M * 4),
@@ -294,11 +300,15 @@ class NativeRunner:
             self._lines(name, T, size)
             if distance:
                 setattr(record, distance, size)
-        for name, words in (("token_row", 1), ("token_position", 1), ("item_table", 4)):
-            self._lines(name, T, words * 8)
-        self._lines("scored_at", T, 8)
-        self._token_row, self._token_position, items, self._scored_at = (
-            array.view(np.int64) for array in self._memory[-4:]
+        self._ids, self._token_row, self._token_position, self._scored_at, items = (
+            self._lines(name, T, words * 8).view(np.int64)
+            for name, words in (
+                ("token_ids", 1),
+                ("token_row", 1),
+                ("token_position", 1),
+                ("scored_at", 1),
+                ("item_table", 4),
+            )
         )
         self._items = items.reshape(T, 4)
         self._scores = np.empty((0, self._vocab), np.float32)

@@ -7,12 +7,14 @@ that can be computed in any order by any thread:
             | normalise | gate and up, SwiGLU | add down
     end:    normalise what gets scores | scores
 
-The main thread opens a stage by writing the ticket (stage, number of shares, next share). Whoever
-is free takes a share by adding one to it. The main thread takes shares too, so a helper that the
-system has not scheduled holds nothing up unless it is in the middle of a share. After the last
-share it waits for those that helpers have begun, and opens the next stage.
+The main thread opens a stage by giving every thread a range of its shares. A thread takes its own
+range one after another, so that it reads the weights in one run (a CPU needs a microsecond after a
+jump to read ahead again), then what is left of the others'. The main thread takes part, so a helper
+that the system has not scheduled holds nothing up unless it is in the middle of a share. When
+nothing is left it waits for the shares that helpers have begun, closes the stage and opens the
+next. `OPENED` counts both: it is odd while a stage is open.
 
-        ticket = stage << 40 | shares << 20 | next share        shares = 0: nothing is open
+        ticket of a range = stage << 40 | end << 20 | next share: adding one takes a share
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from . import attention, lanes, products
 from .emit import F32, FLOATS, I32, I64, Code, Function, Program, Value, Variable
 from .fields import Fields, LayerFields
-from .record import DONE, LAYER_BYTES, PARKED, PARKED_DISTANCE, QUIT, STAGES, TICKET
+from .record import DONE, LAYER_BYTES, OPENED, PARKED, QUIT, STAGES, THREAD_BYTES, TICKET
 
 TOKEN_SHARE = 16  # tokens that a thread normalises, or stores, at a time: a block of the keys
 _LOW = (1 << 20) - 1
@@ -54,13 +56,14 @@ def define(program: Program) -> None:
     """Write all kernels and the two functions that Python calls.
 
     forward(record, first, last): stages of a step, in the calling thread and the helpers.
-    help(record, helper, looks): takes shares until nothing was open for `looks` looks, then says
-    that this helper sleeps, and returns.
+    help(record, thread, looks): takes shares until nothing was open for `looks` looks, then says
+    that this thread sleeps, and returns.
     """
     stages = _Stages(program)
     count, run = _dispatch(program, stages)
-    _forward(program, count, run)
-    _help(program, run)
+    work = _work(program, run)
+    _forward(program, count, run, work)
+    _help(program, work)
 
 
 class _Stages:
@@ -300,7 +303,34 @@ def _dispatch(program: Program, stages: _Stages) -> tuple[Function, Function]:
     return shares_of, run_share
 
 
-def _forward(program: Program, shares_of: Function, run_share: Function) -> None:
+def _work(program: Program, run_share: Function) -> Function:
+    """Take shares of the open stage until none is left, the thread's own range first."""
+
+    @program.define("work", arguments=2)
+    def work(c: Code, record: Value, thread: Value) -> Value:
+        f = Fields(c, record)
+        done = c.variable(c.number(0))
+        with c.loop(0, f.threads) as after:
+            owner = thread + after
+            owner = c.select(owner < f.threads, owner, owner - f.threads)
+            ticket = record + TICKET + owner * THREAD_BYTES
+            with c.repeat() as leave_if:
+                # A look first: words that nobody writes stay in every core's cache.
+                leave_if(_nothing_left(c.atomic_load(ticket)))
+                taken = c.atomic_add(ticket, 1)
+                leave_if(_nothing_left(taken))
+                c.call(run_share, record, taken >> 40, taken & _LOW, thread)
+                done.set(done.value + 1)
+        return done.value
+
+    return work
+
+
+def _nothing_left(ticket: Value) -> Value:
+    return (ticket & _LOW) >= ((ticket >> 20) & _LOW)
+
+
+def _forward(program: Program, shares_of: Function, run_share: Function, work: Function) -> None:
     @program.define("forward", arguments=3, public=True)
     def forward(c: Code, record: Value, first: Value, last: Value) -> None:
         f = Fields(c, record)
@@ -310,28 +340,30 @@ def _forward(program: Program, shares_of: Function, run_share: Function) -> None
             with c.either(shared) as (together, alone):
                 with together, c.either(shares > 1) as (many, one):
                     with many:
-                        _open(c, record, stage, shares, run_share)
+                        _open(c, record, stage, shares, work)
                     with one, c.loop(0, shares) as share:
                         c.call(run_share, record, stage, share, 0)
                 with alone, c.loop(0, shares) as share:
                     c.call(run_share, record, stage, share, 0)
 
 
-def _open(c: Code, record: Value, stage: Value, shares: Value, run_share: Function) -> None:
-    """Open a stage, take shares of it, and wait for those that helpers have begun."""
+def _open(c: Code, record: Value, stage: Value, shares: Value, work: Function) -> None:
+    """Open a stage, take shares of it, wait for those that helpers have begun, and close it."""
+    threads = Fields(c, record).threads
     c.atomic_store(record + DONE, c.number(0))
-    c.atomic_store(record + TICKET, (stage << 40) | (shares << 20))
-    mine = c.variable(c.number(0))
-    with c.repeat() as leave_if:
-        share = c.atomic_add(record + TICKET, 1) & _LOW
-        leave_if(share >= shares)
-        c.call(run_share, record, stage, share, 0)
-        mine.set(mine.value + 1)
+    first = c.variable(c.number(0))
+    with c.loop(0, threads) as thread:
+        end = (thread + 1) * shares // threads
+        ticket = (stage << 40) | (end << 20) | first.value
+        c.atomic_store(record + TICKET + thread * THREAD_BYTES, ticket)
+        first.set(end)
+    c.atomic_add(record + OPENED, 1)
+    mine = c.call(work, record, 0)
     looks = c.variable(c.number(0))
     with c.repeat() as leave_if:
-        leave_if(c.atomic_load(record + DONE) + mine.value >= shares)
+        leave_if(c.atomic_load(record + DONE) + mine >= shares)
         _wait(c, looks)
-    c.atomic_store(record + TICKET, c.number(0))
+    c.atomic_add(record + OPENED, 1)
 
 
 def _wait(c: Code, looks: Variable) -> None:
@@ -344,26 +376,24 @@ def _wait(c: Code, looks: Variable) -> None:
             c.pause()
 
 
-def _help(program: Program, run_share: Function) -> None:
+def _help(program: Program, work: Function) -> None:
     @program.define("help", arguments=3, public=True)
-    def help_(c: Code, record: Value, helper: Value, looks: Value) -> None:
+    def help_(c: Code, record: Value, thread: Value, looks: Value) -> None:
         f = Fields(c, record)
         idle, looks_since = c.variable(c.number(0)), c.variable(c.number(0))
+        seen = c.variable(c.number(0))  # what was open when nothing was left of it
         with c.repeat() as leave_if:
-            ticket = c.atomic_load(record + TICKET)
-            shares = c.select(helper + 1 < f.threads, (ticket >> 20) & _LOW, c.number(0))
-            with c.either((ticket & _LOW) < shares) as (open_, taken):
-                with open_:
-                    ticket = c.atomic_add(record + TICKET, 1)
-                    share = ticket & _LOW
-                    with c.when(share < ((ticket >> 20) & _LOW)):
-                        c.call(run_share, record, ticket >> 40, share, helper + 1)
-                        c.atomic_add(record + DONE, 1)
-                        idle.set(c.number(0))
-                with taken:
+            opened = c.atomic_load(record + OPENED)
+            is_open = (opened & 1) * c.select(thread < f.threads, c.number(1), c.number(0))
+            with c.either((is_open > 0) & opened.compare("!=", seen.value)) as (new, nothing):
+                with new:
+                    c.atomic_add(record + DONE, c.call(work, record, thread))
+                    seen.set(opened)
+                    idle.set(c.number(0))
+                with nothing:
                     # While others still work on a stage the next one is near: do not fall asleep.
-                    with c.when(shares.equals(0)):
+                    with c.when(is_open.equals(0)):
                         idle.set(idle.value + 1)
                     _wait(c, looks_since)
             leave_if((idle.value + c.atomic_load(record + QUIT)) > looks)
-        c.atomic_store(record + PARKED + helper * PARKED_DISTANCE, c.number(1))
+        c.atomic_store(record + PARKED + thread * THREAD_BYTES, c.number(1))

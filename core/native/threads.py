@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 
 from .kernels import Kernels
-from .record import PARKED, PARKED_DISTANCE, QUIT, Record
+from .record import PARKED, QUIT, THREAD_BYTES, Record
 
 LOOKS = 20_000  # of a helper without work before it sleeps: about 1 ms
 _NEVER = 1 << 40
@@ -48,7 +48,7 @@ class Helpers:
 
     def __init__(self, kernels: Kernels, record: Record, count: int) -> None:
         self._kernels, self._record, self._count = kernels, record, count
-        self._parked = [(PARKED + PARKED_DISTANCE * n) >> 3 for n in range(count)]
+        self._parked = [(PARKED + THREAD_BYTES * (n + 1)) >> 3 for n in range(count)]
         self._begin()
 
     def _begin(self) -> None:
@@ -98,7 +98,7 @@ def _help(kernels: Kernels, record: Record, number: int, wake: threading.Semapho
         wake.acquire()
         if record.words[QUIT >> 3]:
             return
-        kernels.help(record.address, number, LOOKS)
+        kernels.help(record.address, number + 1, LOOKS)
 
 
 def _stop(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from codecria.core.model.config import ModelConfig
 
+from .embedding import BF16_ROWS, F16_ROWS, F32_ROWS, Q4_ROWS, Q8_ROWS
 from .kernels import Kernels
 from .packing import (
     BLOCK,
@@ -26,12 +27,14 @@ from .packing import (
     pack,
     packed_shape,
     unpack,
-    unpack_rows,
 )
 from .record import LAYER_FIELDS
 
 Dtype = Literal["float32", "bfloat16", "q8", "q4"]
 KINDS: dict[Dtype, int] = {"float32": 0, "bfloat16": 1, "q8": 2, "q4": 3}  # as products.py has them
+EMBEDDING_KINDS = {
+    "float32": F32_ROWS, "uint16": BF16_ROWS, "float16": F16_ROWS, "q8": Q8_ROWS, "q4": Q4_ROWS
+}  # fmt: skip
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 MATRICES = {  # of a layer
     "query": "self_attn.q_proj",
@@ -157,6 +160,15 @@ def _packed(kind: PackedKind, weight: npt.NDArray[Any], kernels: Kernels | None)
     return packed
 
 
+def _embedding(weight: Weight) -> Matrix:
+    """The rows that tokens are looked up in: as stored, of a width that 32 divides."""
+    if isinstance(weight, Packed):
+        return Matrix(EMBEDDING_KINDS[weight.kind], np.ascontiguousarray(weight.data))
+    if weight.shape[1] % GROUP:
+        weight = np.pad(weight, ((0, 0), (0, -weight.shape[1] % GROUP)))
+    return Matrix(EMBEDDING_KINDS[weight.dtype.name], np.ascontiguousarray(weight))
+
+
 class PreparedWeights:
     """All weights of a model, and the table of its layers that the record points to.
 
@@ -170,7 +182,7 @@ class PreparedWeights:
     def __init__(
         self, config: ModelConfig, weights: Weights, dtype: Dtype, kernels: Kernels
     ) -> None:
-        self._weights, self._config = weights, config
+        self._weights = weights
         its_shapes = layer_shapes(config)
         self._kept: list[npt.NDArray[Any]] = []
         self.table = np.zeros((config.n_layers, len(LAYER_FIELDS)), np.int64)
@@ -187,22 +199,15 @@ class PreparedWeights:
                 norm = self._norm(f"{prefix}{theirs}.weight")
                 self.table[layer, LAYER_FIELDS.index(name)] = norm.ctypes.data
         self.final_norm = self._norm(NORM)
-        self._embedding = weights[EMBEDDING]
         # What is tied may be there once more, packed, beside the embedding as it is stored.
         head = EMBEDDING if config.tied and HEAD not in weights else HEAD
         self.head = matrix(weights[head], head_dtype(dtype), config.vocab_size, config.dim, kernels)
+        self.embedding = _embedding(weights[EMBEDDING])
 
     @property
     def packed(self) -> bool:
         """Whether the matrices are packed."""
         return self.head.kind >= KINDS["q8"]
-
-    def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
-        """(T,) -> (T,D) rows of the embedding, as exact as they are stored."""
-        if isinstance(self._embedding, Packed):
-            kind, data = self._embedding
-            return unpack_rows(kind, data, ids, self._config.dim)
-        return as_float32(self._embedding[ids])
 
     def _norm(self, name: str) -> Floats:
         """A norm's weights with zeros up to a multiple of 32."""

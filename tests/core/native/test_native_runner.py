@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,9 +19,17 @@ from codecria.core.native import kernels
 from codecria.core.native.check import random_weights, reference, rounded_weights
 from codecria.core.native.cpu import NEEDS
 from codecria.core.native.key_values import CacheDtype
-from codecria.core.native.packing import pack
+from codecria.core.native.packing import PackedKind, as_float32, pack, unpack
 from codecria.core.native.runner import ROUNDED_TOKENS, NativeRunner
-from codecria.core.native.weights import EMBEDDING, HEAD, Dtype, Packed, matrix, to_bfloat16
+from codecria.core.native.weights import (
+    EMBEDDING,
+    HEAD,
+    Dtype,
+    Packed,
+    Weight,
+    matrix,
+    to_bfloat16,
+)
 from tests.core.native.models import torch_model
 
 SMALL = ModelConfig(
@@ -166,7 +175,7 @@ def test_scores_are_the_same_bits_alone_in_a_batch_and_for_any_threads(
     drafts = data.draw(st.lists(st.integers(1, 9), min_size=len(lengths), max_size=len(lengths)))
     prompts = [some_ids(length, seed=n) for n, length in enumerate(lengths)]
     more = [some_ids(count, seed=100 + n) for n, count in enumerate(drafts)]
-    together = runner_of(SMALL, dtype, threads=data.draw(st.sampled_from([1, 2, 3])))
+    together = runner_of(SMALL, dtype, threads=data.draw(st.sampled_from([1, 2, 3, 7])))
     first = together.prefill(0, prompts).copy()
     then = together.decode(0, more).copy()
     for row, (prompt, some) in enumerate(zip(prompts, more, strict=True)):
@@ -350,6 +359,45 @@ def test_an_embedding_that_is_stored_packed_is_looked_up_and_scored() -> None:
     runner.reserve(1, 10)
     expected = reference(config, rounded_weights(weights | {name: rounded}, "q8"), ids)
     assert off_by(runner.decode(0, [ids]), expected) < TOLERANCE["q8"]
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "q8", "q4"])
+@given(dim=st.sampled_from([32, 64, 72, 96]), seed=st.integers(0, 99))
+@settings(max_examples=6)
+def test_an_embedding_is_looked_up_as_exactly_as_it_is_stored(
+    stored: str, dim: int, seed: int
+) -> None:
+    config = replace(SMALL, dim=dim, n_heads=2, n_kv_heads=1)
+    weights: dict[str, Weight] = dict(random_weights(config, seed))
+    table = cast("np.ndarray", weights[EMBEDDING])
+    weights.setdefault(HEAD, table)
+    if stored == "float16":
+        kept: Weight = table.astype(np.float16)
+        exact = kept.astype(np.float32)
+    elif stored == "bfloat16":
+        kept = to_bfloat16(table)
+        exact = as_float32(kept)
+    else:
+        kind: PackedKind = "q8" if stored == "q8" else "q4"
+        kept = Packed(kind, pack(kind, table))
+        exact = unpack(kind, kept.data, *table.shape)
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, 20).tolist()
+    scores = []
+    for embedding in (kept, exact):
+        its_weights = weights | {EMBEDDING: embedding}
+        runner = NativeRunner(config, its_weights, kernels.load(), dtype="float32", threads=1)
+        runner.reserve(1, 20)
+        scores.append(runner.decode(0, [ids]))
+    assert (scores[0] == scores[1]).all()
+
+
+def test_a_token_outside_the_vocabulary_is_an_error() -> None:
+    runner = NativeRunner(SMALL, random_weights(SMALL), kernels.load(), dtype="q8", threads=1)
+    runner.reserve(1, 8)
+    for wrong in (SMALL.vocab_size, -1):
+        with pytest.raises(IndexError, match="outside the vocabulary"):
+            runner.prefill(0, [[1, wrong]])
+    assert list(runner.lengths) == [0]
 
 
 def test_stored_bfloat16_is_used_where_it_lies() -> None:
