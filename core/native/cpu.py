@@ -6,21 +6,24 @@ Levels of x86-64, the best that the CPU's own flags allow is taken:
     avx512-vnni   AVX-512 with VNNI (Ice Lake, Tiger Lake)
     avx2-vnni     AVX2 with AVX-VNNI (Core from Alder Lake on)
     avx2          AVX2, FMA and F16C (from Haswell and Zen on)
-    plain         what every x86-64 CPU has
+    neon-dot      AArch64 with dotprod, of Armv8.2 (Graviton 2 and later, Apple M1 and later)
+    plain         what every x86-64 or AArch64 CPU has
 
 Another architecture has "plain" alone: the same code for whatever vectors LLVM finds there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from codecria.data.errors import UserError
 
-Level = Literal["avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "plain"]
+Level = Literal["avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "neon-dot", "plain"]
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 NEEDS: dict[Level, tuple[str, ...]] = {  # from the best to the least; LLVM's names
@@ -28,9 +31,11 @@ NEEDS: dict[Level, tuple[str, ...]] = {  # from the best to the least; LLVM's na
     "avx512-vnni": _VNNI,
     "avx2-vnni": (*_AVX2, "avxvnni"),
     "avx2": _AVX2,
+    "neon-dot": ("dotprod",),
     "plain": (),
 }
-_X86 = ("x86_64", "amd64")
+_X86, _ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
+_HWCAP, _DOTPROD = 16, 1 << 20  # Linux: of getauxval, and ASIMDDP in it
 LEVEL_VARIABLE = "NATIVE_KERNELS_LEVEL"  # tests run the code of lesser CPUs by it
 
 
@@ -56,6 +61,11 @@ class Target:
         return self.triple.startswith("x86_64")
 
     @property
+    def is_arm(self) -> bool:
+        """Whether AArch64's own instructions can be used."""
+        return self.triple.startswith(("aarch64", "arm64"))
+
+    @property
     def wide(self) -> bool:
         """Whether a register holds 16 lanes, and there are 32 of them."""
         return self.level.startswith("avx512")
@@ -78,12 +88,24 @@ def host_target(level: str | None = None) -> Target:
         raise UserError(
             f"there is no kernel level {most!r}", hint="choose one of " + ", ".join(NEEDS)
         )
-    triple = llvm.get_default_triple()
-    if platform.machine().lower() not in _X86:
-        return Target("plain", triple, llvm.get_host_cpu_name(), "")
-    flags = llvm.get_host_cpu_features()
+    triple, machine = llvm.get_default_triple(), platform.machine().lower()
+    if machine in _X86:
+        cpu, flags = "x86-64", dict(llvm.get_host_cpu_features())
+    else:
+        cpu, flags = llvm.get_host_cpu_name(), {"dotprod": machine in _ARM and _has_dotprod()}
     order = list(NEEDS)
     allowed = order[order.index(most) :]
     found = next(one for one in allowed if all(flags.get(flag) for flag in NEEDS[one]))
     features = ",".join(f"+{flag}" for flag in NEEDS[found])
-    return Target(found, triple, "x86-64", features)
+    return Target(found, triple, cpu, features)
+
+
+def _has_dotprod() -> bool:
+    """Whether this AArch64 CPU multiplies four bytes at once; LLVM does not say so everywhere."""
+    if sys.platform == "darwin":
+        return True  # every Apple silicon
+    if not sys.platform.startswith("linux"):
+        return False
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return bool(getauxval(_HWCAP) & _DOTPROD)

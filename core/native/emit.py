@@ -322,6 +322,8 @@ class Code:
         """Spare the core a little while waiting."""
         if self.program.target.is_x86:
             self.intrinsic("llvm.x86.sse2.pause", ir.VoidType())
+        elif self.program.target.is_arm:
+            self.intrinsic("llvm.aarch64.hint", ir.VoidType(), self.constant(I32, 1))  # yield
 
     # Control
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from .cpu import Target
 from .emit import (
     BYTES,
     CODES,
@@ -165,19 +166,40 @@ def halves_of_pairs(x: Value) -> tuple[Value, Value]:
     return (x << 16).cast(FLOATS), (x & -65536).cast(FLOATS)
 
 
+def signed_only(target: Target) -> bool:
+    """Whether `dot4` takes no byte above 127."""
+    return target.level == "neon-dot"
+
+
 def dot4(c: Code, total: Value, unsigned: Value, signed: Value) -> Value:
-    """total + the products of 4 unsigned and 4 signed bytes, in each of 16 lanes."""
+    """total + the products of 4 unsigned and 4 signed bytes, in each of 16 lanes.
+
+    With `signed_only` both must be signed.
+    """
     target = c.program.target
     if target.level.startswith("avx512"):
         return c.intrinsic("llvm.x86.avx512.vpdpbusd.512", INTS, total, unsigned, signed)
     if target.level == "avx2-vnni":
         # The name also of AVX-VNNI's.
         return _by_halves(c, "llvm.x86.avx512.vpdpbusd.256", I32, 8, total, unsigned, signed)
+    if target.level == "neon-dot":
+        return _sdot(c, total, unsigned.cast(CODES), signed.cast(CODES))
     # Even and odd bytes as 16-bit numbers: no product or sum of two can overflow 32 bits.
     u, s = unsigned.cast(PAIRS), signed.cast(PAIRS)
     even_u, odd_u = u & 255, u >> 8
     even_s, odd_s = _sign_extended(c, s << 8), _sign_extended(c, s)
     return total + _dot2(even_u, even_s) + _dot2(odd_u, odd_s)
+
+
+def _sdot(c: Code, total: Value, x: Value, y: Value) -> Value:
+    """total + the products of 4 signed bytes (AArch64), in quarters of 4 lanes."""
+    kind, parts = ir.VectorType(I32, 4), list[Value]()
+    for first in range(0, LANES, 4):
+        some = [v.lanes(range(4 * first, 4 * first + 16)) for v in (x, y)]
+        before = total.lanes(range(first, first + 4))
+        parts.append(c.intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", kind, before, *some))
+    low, high = (parts[n].lanes(range(8), parts[n + 1]) for n in (0, 2))
+    return low.lanes(range(LANES), high)
 
 
 def _sign_extended(c: Code, x: Value) -> Value:

@@ -5,6 +5,7 @@ whole numbers come about depends on the CPU's level:
 
     VNNI    unsigned codes with signed inputs, four products a lane; what the codes' offset adds
             was computed with the inputs (products.py) and is where the sum starts
+    neon    like VNNI, but both sides are signed: q8 without its offset, and nothing to correct
     avx2    only pairs of products, in 16 bits: q8 takes |w| and the input with w's sign, at most
             2 * 128 * 127 a pair; q4's are so small, 2 * 15 * 127, that 16 bits hold a whole group
     plain   like VNNI, by multiplications of wider numbers
@@ -88,9 +89,15 @@ def _totals(c: Code, bits: int, w: Value, codes: list[Value], records: list[Valu
     if c.program.target.level == "avx2":
         return _signed_totals(c, w, codes) if bits == 8 else _small_totals(c, w, codes, records)
     correction = _Q8_CORRECTION if bits == 8 else _Q4_CORRECTION
-    totals = [c.load_splat(record + correction, I32) for record in records]
+    shifted = bits == 8 and lanes.signed_only(c.program.target)
+    totals = [
+        c.constant(INTS, 0) if shifted else c.load_splat(record + correction, I32)
+        for record in records
+    ]
     for place in range(0, 512 if bits == 8 else 256, 64):
         word = c.load(w + place, INTS)
+        if shifted:
+            word = lanes.signed_codes(word).cast(INTS)
         halves = [(0, word)] if bits == 8 else [(0, word & _NIBBLES), (16, (word >> 4) & _NIBBLES)]
         for half, part in halves:
             for t, code in enumerate(codes):

@@ -363,17 +363,16 @@ class Tokenizer:
             specials = "parse"  # the same model: one set of caches for both
         if not text:
             return b""
-        if self._obstacle is not None:
+        if self._obstacle is not None or self._normalises or len(text) <= self._first:
             text.encode()  # SentencePiece's own error for a lone surrogate says nothing
+        if self._obstacle is not None:
             ids = self._variant(specials, leading_space).encode(text)
             return array("i", ids).tobytes()
         if self._normalises:
-            text.encode()
             text = self._variant(specials, leading_space).normalize(text)
         elif leading_space and self._spaced(text):
             text = " " + text
         if len(text) <= self._first:
-            text.encode()
             self._first -= len(text)
             return array("i", self._plain(specials).encode(text)).tobytes()
         self._first = 0

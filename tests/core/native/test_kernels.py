@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import pytest
 
 from codecria.core.native import kept, kernels
-from codecria.core.native.cpu import NEEDS, host_target
+from codecria.core.native.compile import assembly, object_code
+from codecria.core.native.cpu import NEEDS, Level, Target, host_target
 from codecria.core.native.kept import Kept
 from codecria.core.native.kernels import KernelError
 from codecria.core.sandbox.bwrap import bwrap_problem
@@ -46,6 +48,17 @@ def broken_by(program: str, folder: Path) -> dict[str, str]:
     lines += [f"    {line}" for line in program.splitlines()]
     (folder / "sitecustomize.py").write_text("\n".join(lines))
     return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize("level", ["neon-dot", "plain"])
+def test_kernels_are_compiled_for_aarch64_on_any_machine(level: Level) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    features = ",".join(f"+{flag}" for flag in NEEDS[level])
+    target = Target(level, "aarch64-unknown-linux-gnu", "generic", features)
+    code = object_code(target)
+    assert int.from_bytes(code[18:20], "little") == 183  # ELF's number of AArch64
+    assert ("neon.sdot" in assembly(target)) == (level == "neon-dot")
 
 
 @pytest.mark.slow
