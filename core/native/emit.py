@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llvmlite import ir
 
@@ -35,6 +35,8 @@ BYTES = ir.VectorType(I8, LANES)
 PAIRS = ir.VectorType(I16, 2 * LANES)  # INTS seen as 32 halves
 CODES = ir.VectorType(I8, 4 * LANES)  # INTS seen as 64 bytes
 _POINTER = ir.PointerType()
+Hint = Literal["all", "second", "once"]
+_LOCALITY: dict[Hint, int] = {"all": 3, "second": 2, "once": 0}  # LLVM's
 _COMPARE = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "==": "==", "!=": "!="}
 
 
@@ -287,18 +289,19 @@ class Code:
         """A scalar of memory in all 16 lanes."""
         return self.splat(self.load(address, kind))
 
-    def prefetch(self, address: Value, *, once: bool = False) -> None:
+    def prefetch(self, address: Value, hint: Hint = "all") -> None:
         """Ask for the cache line of an address that is read soon; any address will do.
 
         Args:
             address: a byte of the line.
-            once: it is read once only, and need not push others out of the caches.
+            hint: "all" caches may hold it; "second" and larger ones; "once": it is read once only,
+                and need not push others out of the caches.
         """
         self.intrinsic(
             "llvm.prefetch.p0",
             ir.VoidType(),
             Value(self, self.builder.inttoptr(address.ir, _POINTER)),
-            *(self.constant(I32, argument) for argument in (0, 0 if once else 3, 1)),
+            *(self.constant(I32, argument) for argument in (0, _LOCALITY[hint], 1)),
         )
 
     def atomic_load(self, address: Value) -> Value:

@@ -64,7 +64,7 @@ def define(program: Program, tokens: int, bits: int) -> Function:
                 codes = [x + (group << 5) for x in token]
                 records = [x + length + group * GROUP_RECORD for x in token]
                 for line in range(0, size - 32, 64):
-                    c.prefetch(w + line + _AHEAD, once=tokens == 1)
+                    c.prefetch(w + line + _AHEAD, "once" if tokens == 1 else "all")
                 totals = _totals(c, bits, w, codes, records)
                 scales = lanes.load_half(c, w + size - 32)
                 for t in range(tokens):

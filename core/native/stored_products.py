@@ -22,7 +22,8 @@ from .cpu import Target
 from .emit import F32, FLOATS, I32, INTS, Code, Function, Program, Value
 from .lanes import fma
 
-# Bytes that are fetched ahead for several tokens; with one the CPU itself does better (Zen 4).
+# Bytes that are fetched ahead for several tokens. With one the CPU itself does better (Zen 4), but
+# for wide vectors of bfloat16: the second cache is filled ahead, for a tenth to a sixth less time.
 _AHEAD = 8192
 PAIR_COLUMNS = 1024  # inputs whose transposed weights stay in the caches
 PANEL_COLUMNS, PANEL_BLOCKS = 256, 4  # of a panel
@@ -45,6 +46,7 @@ def define(program: Program, tokens: int, name: str) -> Function:
     distance. Inputs are prepared as products.py says.
     """
     pair, width = (_pair_f32, 4) if name == "f32" else (_pair_bf16, 2)
+    fetches = tokens > 1 or (name == "bf16" and program.target.wide)
 
     @program.define(f"rows_{name}_{tokens}", arguments=8)
     def rows(
@@ -65,8 +67,8 @@ def define(program: Program, tokens: int, name: str) -> Function:
             sums = [[c.variable(lanes.zeros(c)) for _ in range(2)] for _ in token]
             with c.loop(0, length, 32) as i:
                 address = start + i * width
-                for line in range(0, 32 * width if tokens > 1 else 0, 64):
-                    c.prefetch(address + line + _AHEAD)
+                for line in range(0, 32 * width if fetches else 0, 64):
+                    c.prefetch(address + line + _AHEAD, "second" if tokens == 1 else "all")
                 for half, w in enumerate(pair(c, address)):
                     for x, total in zip(token, sums, strict=True):
                         values = c.load(x + i * 4 + half * 64, FLOATS)
