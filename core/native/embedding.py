@@ -12,11 +12,14 @@ from .fields import Fields
 from .packing import GROUP_BYTES
 
 F32_ROWS, BF16_ROWS, Q8_ROWS, Q4_ROWS, F16_ROWS = range(5)  # the first four as in products.py
-ROW_BYTES = {F32_ROWS: 4, BF16_ROWS: 2, F16_ROWS: 2}  # of a number
+_ROW_BYTES = {F32_ROWS: 4, BF16_ROWS: 2, F16_ROWS: 2}  # of a number
 
 
 def define(program: Program) -> None:
-    """Write the function that Python calls: embed(record), the step's tokens to their lines."""
+    """Write the function that Python calls.
+
+    embed(record): the rows of the step's T tokens to their lines in `x`, (T, width) float32.
+    """
 
     @program.define("embed", arguments=1, public=True)
     def embed(c: Code, record: Value) -> None:
@@ -25,7 +28,7 @@ def define(program: Program) -> None:
         with c.loop(0, f.tokens) as token:
             row = c.load(f.token_ids + (token << 3), I64)
             to = f.x + token * width * 4
-            for kind, size in ROW_BYTES.items():
+            for kind, size in _ROW_BYTES.items():
                 with c.when(f.embedding_kind.equals(kind)), c.loop(0, width, 16) as i:
                     place = rows + (row * width + i) * size
                     c.store(to + i * 4, _load(c, kind, place))
@@ -44,7 +47,17 @@ def _load(c: Code, kind: int, address: Value) -> Value:
 def _unpack_row(
     c: Code, kind: int, packed: Value, row: Value, groups: Value, to: Value, scratch: Value
 ) -> None:
-    """A row of a packed matrix: codes times their scales."""
+    """A row of a packed matrix, 32 numbers a group: codes times their scales.
+
+    Args:
+        c: the function being written.
+        kind: Q8_ROWS or Q4_ROWS.
+        packed: address of the matrix.
+        row: its number.
+        groups: of a row.
+        to: address of the float32 result.
+        scratch: address of 16 floats.
+    """
     size = GROUP_BYTES["q8" if kind == Q8_ROWS else "q4"]
     block, lane = row >> 4, row & 15
     with c.loop(0, groups) as group:

@@ -174,7 +174,7 @@ def signed_only(target: Target) -> bool:
 def dot4(c: Code, total: Value, unsigned: Value, signed: Value) -> Value:
     """total + the products of 4 unsigned and 4 signed bytes, in each of 16 lanes.
 
-    With `signed_only` both must be signed.
+    Where `signed_only` says so, the unsigned ones are taken as signed too: none may exceed 127.
     """
     target = c.program.target
     if target.level.startswith("avx512"):

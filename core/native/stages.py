@@ -304,7 +304,10 @@ def _dispatch(program: Program, stages: _Stages) -> tuple[Function, Function]:
 
 
 def _work(program: Program, run_share: Function) -> Function:
-    """Take shares of the open stage until none is left, the thread's own range first."""
+    """work(record, thread): take shares of the open stage until none is left; how many it took.
+
+    The thread's own range comes first, then those of the threads after it.
+    """
 
     @program.define("work", arguments=2)
     def work(c: Code, record: Value, thread: Value) -> Value:
@@ -384,8 +387,8 @@ def _help(program: Program, work: Function) -> None:
         seen = c.variable(c.number(0))  # what was open when nothing was left of it
         with c.repeat() as leave_if:
             opened = c.atomic_load(record + OPENED)
-            is_open = (opened & 1) * c.select(thread < f.threads, c.number(1), c.number(0))
-            with c.either((is_open > 0) & opened.compare("!=", seen.value)) as (new, nothing):
+            is_open = (opened & 1).equals(1) & (thread < f.threads)
+            with c.either(is_open & opened.compare("!=", seen.value)) as (new, nothing):
                 with new:
                     c.atomic_add(record + DONE, c.call(work, record, thread))
                     seen.set(opened)

@@ -32,7 +32,7 @@ from .record import LAYER_FIELDS
 
 Dtype = Literal["float32", "bfloat16", "q8", "q4"]
 KINDS: dict[Dtype, int] = {"float32": 0, "bfloat16": 1, "q8": 2, "q4": 3}  # as products.py has them
-EMBEDDING_KINDS = {
+EMBEDDING_KINDS = {  # by numpy's name of the type, or the packed kind
     "float32": F32_ROWS, "uint16": BF16_ROWS, "float16": F16_ROWS, "q8": Q8_ROWS, "q4": Q4_ROWS
 }  # fmt: skip
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -161,7 +161,7 @@ def _packed(kind: PackedKind, weight: npt.NDArray[Any], kernels: Kernels | None)
 
 
 def _embedding(weight: Weight) -> Matrix:
-    """The rows that tokens are looked up in: as stored, of a width that 32 divides."""
+    """(V,D) -> (V, D padded to 32), or packed: the rows that tokens are looked up in, as stored."""
     if isinstance(weight, Packed):
         return Matrix(EMBEDDING_KINDS[weight.kind], np.ascontiguousarray(weight.data))
     if weight.shape[1] % GROUP:
@@ -171,6 +171,9 @@ def _embedding(weight: Weight) -> Matrix:
 
 class PreparedWeights:
     """All weights of a model, and the table of its layers that the record points to.
+
+    The matrices of the layers are in `table`, the output matrix is `head`, (V,D); `embedding` is
+    (V, D padded to 32) or packed, as stored.
 
     Args:
         config: the model's shape.
